@@ -1,0 +1,99 @@
+"""Cleaning: each step looks at what is known of every file and says which to drop, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from mms_sdk.compute.data.kinds.image import Facts
+from mms_sdk.compute.data.sources import Entry
+from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable, Reject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What looking at one file told.
+
+    Attributes:
+        entry: The file.
+        id: 16 bytes of BLAKE2b over its bytes: equal content, equal id.
+        facts: What the picture is; None if it does not decode.
+        reason: Why it does not decode.
+    """
+
+    entry: Entry
+    id: bytes = b""
+    facts: Facts | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """What the dataset holds already.
+
+    Attributes:
+        ids: Content ids of its rows.
+        size: (height, width) of its pictures, where all have the same.
+    """
+
+    ids: Collection[bytes] = frozenset()
+    size: tuple[int, int] | None = None
+
+
+def apply(step: CleanStep, looked: Sequence[Looked], present: Present) -> tuple[list[Looked], list[Reject]]:
+    """Applies one cleaning step.
+
+    Returns:
+        What stays, in the same order, and what does not, with the reason.
+    """
+    rejects = _STEPS[type(step)](step, looked, present)
+    dropped = {reject.source for reject in rejects}
+    return [item for item in looked if item.entry.source not in dropped], rejects
+
+
+def _unreadable(_step: DropUnreadable, looked: Sequence[Looked], _present: Present) -> list[Reject]:
+    return [Reject(source=item.entry.source, reason=item.reason) for item in looked if item.facts is None]
+
+
+def _duplicates(_step: DropDuplicates, looked: Sequence[Looked], present: Present) -> list[Reject]:
+    first: dict[bytes, str] = {}
+    rejects = []
+    for item in looked:
+        if item.id in present.ids:
+            rejects.append(Reject(source=item.entry.source, reason="the same bytes are in the dataset already"))
+        elif item.id in first:
+            rejects.append(Reject(source=item.entry.source, reason=f"the same bytes as {first[item.id]}"))
+        else:
+            first[item.id] = item.entry.source
+    return rejects
+
+
+def _odd_sizes(step: DropOddSizes, looked: Sequence[Looked], present: Present) -> list[Reject]:
+    sizes = Counter(item.facts.size for item in looked if item.facts)
+    if not sizes:
+        return []
+    size, count = sizes.most_common(1)[0]
+    if present.size is not None:
+        size = present.size
+    elif count < step.min_share * sizes.total():
+        return []
+    return [
+        Reject(
+            source=item.entry.source,
+            reason=f"it has {_told(item.facts.size)} pixels, nearly all others have {_told(size)}",
+        )
+        for item in looked
+        if item.facts and item.facts.size != size
+    ]
+
+
+def _told(size: tuple[int, int]) -> str:
+    return f"{size[1]}×{size[0]}"
+
+
+_STEPS: dict[type, Callable[..., list[Reject]]] = {
+    DropUnreadable: _unreadable,
+    DropDuplicates: _duplicates,
+    DropOddSizes: _odd_sizes,
+}

@@ -1,0 +1,287 @@
+"""Ingest: from a source to a new snapshot, or to nothing at all.
+
+Every file is looked at twice. The first time tells what it is, which cleaning and splitting decide by; the second time
+brings it in. What is kept in between is a few hundred bytes a file, whatever the pictures weigh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+
+from mms_sdk.compute.data import clean
+from mms_sdk.compute.data.clean import Looked, Present
+from mms_sdk.compute.data.kinds import image
+from mms_sdk.compute.data.sources import Entry, list_image_folder
+from mms_sdk.compute.data.split import place
+from mms_sdk.errors import DataError, InvalidInput, NothingToIngest, SnapshotConflict
+from mms_sdk.schema.dataset import SPLITS, CleaningReport, CleaningStepReport, Column, IngestSpec, Reject, Snapshot
+from mms_sdk.schema.job import Progress
+from mms_sdk.storage import files
+from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.storage.snapshots import OpenSnapshot
+
+# Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
+MAX_DECODED_BYTES = 256 * 256 * 3
+_WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
+_EXAMPLES = 5
+_ATTEMPTS = 5
+_TELL_EVERY_S = 0.1
+
+Tell = Callable[[Progress], None]
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What an ingest will write, decided before anything is written."""
+
+    rows: list[Looked]
+    columns: tuple[Column, ...]
+    report: CleaningReport
+    rejects: list[Reject]
+
+
+def ingest(dataset: Dataset, spec: IngestSpec, *, folder: Path, tell: Tell) -> tuple[Snapshot, CleaningReport]:
+    """Brings what is new in a source into a dataset, as one snapshot.
+
+    Files that are in the dataset already, with the same name and bytes, are passed over, so that ingesting a grown
+    folder again adds what grew.
+
+    Args:
+        dataset: Where to.
+        spec: Source, cleaning steps and split.
+        folder: Where `rejects.jsonl` is written: every file left out, and why.
+        tell: Called with the progress.
+
+    Raises:
+        NothingToIngest: The source has no usable row and the dataset has none either.
+        DataError: A file is unreadable and no step drops such files; a class is too small to split; pictures that do
+            not fit those in the dataset; a file that changed while it was read.
+    """
+    entries, left_out = list_image_folder(spec.source)
+    looks = _in_threads(lambda entry: _look(entry, spec.source.max_pixels), entries)
+    looked = list(_told(looks, "files checked", len(entries), tell))
+    for attempt in range(_ATTEMPTS):
+        base = dataset.snapshot() if dataset.snapshots() else None
+        plan = _plan(looked, left_out, spec, base, found=len(entries) + len(left_out))
+        _write_rejects(folder, plan.rejects)
+        try:
+            return _write(dataset, plan, spec, base, tell), plan.report
+        except SnapshotConflict:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _look(entry: Entry, max_pixels: int) -> Looked:
+    try:
+        data = entry.path.read_bytes()
+        return Looked(entry=entry, id=_id(data), facts=image.inspect(data, max_pixels=max_pixels))
+    except InvalidInput as error:
+        return Looked(entry=entry, id=_id(data), reason=error.message)
+    except OSError as error:
+        return Looked(entry=entry, reason=f"the file cannot be read: {error.strerror}")
+
+
+def _id(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _plan(
+    looked: Sequence[Looked], left_out: Sequence[Reject], spec: IngestSpec, base: OpenSnapshot | None, found: int
+) -> _Plan:
+    held = _held(base)
+    picture = base.column("image") if base else None
+    new = [item for item in looked if (item.entry.source, item.id) not in held]
+    present = Present(
+        ids={content for _, content in held},
+        size=(picture.shape[0], picture.shape[1]) if picture and picture.shape else None,
+    )
+    kept, steps, rejects = new, [], list(left_out)
+    for step in spec.clean:
+        kept, dropped = clean.apply(step, kept, present)
+        rejects += dropped
+        steps.append(CleaningStepReport(step=step.step, dropped=len(dropped), examples=tuple(dropped[:_EXAMPLES])))
+    _refuse_unreadable(kept)
+    if not kept and base is None:
+        reasons = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
+        raise NothingToIngest(f"a dataset begins with at least one usable picture; all {found} were left out: {reasons}")
+    picture = picture or _picture_column(kept, spec)
+    _refuse_other_sizes(kept, picture)
+    labels = _labels(kept, base)
+    report = CleaningReport(
+        found=found,
+        already_present=len(looked) - len(new),
+        kept=len(kept),
+        steps=tuple(steps),
+        notes=_notes(kept, left_out, labels),
+    )
+    return _Plan(rows=kept, columns=_columns(picture, labels), report=report, rejects=rejects)
+
+
+def _held(base: OpenSnapshot | None) -> set[tuple[str, bytes]]:
+    if base is None:
+        return set()
+    sources = base.gather("source", np.arange(base.rows))
+    return {(source.decode(), row.tobytes()) for source, row in zip(sources, base.values("id"), strict=True)}
+
+
+def _refuse_unreadable(kept: Sequence[Looked]) -> None:
+    bad = [item for item in kept if item.facts is None]
+    if bad:
+        raise DataError(
+            f"every file of an image folder decodes; {len(bad)} of {len(kept)} do not, e.g. {bad[0].entry.source}: "
+            f"{bad[0].reason}; mend them, or drop such files with clean=[mms.drop_unreadable()]"
+        )
+
+
+def _refuse_other_sizes(kept: Sequence[Looked], picture: Column) -> None:
+    if picture.shape is None:
+        return
+    other = [item for item in kept if item.facts and item.facts.size != picture.shape[:2]]
+    if other:
+        raise DataError(
+            f"new pictures have the size of those in the dataset, {picture.shape[1]}×{picture.shape[0]}; {len(other)} do "
+            f"not, e.g. {other[0].entry.source}; drop them with clean=[mms.drop_odd_sizes()], or ingest everything into "
+            f"a new dataset"
+        )
+
+
+def _picture_column(kept: Sequence[Looked], spec: IngestSpec) -> Column:
+    facts = [item.facts for item in kept if item.facts]
+    color = spec.source.color
+    if color == "auto":
+        color = "gray" if all(fact.gray for fact in facts) else "rgb"
+    sizes = {fact.size for fact in facts}
+    height, width = next(iter(sizes))
+    if len(sizes) == 1 and height * width * image.CHANNELS[color] <= MAX_DECODED_BYTES:
+        shape = (height, width, image.CHANNELS[color])
+        return Column(name="image", kind="image", dtype="uint8", shape=shape, color=color)
+    return Column(name="image", kind="encoded-image", dtype="uint8", shape=None, color=color)
+
+
+def _labels(kept: Sequence[Looked], base: OpenSnapshot | None) -> tuple[str, ...]:
+    before = base.column("label").labels or () if base else ()
+    return (*before, *sorted({item.entry.label for item in kept} - set(before)))
+
+
+def _columns(picture: Column, labels: tuple[str, ...]) -> tuple[Column, ...]:
+    return (
+        picture,
+        Column(name="label", kind="label", dtype="int32", labels=labels),
+        Column(name="source", kind="text", dtype="uint8", shape=None),
+        Column(name="id", kind="id", dtype="uint8", shape=(16,)),
+        Column(name="split", kind="split", dtype="uint8", labels=SPLITS),
+    )
+
+
+def _notes(kept: Sequence[Looked], left_out: Sequence[Reject], labels: Sequence[str]) -> tuple[str, ...]:
+    counts = Counter(note for item in kept if item.facts for note in item.facts.notes)
+    notes = [f"{count} × {note}" for note, count in sorted(counts.items())]
+    if left_out:
+        notes.append(f"{len(left_out)} × left out, e.g. {left_out[0].source}: {left_out[0].reason}")
+    if len(labels) == 1:
+        notes.append(f"only one class, {labels[0]!r}; a classifier needs at least two")
+    return tuple(notes)
+
+
+def _write(dataset: Dataset, plan: _Plan, spec: IngestSpec, base: OpenSnapshot | None, tell: Tell) -> Snapshot:
+    picture, label = plan.columns[:2]
+    labels = label.labels or ()
+    classes = np.array([labels.index(item.entry.label) for item in plan.rows], np.int32)
+    ids = np.frombuffer(b"".join(item.id for item in plan.rows), np.uint8).reshape(-1, 16)
+    splits = place(ids, classes, split=spec.split, before=_placed(base), labels=labels)
+    addition = Addition(
+        parts=(),
+        columns=plan.columns,
+        message=spec.message or f"ingest of {Path(spec.source.path).name}",
+        splits=Counter(SPLITS[code] for code in splits),
+        classes=Counter(labels[code] for code in classes),
+        split_rule=spec.split.model_dump(),
+        provenance={"ingest": spec.model_dump(mode="json"), "cleaning": plan.report.model_dump(mode="json")},
+    )
+    record = base.record if base else None
+    if not plan.rows:
+        return dataset.commit(addition, base=record, rebase=False)
+    with dataset.writer(plan.columns) as writer:
+        at = 0
+        pictures = _in_threads(lambda item: _bring(item, picture, spec.source.max_pixels), plan.rows)
+        for batch in _batches(_told(pictures, "pictures stored", len(plan.rows), tell)):
+            part = slice(at, at + len(batch))
+            writer.write(
+                {
+                    "image": batch if picture.shape is None else np.stack(batch),
+                    "label": classes[part],
+                    "source": [item.entry.source.encode() for item in plan.rows[part]],
+                    "id": ids[part],
+                    "split": splits[part],
+                }
+            )
+            at += len(batch)
+        sealed = writer.close()
+    try:
+        return dataset.commit(replace(addition, parts=(sealed,)), base=record, rebase=False)
+    except BaseException:
+        files.remove_tree(writer.folder)
+        raise
+
+
+def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:
+    if base is None:
+        return {}
+    placed: dict[int, Counter[str]] = defaultdict(Counter)
+    for code, split in zip(base.values("label"), base.values("split"), strict=True):
+        placed[int(code)][SPLITS[split]] += 1
+    return placed
+
+
+def _bring(item: Looked, picture: Column, max_pixels: int) -> Any:
+    try:
+        data = item.entry.path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{item.entry.path} was there when it was checked and cannot be read now ({error})") from error
+    if _id(data) != item.id:
+        raise DataError(f"files stay as they are during an ingest; {item.entry.path} changed; run the ingest again")
+    if picture.shape is None or picture.color is None:
+        return data
+    return image.decode(data, color=picture.color, max_pixels=max_pixels)
+
+
+def _in_threads(work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
+    # A window at a time: `map` over everything would hold every result that nobody has taken yet.
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="mms-ingest") as pool:
+        for start in range(0, len(items), _WINDOW):
+            yield from pool.map(work, items[start : start + _WINDOW])
+
+
+def _batches(items: Iterable[_In]) -> Iterator[list[_In]]:
+    waiting = iter(items)
+    while batch := list(islice(waiting, _WINDOW)):
+        yield batch
+
+
+def _told(items: Iterable[_In], what: str, total: int, tell: Tell) -> Iterator[_In]:
+    last = 0.0
+    for done, item in enumerate(items, 1):
+        if time.monotonic() - last > _TELL_EVERY_S or done == total:
+            last = time.monotonic()
+            tell(Progress(done=done, total=total, what=what))
+        yield item
+
+
+def _write_rejects(folder: Path, rejects: Sequence[Reject]) -> None:
+    lines = b"".join(orjson.dumps(reject.model_dump()) + b"\n" for reject in rejects)
+    files.replace(folder / "rejects.jsonl", lines)

@@ -1,0 +1,147 @@
+"""Pictures: from the bytes of a file to an array, the same way everywhere.
+
+A picture becomes uint8 of shape (height, width, channels), upright (EXIF orientation applied), first frame only,
+16 bits scaled to 8, transparency laid over white, CMYK and palettes turned into the colours one sees.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mms_sdk.errors import InvalidInput
+from mms_sdk.types import Array
+
+Color = Literal["gray", "rgb"]
+CHANNELS: dict[Color, int] = {"gray": 1, "rgb": 3}
+DEFAULT_MAX_PIXELS = 50_000_000
+
+# Formats whose decoders are widely fuzzed; Pillow knows dozens more that nobody's photographs use.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+_GRAY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a picture is, once it was decoded.
+
+    Attributes:
+        size: (height, width), upright.
+        gray: Whether it has no colours.
+        notes: What had to be done to it, e.g. `animated: first of 3 frames`.
+    """
+
+    size: tuple[int, int]
+    gray: bool
+    notes: tuple[str, ...] = ()
+
+
+def inspect(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
+    """Decodes a picture to see that it can be, and tells what it is.
+
+    Args:
+        data: The bytes of a file.
+        max_pixels: Larger pictures are refused before they are decoded.
+
+    Raises:
+        InvalidInput: It does not decode, or is too large.
+    """
+    image, notes = _open(data, max_pixels=max_pixels)
+    return Facts(size=(image.height, image.width), gray=image.mode in _GRAY_MODES, notes=notes)
+
+
+def decode(data: bytes, *, color: Color, max_pixels: int = DEFAULT_MAX_PIXELS) -> Array:
+    """Decodes a picture.
+
+    Args:
+        data: The bytes of a file.
+        color: Number of channels to come out: `gray` 1, `rgb` 3.
+        max_pixels: Larger pictures are refused before they are decoded.
+
+    Returns:
+        uint8, shape (height, width, channels).
+
+    Raises:
+        InvalidInput: It does not decode, or is too large.
+    """
+    image, _ = _open(data, max_pixels=max_pixels)
+    return to_array(image, color=color)
+
+
+def to_array(image: Image.Image, *, color: Color) -> Array:
+    """An opened picture as uint8 of shape (height, width, channels)."""
+    if image.mode.startswith("I"):
+        # 16 bits to 8: 65535 is 257 * 255, so this is exact rounding.
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    array = np.asarray(image.convert("L" if color == "gray" else "RGB"))
+    return array[:, :, None] if color == "gray" else array
+
+
+def encode_png(array: Array) -> bytes:
+    """A uint8 array of shape (height, width, 1 or 3) as the bytes of a PNG file."""
+    out = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(out, "PNG")
+    return out.getvalue()
+
+
+def resize(array: Array, size: tuple[int, int]) -> Array:
+    """Resizes uint8 of shape (height, width, channels) with an antialiased bilinear filter.
+
+    Args:
+        array: The picture.
+        size: (height, width) wanted.
+
+    Returns:
+        uint8, shape (*size, channels).
+    """
+    if array.shape[:2] == tuple(size):
+        return array
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    out = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return out[:, :, None] if out.ndim == 2 else out
+
+
+def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pixels = image.width * image.height
+        if pixels <= max_pixels and image.mode != "F":
+            notes = _notes(image)
+            image.load()
+            return ImageOps.exif_transpose(image), notes
+        seen = f"{image.width:,}×{image.height:,} = {pixels:,} pixels, mode {image.mode}"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        seen = str(error)
+    except Exception as error:  # a decoder fed with garbage raises whatever it trips over
+        reason = "it is empty" if not data else str(error).split("<_io.BytesIO")[0].strip()
+        raise InvalidInput(
+            f"a picture is a readable {', '.join(FORMATS)} file; this one is not ({reason}); check the file"
+        ) from error
+    raise InvalidInput(
+        f"a picture has at most {max_pixels:,} pixels of whole numbers; this one has {seen}; make it smaller, or raise "
+        f"max_pixels"
+    )
+
+
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    notes = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"animated: first of {frames} frames taken")
+    if image.mode.startswith("I"):
+        notes.append("16 bits scaled to 8")
+    if image.mode == "CMYK":
+        notes.append("CMYK converted")
+    if image.has_transparency_data:
+        notes.append("transparency laid over white")
+    if image.getexif().get(0x0112, 1) != 1:
+        notes.append("turned upright by its EXIF orientation")
+    return tuple(notes)

@@ -1,0 +1,188 @@
+"""Loading: rows of a split become batches on the devices before the loop asks for them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+
+from mms_sdk.compute.data.kinds import image
+from mms_sdk.compute.data.preprocess.pipeline import Pipeline
+from mms_sdk.schema.dataset import Column
+from mms_sdk.storage.reader import Position, Reader
+from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.types import Array, Rows
+
+_AHEAD = 2
+_CACHE_SHARE = 0.25  # of the memory that is free: the rest is for the model and for other people
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """One batch on the devices.
+
+    Attributes:
+        inputs: uint8 or float, shape (batch, *host shape).
+        labels: int32, shape (batch,).
+        weight: float32, shape (batch,): 0 for padding.
+        position: Where the reader stands after it.
+    """
+
+    inputs: Any
+    labels: Any
+    weight: Any
+    position: Position
+
+
+class Pictures:
+    """Pictures of a snapshot after the host part of preprocessing.
+
+    What takes decoding is decoded once and kept, where it fits into memory.
+
+    Args:
+        snapshot: Where they lie.
+        rows: Which may be asked for, ascending.
+        pipeline: Its host part is applied.
+    """
+
+    def __init__(self, snapshot: OpenSnapshot, rows: Rows, pipeline: Pipeline) -> None:
+        self._snapshot = snapshot
+        self._column = snapshot.column("image")
+        self._pipeline = pipeline
+        self._rows = rows
+        self.shape = pipeline.host_shape(_stored_shape(self._column, pipeline))
+        self._direct = self._column.shape is not None and not pipeline.host
+        size = len(rows) * int(np.prod(self.shape))
+        fits = not self._direct and size <= _CACHE_SHARE * psutil.virtual_memory().available
+        self._cache = np.empty((len(rows), *self.shape), np.uint8) if fits else None
+        self._cached = np.zeros(len(rows), bool)
+
+    def gather(self, rows: Rows) -> Array:
+        """uint8 of shape (n, *shape)."""
+        if self._direct:
+            return np.asarray(self._snapshot.gather("image", rows))
+        if self._cache is None:
+            return self._decoded(rows)
+        places = np.searchsorted(self._rows, rows)
+        missing = np.unique(places[~self._cached[places]])
+        if len(missing):
+            self._cache[missing] = self._decoded(self._rows[missing])
+            self._cached[missing] = True
+        return self._cache[places]
+
+    def _decoded(self, rows: Rows) -> Array:
+        stored = self._snapshot.gather("image", rows)
+        if self._column.shape is None:
+            work: Callable[[Any], Array] = self._decode
+        else:
+            work = self._pipeline.on_row
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return np.stack(list(pool.map(work, stored)))
+
+    def _decode(self, data: bytes) -> Array:
+        return self._pipeline.on_row(image.decode(data, color=self._column.color or "rgb", max_pixels=2**31))
+
+
+def _stored_shape(column: Column, pipeline: Pipeline) -> tuple[int, ...] | None:
+    if column.shape is None and pipeline.host:
+        return (-1, -1, image.CHANNELS[column.color or "rgb"])  # any size; the first host step makes it one
+    return column.shape
+
+
+class Loader:
+    """Batches of one split on the devices.
+
+    Args:
+        snapshot: Where the rows lie.
+        split: Which rows.
+        pipeline: Its host part is applied.
+        batch_size: Rows in a batch over all processes.
+        seed: Chooses the order; None for row order.
+        sharding: How a batch lies on the devices.
+    """
+
+    def __init__(
+        self,
+        snapshot: OpenSnapshot,
+        split: str | None,
+        *,
+        pipeline: Pipeline,
+        batch_size: int,
+        seed: int | None,
+        sharding: Any,
+    ) -> None:
+        import jax
+
+        process = (jax.process_index(), jax.process_count())
+        self.reader = Reader(snapshot, split, columns=("label",), batch_size=batch_size, seed=seed, process=process)
+        self.pictures = Pictures(snapshot, snapshot.split_rows(split), pipeline)
+        self._sharding = sharding
+        self._alone = process[1] == 1
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a row when it reaches the device."""
+        return self.pictures.shape
+
+    def epoch(self) -> Iterator[DeviceBatch]:
+        """The rest of the current epoch."""
+        yield from ahead(self._epoch(), _AHEAD)
+
+    def _epoch(self) -> Iterator[DeviceBatch]:
+        for batch in self.reader.epoch():
+            arrays = self._placed((self.pictures.gather(batch.rows), batch.columns["label"], batch.weight))
+            yield DeviceBatch(*arrays, batch.position)
+
+    def _placed(self, arrays: tuple[Array, ...]) -> Any:
+        import jax
+
+        if self._alone:
+            return jax.device_put(arrays, self._sharding)
+        return tuple(jax.make_array_from_process_local_data(self._sharding, array) for array in arrays)
+
+
+def ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
+    """The same items, made up to `count` ahead by a thread of their own, which ends when the consumer stops."""
+    ready: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(count)
+    stop = threading.Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not _put(ready, (item, None), stop):
+                    return
+            _put(ready, (None, None), stop)
+        except BaseException as error:
+            _put(ready, (None, error), stop)
+
+    thread = threading.Thread(target=make, name="mms-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False

@@ -1,0 +1,181 @@
+"""Preprocessing as an ordered list of small steps.
+
+Host steps turn one stored row into an array of fixed shape, in NumPy, before the batch is made. Device steps turn a
+batch into another, in JAX, inside the compiled program: they are differentiated, sharded and exported with the model.
+The same steps run in training and in serving; steps that are random do nothing outside training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from mms_sdk.errors import Damaged, InvalidRequest
+from mms_sdk.types import Array
+
+if TYPE_CHECKING:
+    import jax
+
+
+@runtime_checkable
+class HostStep(Protocol):
+    """Works on one row, in NumPy. A frozen dataclass of JSON values."""
+
+    name: ClassVar[str]
+
+    def shape(self, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Shape of a row after the step; None if that depends on the row."""
+
+    def on_row(self, row: Array) -> Array:
+        """The row after the step."""
+
+
+@runtime_checkable
+class DeviceStep(Protocol):
+    """Works on a float32 batch, in JAX, under `jit`. A frozen dataclass of JSON values."""
+
+    name: ClassVar[str]
+
+    def fit(self, batches: Iterable[Array]) -> DeviceStep:
+        """The step with what it needs to know of the training rows.
+
+        Args:
+            batches: float32 arrays of shape (rows, *row shape): the training rows as they reach this step, once. A
+                step that needs nothing does not touch them.
+        """
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a row after the step."""
+
+    def on_batch(self, batch: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The batch after the step.
+
+        Args:
+            batch: float32, shape (batch, *row shape).
+            key: A PRNG key in training; None otherwise, when random steps return the batch as it is.
+        """
+
+
+_KINDS: dict[str, type[Any]] = {}
+_Step = TypeVar("_Step", bound=type[Any])
+
+
+def register(kind: _Step) -> _Step:
+    """Makes a step's class known by its name, so that it can be read back from JSON."""
+    _KINDS[kind.name] = kind
+    return kind
+
+
+def to_json(step: HostStep | DeviceStep) -> dict[str, Any]:
+    """A step as JSON: its name and its fields."""
+    return {"step": step.name, **asdict(step)}  # type: ignore[call-overload]
+
+
+def from_json(told: dict[str, Any]) -> Any:
+    """A step from JSON.
+
+    Raises:
+        Damaged: There is no such step, or its fields are not its own.
+    """
+    from mms_sdk.compute.data.preprocess import image  # noqa: F401  (registers its steps)
+
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items() if key != "step"}
+    try:
+        return _KINDS[told["step"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"a preprocessing step is one of {sorted(_KINDS)} with its own fields; got {told}") from error
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Host steps, then device steps.
+
+    Attributes:
+        host: Before the batch is made.
+        device: Inside the compiled program.
+    """
+
+    host: tuple[HostStep, ...] = ()
+    device: tuple[DeviceStep, ...] = ()
+
+    @classmethod
+    def of(cls, steps: Sequence[HostStep | DeviceStep]) -> Pipeline:
+        """Sorts steps into the two parts.
+
+        Raises:
+            InvalidRequest: A host step stands behind a device step.
+        """
+        host: list[HostStep] = []
+        device: list[DeviceStep] = []
+        for step in steps:
+            if isinstance(step, DeviceStep):
+                device.append(step)
+            elif not isinstance(step, HostStep):
+                raise InvalidRequest(f"a preprocessing step is e.g. mms.image.Resize(64); got {step!r}")
+            elif device:
+                raise InvalidRequest(
+                    f"host steps come before device steps; {step.name} stands behind {device[-1].name}; move it forward"
+                )
+            else:
+                host.append(step)
+        return cls(tuple(host), tuple(device))
+
+    def host_shape(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Shape of a row when it reaches the device.
+
+        Raises:
+            InvalidRequest: Rows still vary in shape.
+        """
+        for step in self.host:
+            shape = step.shape(shape)
+        if shape is None:
+            raise InvalidRequest(
+                "rows of one batch have one shape; these pictures differ in size; begin preprocess with "
+                "mms.image.Resize(size)"
+            )
+        return shape
+
+    def device_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a row as the model takes it."""
+        for step in self.device:
+            shape = step.shape(shape)
+        return shape
+
+    def on_row(self, row: Array) -> Array:
+        """A row after the host part."""
+        for step in self.host:
+            row = step.on_row(row)
+        return row
+
+    def on_batch(self, batch: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """A batch after the device part.
+
+        Args:
+            batch: uint8 or float, shape (batch, *host shape); integers become float32 in [0, 1] first.
+            key: PRNG key in training, None otherwise.
+        """
+        import jax
+
+        batch = to_unit(batch)
+        keys = [None] * len(self.device) if key is None else list(jax.random.split(key, max(1, len(self.device))))
+        for step, own in zip(self.device, keys, strict=False):
+            batch = step.on_batch(batch, own)
+        return batch
+
+    def fit(self, batches: Iterable[Array]) -> Pipeline:
+        """The pipeline with every step fitted on the training rows, which are read at most once.
+
+        Args:
+            batches: Training rows after the host part, shape (rows, *host shape).
+        """
+        fitted = tuple(step.fit(to_unit(batch) for batch in batches) for step in self.device)
+        return Pipeline(self.host, fitted)
+
+
+def to_unit(batch: Any) -> Any:
+    """Integers of 8 bits as float32 in [0, 1]; floats as float32. Works on NumPy and JAX arrays."""
+    scale = np.float32(1 / 255) if batch.dtype == np.uint8 else np.float32(1)
+    return batch.astype(np.float32) * scale

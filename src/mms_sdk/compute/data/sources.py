@@ -1,0 +1,107 @@
+"""Sources: what lies where, listed lazily and without following anything in circles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mms_sdk.errors import InvalidRequest, NothingToIngest
+from mms_sdk.schema.dataset import ImageFolder, Reject
+
+# Files that operating systems put into folders; nobody means them.
+_CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file of a source.
+
+    Attributes:
+        path: Where it is.
+        source: Its name within the source, `class/file`, which the dataset keeps.
+        label: The class, i.e. the name of the sub-folder; empty where the source has no classes.
+    """
+
+    path: Path
+    source: str
+    label: str
+
+
+def list_image_folder(folder: ImageFolder, *, labelled: bool = True) -> tuple[list[Entry], list[Reject]]:
+    """All files of a folder, in an order that does not depend on the file system.
+
+    Args:
+        folder: The source.
+        labelled: Sub-folders are classes, and files beside them are left out. Otherwise every file counts.
+
+    Returns:
+        The files, and what was left out with the reason.
+
+    Raises:
+        InvalidRequest: There is no such folder.
+        NothingToIngest: No file is in it.
+    """
+    root = Path(folder.path).expanduser()
+    if not root.is_dir():
+        seen = "a file" if root.exists() else "not there"
+        raise InvalidRequest(f"an image folder is a folder; {root} is {seen}; check the path")
+    rejects: list[Reject] = []
+    entries: list[Entry] = []
+    for path in _walk(root, rejects):
+        inside = path.relative_to(root)
+        source = printable(inside.as_posix())
+        label = printable(inside.parts[0]) if len(inside.parts) > 1 else ""
+        if labelled and not label:
+            rejects.append(Reject(source=source, reason="it lies beside the class folders, not in one"))
+        else:
+            entries.append(Entry(path=path, source=source, label=label if labelled else ""))
+    if not entries:
+        hint = f"; {len(rejects)} left out, e.g. {rejects[0].source}: {rejects[0].reason}" if rejects else ""
+        shape = "one sub-folder of pictures for each class" if labelled else "pictures"
+        raise NothingToIngest(f"an image folder holds {shape}; no such file is in {root}{hint}")
+    return sorted(entries, key=lambda entry: entry.source), rejects
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be stored and printed: bytes that are not UTF-8 become `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _walk(root: Path, rejects: list[Reject]) -> Iterator[Path]:
+    seen = {_identity(root)}
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        try:
+            found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            rejects.append(_reject(root, folder, f"the folder cannot be listed: {error.strerror}"))
+            continue
+        for entry in found:
+            path = Path(entry.path)
+            if entry.name.lower() in _CLUTTER:
+                continue
+            try:
+                if entry.is_dir():
+                    if (identity := _identity(path)) in seen:
+                        rejects.append(_reject(root, path, "the link leads back to a folder that was read already"))
+                    else:
+                        seen.add(identity)
+                        pending.append(path)
+                elif entry.is_file():
+                    yield path
+                else:
+                    rejects.append(_reject(root, path, "it is neither a file nor a folder, or a broken link"))
+            except OSError as error:
+                rejects.append(_reject(root, path, f"it cannot be read: {error.strerror}"))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    told = path.stat()
+    return told.st_dev, told.st_ino
+
+
+def _reject(root: Path, path: Path, reason: str) -> Reject:
+    return Reject(source=printable(path.relative_to(root).as_posix()), reason=reason)

@@ -1,0 +1,74 @@
+"""Splits: which rows are trained on, and which are kept to judge by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mms_sdk.errors import DataError
+from mms_sdk.schema.dataset import SPLITS, Split
+from mms_sdk.types import Array
+
+
+def place(
+    ids: Array, classes: Array, *, split: Split, before: Mapping[int, Mapping[str, int]], labels: Sequence[str]
+) -> Array:
+    """Places new rows into splits, class by class, without moving a row that has its place.
+
+    Within a class the rows are put in an order that depends on nothing but their content and the seed, and dealt so
+    that the class, old rows included, comes as near to the fractions as whole rows allow.
+
+    Args:
+        ids: Content digests, uint8, shape (rows, 16).
+        classes: Class codes, int, shape (rows,).
+        split: The rule.
+        before: For each class code, the rows each split has already.
+        labels: Class names, for messages.
+
+    Returns:
+        Codes into `SPLITS`, uint8, shape (rows,).
+
+    Raises:
+        DataError: A class has fewer rows than there are splits.
+    """
+    names = list(split.fractions)
+    codes = np.array([SPLITS.index(name) for name in names], np.uint8)
+    out = np.zeros(len(ids), np.uint8)
+    keys = _order_keys(ids, split.seed)
+    for code in np.unique(classes):
+        members = np.flatnonzero(classes == code)
+        members = members[np.argsort(keys[members], kind="stable")]
+        held = Counter(before.get(int(code), {}))
+        total = len(members) + sum(held.values())
+        if total < len(names):
+            raise DataError(
+                f"every class has at least one row in each of {names}; class {labels[int(code)]!r} has {total} in all; "
+                f"add pictures to it, remove it, or split into fewer parts, e.g. mms.Split(train=0.8, val=0.2, test=0)"
+            )
+        wanted = _shares(total, split.fractions)
+        needed = [max(0, wanted[name] - held[name]) for name in names]
+        dealt = np.repeat(codes, needed)[: len(members)]
+        # Old rows may hold more than their share of a split; what is left over is trained on.
+        out[members] = np.concatenate([dealt, np.zeros(len(members) - len(dealt), np.uint8)])
+    return out
+
+
+def _shares(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    # Largest remainder, with one row for every split first, so that no split of a small class is empty.
+    spare = total - len(fractions)
+    exact = {name: max(0.0, fraction * total - 1) for name, fraction in fractions.items()}
+    scale = spare / (sum(exact.values()) or 1.0)
+    shares = {name: 1 + int(part * scale) for name, part in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: exact[name] * scale % 1, reverse=True)
+    for name in by_remainder[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+def _order_keys(ids: Array, seed: int) -> Array:
+    words = np.ascontiguousarray(ids).view("<u8")
+    salt = np.random.SeedSequence(seed & 2**63 - 1).generate_state(2, np.uint64)
+    mixed = (words[:, 0] ^ salt[0]) * np.uint64(0x9E3779B97F4A7C15) + words[:, 1]
+    return (mixed ^ mixed >> np.uint64(32)) * np.uint64(0xD6E8FEB86659FD93) ^ salt[1]

@@ -1,0 +1,7 @@
+"""Model families, one a file, and the registry by name; `mms.models`."""
+
+from mms_sdk.compute.models.convnet import ConvNet
+from mms_sdk.compute.models.mlp import MLP
+from mms_sdk.compute.models.registry import by_name
+
+__all__ = ["MLP", "ConvNet", "by_name"]

@@ -1,0 +1,141 @@
+"""Models for the loop: two pure functions over flat dictionaries of arrays.
+
+People write modules; a loop that carries modules pays for taking them apart and together in every step. Here they are
+taken apart once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mms_sdk.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import jax
+
+Arrays: TypeAlias = dict[str, Any]
+"""Arrays by path, e.g. `stages/0/conv1/kernel`."""
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A model as two pure functions.
+
+    Attributes:
+        init: Key → (parameters, other state such as running averages).
+        apply: Parameters, other state, batch, key (None outside training) → (output, other state).
+    """
+
+    init: Callable[[jax.Array], tuple[Arrays, Arrays]]
+    apply: Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]
+
+
+def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
+    """Any model a person may hand in.
+
+    Args:
+        model: A family with `build(input_shape, rngs=…)`, an NNX module, a function of `nnx.Rngs` that makes one, or a
+            pair of functions `init(key, input_shape) -> params` and `apply(params, batch) -> output`.
+        input_shape: Shape of one row as the model takes it.
+
+    Raises:
+        InvalidRequest: It is none of these.
+    """
+    from flax import nnx
+
+    if isinstance(model, nnx.Module):
+        return _of_instance(model)
+    if hasattr(model, "build"):
+        return _of_factory(lambda rngs: model.build(input_shape, rngs=rngs))
+    if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
+        init, apply = model
+        return Functional(
+            init=lambda key: (dict(init(key, input_shape)), {}),
+            apply=lambda params, state, batch, key: (apply(params, batch), state),
+        )
+    if callable(model):
+        return _of_factory(model)
+    raise InvalidRequest(
+        f"a model is a family such as mms.models.ConvNet(num_classes=10), an nnx.Module, a function of nnx.Rngs that "
+        f"makes one, or a pair (init, apply); got {type(model).__name__}"
+    )
+
+
+def describe(model: Any) -> str:
+    """The model in words, for lineage."""
+    return repr(model) if hasattr(model, "build") else getattr(model, "__qualname__", type(model).__qualname__)
+
+
+def _of_factory(factory: Callable[[Any], Any]) -> Functional:
+    from flax import nnx
+
+    def init(key: jax.Array) -> tuple[Arrays, Arrays]:
+        _, params, _, rest = _split(factory(nnx.Rngs(key)))
+        return _flat(params), _flat(rest)
+
+    abstract = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
+    return Functional(init=init, apply=_apply(abstract))
+
+
+def _of_instance(module: Any) -> Functional:
+    _, params, _, rest = _split(module)
+    values = _flat(params), _flat(rest)
+    return Functional(init=lambda key: values, apply=_apply(module))
+
+
+def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
+    import jax
+    from flax import nnx
+
+    graph, params_template, rng_template, rest_template = _split(template)
+
+    def apply(params: Arrays, rest: Arrays, batch: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Arrays]:
+        rngs = _reseeded(rng_template, jax.random.key(0) if key is None else key)
+        module = nnx.merge(graph, _filled(params_template, params), rngs, _filled(rest_template, rest))
+        module.train() if key is not None else module.eval()
+        output = module(batch)
+        return output, _flat(_split(module)[3])
+
+    return apply
+
+
+def _split(module: Any) -> tuple[Any, Any, Any, Any]:
+    from flax import nnx
+
+    graph, params, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return graph, params, rngs, rest
+
+
+def _flat(state: Any) -> Arrays:
+    from flax import nnx
+
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def _filled(template: Any, arrays: Arrays) -> Any:
+    from flax import nnx
+
+    return nnx.from_flat_state(
+        [(path, variable.replace(arrays[_name(path)])) for path, variable in nnx.to_flat_state(template)]
+    )
+
+
+def _reseeded(template: Any, key: jax.Array) -> Any:
+    # Every random stream starts anew in every step from a key made of the seed and the step's number: nothing to carry,
+    # nothing to save, the same numbers after a restart.
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    flat = nnx.to_flat_state(template)
+    fresh = [
+        (path, variable.replace(jax.random.fold_in(key, number) if isinstance(variable, nnx.RngKey) else jnp.uint32(0)))
+        for number, (path, variable) in enumerate(flat)
+    ]
+    return nnx.from_flat_state(fresh)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(part) for part in path)

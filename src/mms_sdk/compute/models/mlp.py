@@ -1,0 +1,40 @@
+"""A multi-layer perceptron over whatever a row holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import jax
+from flax import nnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Linear layers with ReLU between them, over the flattened row.
+
+    Attributes:
+        num_classes: Scores that come out.
+        widths: Outputs of each hidden layer.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (256, 256)
+
+    def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
+        """The network for rows of the given shape."""
+        return _MLP(self, prod(input_shape), rngs=rngs)
+
+
+class _MLP(nnx.Module):
+    def __init__(self, family: MLP, inputs: int, *, rngs: nnx.Rngs) -> None:
+        sizes = (inputs, *family.widths)
+        pairs = zip(sizes, sizes[1:], strict=False)
+        self.layers = nnx.List([nnx.Linear(width, outputs, rngs=rngs) for width, outputs in pairs])
+        self.head = nnx.Linear(sizes[-1], family.num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(len(x), -1)
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.head(x)

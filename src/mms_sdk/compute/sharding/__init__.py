@@ -1,0 +1,1 @@
+"""Which array lies on which device."""

@@ -1,0 +1,155 @@
+"""The training loop, on one page.
+
+The order of things in it is the point: the device is given the next step before anybody looks at the last one, what is
+looked at is old enough to be ready, and a checkpoint is asked for only between steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mms_sdk.compute.data.load import Loader
+from mms_sdk.compute.training.policies import Checkpoints, StopPolicy
+from mms_sdk.compute.training.program import Program, State, averages
+from mms_sdk.compute.training.tasks import Sums
+from mms_sdk.errors import TrainingFailed
+from mms_sdk.storage.checkpoints import CheckpointFolder
+from mms_sdk.storage.metric_log import MetricLog
+from mms_sdk.storage.reader import Position
+
+_IN_FLIGHT = 2
+_LOG_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loop reports after each step, without waiting for the device.
+
+    Attributes:
+        number: Steps taken since the run began.
+        epoch: From 1.
+        batch: Batches of the epoch done.
+        batches: Batches in an epoch.
+        metrics: Of the epoch that this step ended; empty before its end.
+    """
+
+    number: int
+    epoch: int
+    batch: int
+    batches: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One training run and all that it carries from step to step.
+
+    Attributes:
+        steps: Steps taken.
+        position: Where the reader stands.
+        history: Metrics of the finished epochs.
+        stopped: Why it ended, once it has.
+    """
+
+    program: Program
+    train: Loader
+    val: Loader | None
+    epochs: int
+    stop: StopPolicy
+    policy: Checkpoints
+    checkpoints: CheckpointFolder
+    log: MetricLog
+    options: dict[str, Any]
+    state: State
+    totals: Sums
+    steps: int = 0
+    position: Position = field(default_factory=Position)
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: str = ""
+    best_step: int = 0
+    input_wait_s: float = 0.0
+
+
+def train(run: Run) -> Iterator[Step]:
+    """Trains until the epochs are over or the stop policy says so, and yields after every step."""
+    every_steps, every_s = run.policy.interval()
+    saved_at = logged_at = time.monotonic()
+    in_flight: deque[Sums] = deque()
+    batches = run.train.reader.batches
+    while run.position.epoch < run.epochs and not run.stopped:
+        run.train.reader.restore({"epoch": run.position.epoch, "batch": run.position.batch})
+        asked = time.monotonic()
+        for batch in run.train.epoch():
+            run.input_wait_s += time.monotonic() - asked
+            # Dispatched, not awaited: the device works on this while Python goes on.
+            run.state, run.totals = run.program.step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
+            run.steps += 1
+            run.position = batch.position
+            # At most two steps in flight: enough to keep the device busy, few enough to bound memory and to notice
+            # errors soon. What is waited for here is the step before the last.
+            in_flight.append(run.totals)
+            if len(in_flight) > _IN_FLIGHT:
+                seen = in_flight.popleft()
+                seen["weight"].block_until_ready()
+                if time.monotonic() - logged_at > _LOG_EVERY_S:
+                    logged_at = time.monotonic()
+                    run.log.write({"step": run.steps - _IN_FLIGHT, "time": time.time(), **averages(seen, "running")})
+            last = batch.position.batch == batches
+            if last:
+                in_flight.clear()
+                _end_epoch(run)
+                saved_at = time.monotonic()
+            elif (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s):
+                _save(run, best=False)
+                saved_at = time.monotonic()
+            metrics = run.history[-1] if last else {}
+            yield Step(run.steps, batch.position.epoch + 1, batch.position.batch, batches, metrics)
+            asked = time.monotonic()
+    run.stopped = run.stopped or f"all {run.epochs} epochs are done"
+    # The promise of a finished run is that its checkpoints are on the disk.
+    run.checkpoints.wait()
+
+
+def _end_epoch(run: Run) -> None:
+    epoch = run.position.epoch + 1
+    metrics = averages(run.totals, "train")
+    if not math.isfinite(metrics["train/loss"]):
+        raise TrainingFailed(
+            f"the training loss stays finite; it became {metrics['train/loss']} in epoch {epoch} (step {run.steps}); "
+            f"lower the learning rate or look at the data; the checkpoint of the epoch before is intact"
+        )
+    if run.val is not None:
+        metrics |= averages(evaluate(run.program, run.state, run.val), "val")
+    run.history.append(metrics)
+    run.log.write({"step": run.steps, "time": time.time(), "epoch": epoch, **metrics})
+    run.totals = run.program.zero_totals()
+    run.position = Position(epoch=epoch)
+    run.stopped = run.stop.reason(run.history) or ""
+    _save(run, best=run.policy.is_best(run.history))
+
+
+def _save(run: Run, *, best: bool) -> None:
+    if best:
+        run.best_step = run.steps
+    meta = {
+        "position": {"epoch": run.position.epoch, "batch": run.position.batch},
+        "history": run.history,
+        "best_step": run.best_step,
+        "stopped": run.stopped,
+        "options": run.options,
+    }
+    run.checkpoints.save(run.steps, run.program.to_arrays(run.state, run.totals), meta, best=best)
+
+
+def evaluate(program: Program, state: State, loader: Loader) -> Sums:
+    """Metric sums over a whole split."""
+    totals = program.zero_totals()
+    loader.reader.restore({"epoch": 0, "batch": 0})
+    for batch in loader.epoch():
+        totals = program.evaluate(state.params, state.rest, totals, batch.inputs, batch.labels, batch.weight)
+    return totals

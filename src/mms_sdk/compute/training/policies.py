@@ -1,0 +1,113 @@
+"""Decisions as small objects: when to stop, when to save, what is best.
+
+They look at the history of finished epochs and nothing else, so that a continued run decides as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mms_sdk.errors import InvalidRequest
+
+History = Sequence[Mapping[str, float]]
+"""Metrics of each finished epoch, e.g. `{"train/loss": …, "val/loss": …, "val/accuracy": …}`."""
+
+
+class StopPolicy(Protocol):
+    """Decides when training has gone far enough."""
+
+    def reason(self, history: History) -> str | None:
+        """Why to stop now; None to go on."""
+
+
+@dataclass(frozen=True)
+class NeverStop:
+    """Trains all epochs."""
+
+    def reason(self, history: History) -> str | None:
+        """Never one."""
+        return None
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stops once a metric has not improved for a while.
+
+    Attributes:
+        metric: e.g. `val/accuracy`; losses are better when lower, everything else when higher.
+        patience: Epochs without improvement after which to stop.
+        min_delta: Smaller changes are not improvements.
+    """
+
+    metric: str = "val/loss"
+    patience: int = 5
+    min_delta: float = 0.0
+
+    def reason(self, history: History) -> str | None:
+        """Why to stop, if the best value is `patience` epochs old."""
+        values = [epoch[self.metric] for epoch in history]
+        best = 0
+        for number, value in enumerate(values):
+            if improves(self.metric, value, values[best], self.min_delta):
+                best = number
+        waited = len(values) - 1 - best
+        if waited < self.patience:
+            return None
+        return f"{self.metric} has not improved for {waited} epochs; best was {values[best]:.4f} in epoch {best + 1}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When to save, and what to keep.
+
+    Attributes:
+        every: `epoch`, or besides at each epoch's end also `500steps`, `30s`, `5min` or `1h`.
+        best: Metric whose best epoch is kept besides the newest ones.
+        keep: How many of the newest are kept.
+    """
+
+    every: str = "epoch"
+    best: str = "val/loss"
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        self.interval()
+        if self.keep < 1:
+            raise InvalidRequest(f"at least the newest checkpoint is kept; got keep={self.keep}")
+
+    def interval(self) -> tuple[int | None, float | None]:
+        """Steps and seconds between saves within an epoch; None for never."""
+        if self.every == "epoch":
+            return None, None
+        match = re.fullmatch(r"([1-9]\d*)(steps|s|min|h)", self.every)
+        if match is None:
+            raise InvalidRequest(f"checkpoints are saved every 'epoch', '500steps', '30s', '5min' or '1h'; got {self.every!r}")
+        count, unit = int(match[1]), match[2]
+        return (count, None) if unit == "steps" else (None, count * {"s": 1.0, "min": 60.0, "h": 3600.0}[unit])
+
+    def is_best(self, history: History) -> bool:
+        """Whether the last finished epoch is better than all before."""
+        *before, last = (epoch[self.best] for epoch in history)
+        return all(improves(self.best, last, value) for value in before)
+
+
+def improves(metric: str, value: float, than: float, by: float = 0.0) -> bool:
+    """Whether a value is better; NaN never is, and anything is better than NaN."""
+    if value != value:
+        return False
+    if than != than:
+        return True
+    return value < than - by if metric.endswith("loss") else value > than + by
+
+
+def check_metric(metric: str, available: Sequence[str], *, asked_by: str) -> None:
+    """Refuses a metric that will never be measured.
+
+    Raises:
+        InvalidRequest: It is not among the available ones.
+    """
+    if metric not in available:
+        raise InvalidRequest(f"{asked_by} watches one of {list(available)}; got {metric!r}")

@@ -1,0 +1,398 @@
+"""The trainer: options that print and travel, and `fit`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+
+from mms_sdk.compute.data.load import Loader, Pictures
+from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, to_json
+from mms_sdk.compute.models import functional as models
+from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
+from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.training.loop import Run, Step, evaluate, train
+from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverStop, StopPolicy, check_metric
+from mms_sdk.compute.training.program import Program, averages
+from mms_sdk.compute.training.progress import make_progress
+from mms_sdk.compute.training.tasks import Classification, Task
+from mms_sdk.errors import InvalidRequest, MmsError
+from mms_sdk.schema.job import Job
+from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
+from mms_sdk.storage.metric_log import MetricLog
+from mms_sdk.storage.reader import Position
+from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.workspace import Workspace
+
+_FIT_ROWS = 4096
+
+
+class TrainingData(Protocol):
+    """What can be trained on: a dataset of an embedded workspace."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where the run is recorded and its checkpoints are kept."""
+
+    def open(self) -> OpenSnapshot:
+        """The snapshot to train on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How to train: everything but the data.
+
+    Attributes:
+        model: A family such as `mms.models.ConvNet(num_classes=10)`, an NNX module, a function of `nnx.Rngs` that makes
+            one, or a pair `(init, apply)`.
+        task: What for; classification.
+        optimizer: An optax transformation; None for AdamW at 1e-3.
+        preprocess: Host steps, then device steps; fitted on the training rows only.
+        mesh: Devices along each named axis; -1 for all that are left.
+        rules: How parameters are divided over the mesh.
+        batch_size: Rows in a step, over all devices.
+        epochs: Passes over the training rows, at most.
+        stop: When to stop earlier.
+        checkpoint: When to save and what to keep.
+        seed: Of initial values, order and augmentation. The same seed on the same devices gives the same run.
+    """
+
+    model: Any
+    task: Task = field(default_factory=Classification)
+    optimizer: Any = None
+    preprocess: Sequence[HostStep | DeviceStep] = ()
+    mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
+    rules: PartitionRules = field(default_factory=PartitionRules)
+    batch_size: int = 128
+    epochs: int = 20
+    stop: StopPolicy = field(default_factory=NeverStop)
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    seed: int = 0
+
+    def fit(
+        self, data: TrainingData, *, resume: str | None = None, progress: Literal["auto", "none"] = "auto"
+    ) -> Result:
+        """Trains, records the run as a job, and keeps its checkpoints.
+
+        Args:
+            data: A dataset with rows in `train`, and in `val` if the best epoch or an early stop depends on it.
+            resume: Id of an earlier train job to continue from its newest good checkpoint.
+            progress: `auto` shows a live bar on a terminal or in a notebook, and a line an epoch elsewhere.
+
+        Raises:
+            DataError: The data does not suit the task.
+            InvalidRequest: Options that do not fit together or do not fit the data.
+            TrainingFailed: The loss became infinite or no number.
+            StorageFull: A checkpoint could not be written; those before it are intact.
+        """
+        fitting = Fitting(self, data, resume=resume)
+        with make_progress(progress, self.epochs) as bar:
+            for step in fitting.steps():
+                bar.update(step)
+        return fitting.result()
+
+    def steps(self, data: TrainingData, *, resume: str | None = None) -> Iterator[Step]:
+        """The same loop as a generator, for those who want to do something in between.
+
+        Leaving it early ends the job as cancelled; its checkpoints stay.
+        """
+        yield from Fitting(self, data, resume=resume).steps()
+
+    def describe(self) -> dict[str, Any]:
+        """The options as JSON, for the job and the lineage."""
+        return {
+            "model": models.describe(self.model),
+            "task": repr(self.task),
+            "optimizer": "optax.adamw(0.001)" if self.optimizer is None else "custom",
+            "preprocess": [to_json(step) for step in self.preprocess],
+            "mesh": dict(self.mesh),
+            "rules": [[pattern, list(spec)] for pattern, spec in self.rules.rules],
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "stop": repr(self.stop),
+            "checkpoint": repr(self.checkpoint),
+            "seed": self.seed,
+        }
+
+    def _program(self, snapshot: OpenSnapshot) -> Program:
+        import optax
+
+        labels = self.task.check(snapshot)
+        mesh = make_mesh(self.mesh)
+        if self.batch_size < 1 or self.batch_size % batch_parts(mesh):
+            raise InvalidRequest(
+                f"a batch divides over the devices; {self.batch_size} rows over {batch_parts(mesh)} devices "
+                f"({describe(mesh)}) does not; use a multiple of {batch_parts(mesh)}"
+            )
+        available = [f"{split}/{name}" for split in ("train", "val") for name in self.task.metrics]
+        if "val" not in snapshot.split_names:
+            available = [name for name in available if name.startswith("train/")]
+        check_metric(self.checkpoint.best, available, asked_by="Checkpoints.best")
+        if isinstance(self.stop, EarlyStopping):
+            check_metric(self.stop.metric, available, asked_by="EarlyStopping")
+        pipeline, input_shape = _fitted(Pipeline.of(self.preprocess), snapshot)
+        return Program(
+            model=models.functional(self.model, pipeline.device_shape(input_shape)),
+            task=self.task,
+            optimizer=self.optimizer or optax.adamw(1e-3),
+            pipeline=pipeline,
+            rules=self.rules,
+            mesh=mesh,
+            seed=self.seed,
+            input_shape=input_shape,
+            num_classes=len(labels),
+        )
+
+
+class Fitting:
+    """One call of `fit`: the job, the run, and its recorded end.
+
+    Args:
+        trainer: The options.
+        data: What to train on.
+        resume: Id of a train job to continue.
+    """
+
+    def __init__(self, trainer: Trainer, data: TrainingData, *, resume: str | None) -> None:
+        self.trainer = trainer
+        self.snapshot = data.open()
+        self.workspace = data.workspace
+        self.program = trainer._program(self.snapshot)
+        self._began = time.monotonic()
+        self.run = self._make_run(resume)
+
+    def steps(self) -> Iterator[Step]:
+        """Trains, and records how it ended."""
+        jobs = self.workspace.catalog.jobs
+        try:
+            yield from train(self.run)
+        except MmsError as error:
+            jobs.finish(self.job.id, "failed", error={"title": error.code(), "detail": error.message})
+            raise
+        except (KeyboardInterrupt, GeneratorExit):
+            jobs.finish(self.job.id, "cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
+            raise
+        except BaseException as error:
+            jobs.finish(self.job.id, "failed", error={"title": type(error).__name__, "detail": str(error)})
+            raise
+        else:
+            jobs.finish(self.job.id, "succeeded", result=self.result().summary())
+        finally:
+            self.run.log.close()
+            self.run.checkpoints.close()
+
+    def result(self) -> Result:
+        """What came out."""
+        run = self.run
+        newest = run.checkpoints.all()[-1]
+        return Result(
+            job=self.job.id,
+            dataset=self.snapshot.ref,
+            history=tuple(run.history),
+            best=self._trained(run.checkpoints.at(run.best_step)),
+            last=self._trained(newest),
+            stopped=run.stopped,
+            steps=run.steps,
+            seconds=time.monotonic() - self._began,
+            input_wait_fraction=run.input_wait_s / max(1e-9, time.monotonic() - self._began),
+            mesh=describe(self.program.mesh),
+            parameters=self.program.parameters(),
+            folder=run.checkpoints.root.parent,
+        )
+
+    def _make_run(self, resume: str | None) -> Run:
+        options = self.trainer.describe()
+        earlier = self._earlier(resume, options) if resume else None
+        loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
+        if "train" not in loaders:
+            self.snapshot.split_rows("train")  # says which splits there are
+        state, totals, meta = self._state(earlier)
+        spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
+        self.job: Job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec)
+        folder = self.workspace.job_folder(self.job.id)
+        return Run(
+            program=self.program,
+            train=loaders["train"],
+            val=loaders.get("val"),
+            epochs=self.trainer.epochs,
+            stop=self.trainer.stop,
+            policy=self.trainer.checkpoint,
+            checkpoints=CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep),
+            log=MetricLog(folder / "metrics.jsonl"),
+            options=options,
+            state=state,
+            totals=totals,
+            **meta,
+        )
+
+    def _state(self, earlier: Checkpoint | None) -> tuple[Any, Any, dict[str, Any]]:
+        if earlier is None:
+            return self.program.init(), self.program.zero_totals(), {}
+        state, totals = self.program.from_arrays(earlier.load(self.program.target()))
+        position = Position(**earlier.meta["position"])
+        kept = {"steps": earlier.step, "position": position, "history": list(earlier.meta["history"])}
+        return state, totals, kept
+
+    def _earlier(self, job: str, options: dict[str, Any]) -> Checkpoint:
+        recorded = self.workspace.catalog.jobs.get(job)
+        folder = CheckpointFolder(self.workspace.job_folder(recorded.id) / "checkpoints", keep=1)
+        checkpoint, _ = folder.newest_good()
+        folder.close()
+        changed = {
+            name: (checkpoint.meta["options"].get(name), value)
+            for name, value in options.items()
+            if name not in ("epochs", "stop", "checkpoint") and checkpoint.meta["options"].get(name) != value
+        }
+        if changed or recorded.spec.get("dataset") != self.snapshot.ref:
+            seen = changed or {"dataset": (recorded.spec.get("dataset"), self.snapshot.ref)}
+            raise InvalidRequest(
+                f"a run is continued with the options it began with; changed are {seen}; undo that, or start a new run"
+            )
+        return checkpoint
+
+    def _loader(self, split: str) -> Loader:
+        return Loader(
+            self.snapshot,
+            split,
+            pipeline=self.program.pipeline,
+            batch_size=self.trainer.batch_size,
+            seed=self.trainer.seed if split == "train" else None,
+            sharding=self.program.batch_sharding,
+        )
+
+    def _trained(self, checkpoint: Checkpoint) -> TrainedCheckpoint:
+        return TrainedCheckpoint(
+            checkpoint=checkpoint,
+            program=self.program,
+            snapshot=self.snapshot,
+            job=self.job.id,
+            batch_size=self.trainer.batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedCheckpoint:
+    """A checkpoint together with the program it belongs to: it can be evaluated, and registered as a model version.
+
+    Attributes:
+        checkpoint: On disk.
+        program: Model, task and preprocessing.
+        snapshot: What it was trained on.
+        job: Which job made it.
+        batch_size: For evaluation.
+    """
+
+    checkpoint: Checkpoint
+    program: Program = field(repr=False)
+    snapshot: OpenSnapshot = field(repr=False)
+    job: str
+    batch_size: int
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return self.checkpoint.step
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; `state/` within is a plain Orbax checkpoint."""
+        return self.checkpoint.folder
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last epoch finished before it."""
+        history = self.checkpoint.meta["history"]
+        return dict(history[-1]) if history else {}
+
+    @cached_property
+    def state(self) -> Any:
+        """The restored, verified state."""
+        return self.program.from_arrays(self.checkpoint.load(self.program.target()))[0]
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Exact metrics over a whole split of the dataset it was trained on, e.g. `{"test/accuracy": …}`."""
+        loader = Loader(
+            self.snapshot,
+            split,
+            pipeline=self.program.pipeline,
+            batch_size=self.batch_size,
+            seed=None,
+            sharding=self.program.batch_sharding,
+        )
+        return averages(evaluate(self.program, self.state, loader), split)
+
+    def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
+        """Writes the model artefact: everything needed to serve it, and no code. See `docs/models.md`."""
+        from mms_sdk.compute.inference.export import export_model
+
+        export_model(folder, self, metrics={**self.metrics, **(metrics or {})})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a training run left behind.
+
+    Attributes:
+        job: Its id.
+        dataset: What it was trained on, with the snapshot's number.
+        history: Metrics of each epoch.
+        best: The checkpoint of the best epoch.
+        last: The newest checkpoint.
+        stopped: Why it ended.
+        steps: Optimiser steps.
+        seconds: From the call of `fit` on.
+        input_wait_fraction: Share of that time in which the loop waited for data.
+        mesh: Where it ran, in words.
+        parameters: Number of trained values.
+        folder: The job's folder.
+    """
+
+    job: str
+    dataset: str
+    history: tuple[dict[str, float], ...]
+    best: TrainedCheckpoint
+    last: TrainedCheckpoint
+    stopped: str
+    steps: int
+    seconds: float
+    input_wait_fraction: float
+    mesh: str
+    parameters: int
+    folder: Path
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Metrics of the best checkpoint over a whole split."""
+        return self.best.evaluate(split)
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON, for the job."""
+        return {
+            "metrics": self.best.metrics,
+            "epochs": len(self.history),
+            "steps": self.steps,
+            "best_step": self.best.step,
+            "stopped": self.stopped,
+            "seconds": round(self.seconds, 3),
+            "mesh": self.mesh,
+            "parameters": self.parameters,
+        }
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in self.best.metrics.items())
+        return (
+            f"<trained on {self.dataset}: {len(self.history)} epochs, {self.steps} steps in {self.seconds:.1f} s on "
+            f"{self.mesh}; best at step {self.best.step}: {told}; {self.stopped}>"
+        )
+
+
+def _fitted(pipeline: Pipeline, snapshot: OpenSnapshot) -> tuple[Pipeline, tuple[int, ...]]:
+    rows = snapshot.split_rows("train")
+    pictures = Pictures(snapshot, rows, pipeline)
+    batches = (pictures.gather(rows[start : start + _FIT_ROWS]) for start in range(0, len(rows), _FIT_ROWS))
+    return pipeline.fit(batches), pictures.shape
+
+

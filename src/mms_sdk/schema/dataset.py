@@ -1,0 +1,237 @@
+"""Datasets: columns, snapshots, sources, cleaning steps and splits as they are said and kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mms_sdk.schema.base import Schema
+from mms_sdk.schema.names import Name
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+"""Names of the splits in order of their codes in the `split` column."""
+
+ColumnKind = Literal["image", "encoded-image", "label", "text", "number", "embedding", "id", "split"]
+ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class Column(Schema):
+    """One typed column.
+
+    Attributes:
+        name: The column's name, and the name of its Zarr array.
+        kind: What the values mean.
+        dtype: NumPy dtype of one value; `uint8` for variable-length bytes and text.
+        shape: Shape of one row; None for rows of variable length.
+        labels: Names of the integer values of a label or split column, in order of their codes.
+        color: What pictures decode to: one channel or three.
+        unit: Physical unit, if there is one.
+    """
+
+    name: ColumnName
+    kind: ColumnKind
+    dtype: str
+    shape: tuple[int, ...] | None = ()
+    labels: tuple[str, ...] | None = None
+    color: Literal["gray", "rgb"] | None = None
+    unit: str | None = None
+
+    @property
+    def row_bytes(self) -> int | None:
+        """Bytes of one row, or None where rows vary."""
+        import numpy as np
+
+        if self.shape is None:
+            return None
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+class Part(Schema):
+    """One immutable part of a snapshot.
+
+    Attributes:
+        id: Folder name below `parts/`.
+        rows: Number of rows.
+        manifest: SHA-256 of the part's `MANIFEST.json`, which in turn lists the digest of every file.
+    """
+
+    id: str
+    rows: int
+    manifest: str
+
+
+class Snapshot(Schema):
+    """The content of `snapshots/NNNNNNNN.json`: one immutable state of a dataset.
+
+    Attributes:
+        number: From 1, without gaps.
+        parent: The snapshot this one was made from.
+        parts: In row order.
+        splits: Rows in each split.
+        split_rule: The rule that placed them.
+        statistics: Rows in each class, and what else the writer counted.
+        provenance: Where the rows came from and what cleaning did.
+    """
+
+    format_version: int = FORMAT_VERSION
+    dataset: Name
+    number: int
+    parent: int | None
+    created_at: str
+    message: str
+    columns: tuple[Column, ...]
+    parts: tuple[Part, ...]
+    splits: dict[str, int] = {}
+    split_rule: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(part.rows for part in self.parts)
+
+    def column(self, name: str) -> Column | None:
+        """The column of that name, if there is one."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+# What a person asks for when they ingest ------------------------------------------------------------------------
+
+
+class ImageFolder(Schema):
+    """A folder with one sub-folder of pictures for each class.
+
+    Attributes:
+        path: The folder.
+        color: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb` force it.
+        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+    """
+
+    type: Literal["image-folder"] = "image-folder"
+    path: str
+    color: Literal["auto", "gray", "rgb"] = "auto"
+    max_pixels: int = Field(default=50_000_000, gt=0)
+
+    def __init__(self, path: Any = None, **fields: Any) -> None:
+        super().__init__(path=str(path), **fields)
+
+
+class DropUnreadable(Schema):
+    """Drops files that do not decode to a picture."""
+
+    step: Literal["drop-unreadable"] = "drop-unreadable"
+
+
+class DropDuplicates(Schema):
+    """Drops pictures whose bytes were seen before, in this ingest or in the dataset; the first one stays."""
+
+    step: Literal["drop-duplicates"] = "drop-duplicates"
+
+
+class DropOddSizes(Schema):
+    """Drops pictures whose size differs from the one nearly all others have.
+
+    Attributes:
+        min_share: Share of the pictures that must agree on a size before the others are taken for mistakes. Below
+            it, pictures are plainly of many sizes and nothing is dropped.
+    """
+
+    step: Literal["drop-odd-sizes"] = "drop-odd-sizes"
+    min_share: float = Field(default=0.95, gt=0.5, le=1.0)
+
+
+CleanStep = Annotated[DropUnreadable | DropDuplicates | DropOddSizes, Field(discriminator="step")]
+
+
+class Split(Schema):
+    """How rows are placed into train, val and test.
+
+    Fractions are held within each class, and a row's place never changes afterwards: rows added later are placed so
+    that each class keeps its fractions.
+
+    Attributes:
+        train: Share of the rows to train on.
+        val: Share that decides when to stop and which checkpoint is best.
+        test: Share that is looked at once, at the end.
+        seed: Which of the many possible placements.
+    """
+
+    train: float = Field(default=0.8, gt=0, le=1)
+    val: float = Field(default=0.1, ge=0, lt=1)
+    test: float = Field(default=0.1, ge=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Split:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"split fractions add up to 1; train + val + test is {total:g}")
+        return self
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """The fractions above zero, by split name."""
+        return {name: getattr(self, name) for name in SPLITS if getattr(self, name) > 0}
+
+
+class IngestSpec(Schema):
+    """Everything an ingest job needs to know."""
+
+    source: ImageFolder
+    clean: tuple[CleanStep, ...] = ()
+    split: Split = Split()
+    message: str = ""
+
+
+class Reject(Schema):
+    """One file or row that did not come in, and why."""
+
+    source: str
+    reason: str
+
+
+class CleaningStepReport(Schema):
+    """What one cleaning step did.
+
+    Attributes:
+        examples: The first rejects; the whole list lies in the job's `rejects.jsonl`.
+    """
+
+    step: str
+    dropped: int
+    examples: tuple[Reject, ...] = ()
+
+
+class CleaningReport(Schema):
+    """What an ingest saw, kept and dropped."""
+
+    found: int
+    already_present: int
+    kept: int
+    steps: tuple[CleaningStepReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> int:
+        """Rows dropped by all steps together."""
+        return sum(step.dropped for step in self.steps)
+
+
+class DatasetInfo(Schema):
+    """A dataset as the API lists it: its newest, or the asked-for, snapshot."""
+
+    name: Name
+    snapshot: int
+    snapshots: int
+    rows: int
+    bytes: int
+    columns: tuple[Column, ...]
+    splits: dict[str, int]
+    statistics: dict[str, Any]
+    provenance: dict[str, Any]
+    created_at: str
+    message: str
+    location: str

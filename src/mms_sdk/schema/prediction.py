@@ -1,0 +1,49 @@
+"""Predictions: ranked classes, and bulk prediction."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mms_sdk.schema.base import Schema
+from mms_sdk.schema.dataset import ImageFolder
+
+
+class Ranked(Schema):
+    """One class and its score; scores of one prediction add up to 1."""
+
+    label: str
+    score: float
+
+
+class Prediction(Schema):
+    """What the model says about one input.
+
+    Attributes:
+        ranked: Classes by falling score.
+    """
+
+    ranked: tuple[Ranked, ...]
+
+    @property
+    def label(self) -> str:
+        """The class with the highest score."""
+        return self.ranked[0].label
+
+    def top(self, count: int = 3) -> list[tuple[str, float]]:
+        """The `count` best classes as (label, score) pairs."""
+        return [(entry.label, entry.score) for entry in self.ranked[:count]]
+
+
+class PredictJob(Schema):
+    """Asks for every row of a dataset or folder to be predicted into a Parquet file.
+
+    Attributes:
+        dataset: A dataset reference, or
+        source: a source of pictures; exactly one of the two.
+        top: Ranked classes kept for each row; 0 keeps all.
+    """
+
+    model: str
+    dataset: str | None = None
+    source: ImageFolder | None = None
+    top: int = Field(default=0, ge=0)

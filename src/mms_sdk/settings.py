@@ -1,0 +1,44 @@
+"""What can be set, and from where: an argument wins over the environment, which wins over the default."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+WORKSPACE_VARIABLE = "MMS_WORKSPACE"
+TOKEN_VARIABLE = "MMS_TOKEN"
+
+
+def default_workspace() -> Path:
+    """The folder a workspace is kept in when nobody names one: `$MMS_WORKSPACE`, or `~/mms-workspace`."""
+    return Path(os.environ.get(WORKSPACE_VARIABLE) or Path.home() / "mms-workspace").expanduser()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How the service layer behaves; the defaults are those of an embedded or loopback server.
+
+    Attributes:
+        allowed_hosts: Names accepted in the `Host` header, without port. Anything else is refused, which stops DNS
+            rebinding.
+        allowed_origins: Values accepted in the `Origin` header. Empty: no web page may call.
+        source_roots: Folders that an ingest or bulk prediction asked for over REST may read. None: any folder the
+            process can read, which is right only where the caller is this very process.
+        max_body_bytes: Largest request body.
+        body_timeout_s: Longest time a client may take to send a body.
+        max_queue_rows: Rows that may wait in one deployment's queue before requests are refused with 503.
+        max_batch_rows: Largest batch given to the device.
+        default_deadline_s: How long a prediction may take when the client names no deadline.
+        max_pixels: Largest picture decoded, in pixels; bounds the memory that one request can take.
+    """
+
+    allowed_hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "[::1]"})
+    allowed_origins: frozenset[str] = frozenset()
+    source_roots: tuple[Path, ...] | None = ()
+    max_body_bytes: int = 64 * 2**20
+    body_timeout_s: float = 30.0
+    max_queue_rows: int = 4096
+    max_batch_rows: int = 256
+    default_deadline_s: float = 30.0
+    max_pixels: int = 50_000_000

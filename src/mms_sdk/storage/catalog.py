@@ -1,0 +1,367 @@
+"""The catalog: what exists and what happened, in SQLite.
+
+The catalog is the truth about jobs and model versions. Every change of state is a compare-and-set in one transaction,
+so that two processes never both believe they made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import sqlalchemy as sa
+
+from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound
+from mms_sdk.schema.access import Principal, Role
+from mms_sdk.schema.job import Job, JobKind, JobState, Progress
+from mms_sdk.schema.model import ModelCard
+from mms_sdk.schema.names import ModelRef
+from mms_sdk.storage import files, tables
+from mms_sdk.storage.ids import new_id, now
+
+HEAD = "0001"
+_BUSY_TIMEOUT_MS = 30_000
+
+
+class Catalog:
+    """One catalog database. Safe to use from several threads and processes.
+
+    Args:
+        path: The SQLite file; made if absent, migrated if older.
+
+    Raises:
+        Damaged: The file is not a catalog, or comes from a newer MMS.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with files.writing(path):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, files.FILE_MODE))
+        self._engine = sa.create_engine(f"sqlite:///{path}")
+        sa.event.listen(self._engine, "connect", _configure)
+        sa.event.listen(self._engine, "begin", _begin)
+        try:
+            self._migrate()
+        except sa.exc.DatabaseError as error:
+            raise Damaged(f"{path} is not a readable catalog ({error.orig}); restore it from a backup") from error
+        self.jobs = Jobs(self)
+        self.models = Models(self)
+        self.deployments = Deployments(self)
+        self.tokens = Tokens(self)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads."""
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that holds the write lock from its beginning, so that reading and then writing is safe."""
+        with (
+            files.writing(self.path),
+            _full_disk_as_os_error(),
+            self._engine.connect().execution_options(mms_write=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def _migrate(self) -> None:
+        if self._revision() == HEAD:
+            return
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util.exc import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        with self.writing() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise Damaged(f"{self.path} comes from a newer MMS ({error}); upgrade mms-sdk") from error
+
+    def _revision(self) -> str | None:
+        with self.reading() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("select version_num from alembic_version")).scalar()
+
+
+class Jobs:
+    """Jobs and their states."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def start(self, kind: JobKind, name: str, spec: Mapping[str, Any]) -> Job:
+        """Records a job that this process begins now."""
+        at = now()
+        job = Job(
+            id=new_id(), kind=kind, name=name, state="running", created_at=at, started_at=at, spec=dict(spec), owner=_me()
+        )
+        with self._catalog.writing() as connection:
+            connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
+        return job
+
+    def progress(self, job: str, progress: Progress) -> None:
+        """Says how far a running job is."""
+        self._set(job, {"progress": progress.model_dump()}, only_from=("running",))
+
+    def finish(
+        self, job: str, state: JobState, *, result: Mapping[str, Any] | None = None, error: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Records a job's one end.
+
+        Returns:
+            False if the job had ended before; its recorded end stays.
+        """
+        values = {"state": state, "ended_at": now(), "result": dict(result or {}), "error": error and dict(error)}
+        return self._set(job, values, only_from=("queued", "running"))
+
+    def get(self, job: str) -> Job:
+        """One job.
+
+        Raises:
+            JobNotFound: There is none of that id.
+        """
+        with self._catalog.reading() as connection:
+            row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job)).mappings().first()
+        if row is None:
+            raise JobNotFound(f"no job {job!r}; list them with: mms jobs")
+        return Job.model_validate(dict(row))
+
+    def list(self, *, limit: int = 50, before: str | None = None) -> list[Job]:
+        """Jobs, newest first; `before` is the id to go on from."""
+        query = sa.select(tables.jobs).order_by(tables.jobs.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(tables.jobs.c.id < before)
+        with self._catalog.reading() as connection:
+            return [Job.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def reconcile(self) -> list[str]:
+        """Ends as `lost` every running job whose process is gone.
+
+        Returns:
+            Ids of the jobs found lost.
+        """
+        query = sa.select(tables.jobs.c.id, tables.jobs.c.owner).where(tables.jobs.c.state.in_(("queued", "running")))
+        with self._catalog.reading() as connection:
+            rows = connection.execute(query).all()
+        gone = [row.id for row in rows if not _alive(row.owner)]
+        error = {"title": "lost", "detail": "the process that did the work is gone; start the job again"}
+        return [job for job in gone if self.finish(job, "lost", error=error)]
+
+    def _set(self, job: str, values: Mapping[str, Any], *, only_from: tuple[JobState, ...]) -> bool:
+        table = tables.jobs
+        query = sa.update(table).where(table.c.id == job, table.c.state.in_(only_from)).values(**values)
+        with self._catalog.writing() as connection:
+            return connection.execute(query).rowcount == 1
+
+
+class Models:
+    """Model versions and aliases."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def add(self, model: str, *, artifact: str, digest: str, size: int, card: ModelCard) -> int:
+        """Makes an artefact the next version of a model; that row is the commit.
+
+        Returns:
+            The version's number.
+
+        Raises:
+            Conflict: The artefact is a version already.
+        """
+        table = tables.model_versions
+        newest = sa.select(sa.func.max(table.c.version)).where(table.c.model == model)
+        with self._catalog.writing() as connection:
+            version = (connection.execute(newest).scalar() or 0) + 1
+            row = {
+                "model": model,
+                "version": version,
+                "created_at": now(),
+                "artifact": artifact,
+                "digest": digest,
+                "bytes": size,
+                "card": card.model_dump(mode="json"),
+            }
+            try:
+                connection.execute(sa.insert(table).values(row))
+            except sa.exc.IntegrityError as error:
+                raise Conflict(f"artefact {artifact} is registered already; export the checkpoint again") from error
+        return version
+
+    def resolve(self, ref: ModelRef) -> dict[str, Any]:
+        """The row of the version that a reference names.
+
+        Raises:
+            ModelNotFound: There is no such model, version or alias.
+        """
+        table, alias = tables.model_versions, tables.aliases
+        query = sa.select(table).where(table.c.model == ref.name)
+        if isinstance(ref.version, int):
+            query = query.where(table.c.version == ref.version)
+        elif ref.version is None:
+            query = query.order_by(table.c.version.desc()).limit(1)
+        else:
+            query = query.join(alias, (alias.c.model == table.c.model) & (alias.c.version == table.c.version)).where(
+                alias.c.alias == ref.version
+            )
+        with self._catalog.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise ModelNotFound(self._missing(ref))
+        return dict(row)
+
+    def list(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Rows of all versions, of one model or of all, newest version first."""
+        table = tables.model_versions
+        query = sa.select(table).order_by(table.c.model, table.c.version.desc())
+        if model is not None:
+            query = query.where(table.c.model == model)
+        with self._catalog.reading() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Points an alias at a version.
+
+        Raises:
+            ModelNotFound: There is no such version.
+        """
+        self.resolve(ModelRef(name=model, version=version))
+        table = tables.aliases
+        with self._catalog.writing() as connection:
+            connection.execute(sa.delete(table).where(table.c.model == model, table.c.alias == alias))
+            connection.execute(sa.insert(table).values(model=model, alias=alias, version=version))
+
+    def aliases(self) -> dict[tuple[str, int], tuple[str, ...]]:
+        """All aliases, by (model, version)."""
+        table = tables.aliases
+        found: dict[tuple[str, int], tuple[str, ...]] = {}
+        with self._catalog.reading() as connection:
+            for row in connection.execute(sa.select(table).order_by(table.c.alias)):
+                key = (row.model, row.version)
+                found[key] = (*found.get(key, ()), row.alias)
+        return found
+
+    def _missing(self, ref: ModelRef) -> str:
+        rows = self.list(ref.name)
+        if not rows:
+            models = sorted({row["model"] for row in self.list()})
+            return f"no model {ref.name!r}; there are {models or 'none yet'}"
+        names = [alias for (model, _), held in self.aliases().items() if model == ref.name for alias in held]
+        return (
+            f"model {ref.name!r} has no version or alias {ref.version!r}; it has versions "
+            f"{[row['version'] for row in rows]} and aliases {names}"
+        )
+
+
+class Deployments:
+    """Deployments that a server brings back when it starts."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def keep(self, name: str, *, model: str, version: int) -> None:
+        """Records that a version is served under a name."""
+        table = tables.deployments
+        with self._catalog.writing() as connection:
+            connection.execute(sa.delete(table).where(table.c.name == name))
+            connection.execute(sa.insert(table).values(name=name, model=model, version=version, created_at=now()))
+
+    def forget(self, name: str) -> None:
+        """Records that a name is served no more."""
+        with self._catalog.writing() as connection:
+            connection.execute(sa.delete(tables.deployments).where(tables.deployments.c.name == name))
+
+    def list(self) -> list[tuple[str, ModelRef]]:
+        """Names and what they serve."""
+        with self._catalog.reading() as connection:
+            rows = connection.execute(sa.select(tables.deployments).order_by(tables.deployments.c.name)).all()
+        return [(row.name, ModelRef(name=row.model, version=row.version)) for row in rows]
+
+
+class Tokens:
+    """Access tokens; only their SHA-256 is kept. They are 256 random bits, so no slow hash is needed."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def issue(self, name: str, role: Role) -> str:
+        """Makes a token; an earlier one of that name is revoked.
+
+        Returns:
+            The token, which is kept nowhere else.
+        """
+        token = f"mms_{secrets.token_urlsafe(32)}"
+        table = tables.tokens
+        with self._catalog.writing() as connection:
+            connection.execute(sa.delete(table).where(table.c.name == name))
+            connection.execute(sa.insert(table).values(hash=_hash(token), name=name, role=role, created_at=now()))
+        return token
+
+    def find(self, token: str) -> Principal | None:
+        """Whose token it is, if anybody's."""
+        query = sa.select(tables.tokens).where(tables.tokens.c.hash == _hash(token))
+        with self._catalog.reading() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Principal(name=row.name, role=row.role)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _me() -> str:
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _alive(owner: str) -> bool:
+    # A process number is used again; together with its start time it is not.
+    pid, _, started = owner.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def _configure(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN comes too late to lock before reading
+    connection.execute(f"pragma busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = full")
+    connection.execute("pragma foreign_keys = on")
+
+
+def _begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get("mms_write")
+    connection.exec_driver_sql("begin immediate" if write else "begin")
+
+
+@contextlib.contextmanager
+def _full_disk_as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        code = getattr(error.orig, "sqlite_errorname", "")
+        if code == "SQLITE_FULL":
+            raise OSError(28, "the disk is full") from error
+        if code.startswith("SQLITE_READONLY"):
+            raise OSError(30, "the catalog is read-only") from error
+        raise

@@ -1,0 +1,192 @@
+"""Checkpoints: Orbax writes the arrays, a manifest makes them complete, a rename makes them visible.
+
+Orbax alone may name a step as saved that never reached the disk, and restores a flipped bit without a word. So a
+checkpoint counts only once its sealed folder has its final name, and is verified in full before it is restored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mms_sdk.errors import CheckpointNotFound, Damaged
+from mms_sdk.storage import files, manifest
+
+_STEP = re.compile(r"\d{10}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        folder: `state/` is a plain Orbax checkpoint; `meta.json` says what it belongs to.
+        step: Optimiser steps taken.
+        meta: Reader position, metrics, stopping state and options, as JSON.
+    """
+
+    folder: Path
+    step: int
+    meta: dict[str, Any]
+
+    def load(self, target: Any) -> Any:
+        """Restores the arrays onto the target's shardings, after checking every byte.
+
+        Args:
+            target: Tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+            Damaged: The bytes are not those that were saved.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.verify()
+        return ocp.load(self.folder / "state", target)
+
+    def verify(self) -> None:
+        """Checks every byte against the manifest.
+
+        Raises:
+            Damaged: Something is missing or altered.
+        """
+        manifest.check(self.folder, what=f"checkpoint {self.folder.name}", content=True)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Opens a checkpoint folder without reading its arrays.
+
+    Raises:
+        CheckpointNotFound: There is none, or it was never completed.
+        Damaged: Its `meta.json` is not readable.
+    """
+    if not manifest.is_sealed(folder):
+        raise CheckpointNotFound(f"{folder} is not a complete checkpoint; it has no {manifest.NAME}")
+    try:
+        meta = orjson.loads((folder / "meta.json").read_bytes())
+        return Checkpoint(folder, meta["step"], meta)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise Damaged(f"checkpoint {folder} is damaged: its meta.json is not readable") from error
+
+
+class CheckpointFolder:
+    """The checkpoints of one job; saving goes on while training does.
+
+    Args:
+        root: Their folder.
+        keep: How many of the newest to keep; the best is kept besides.
+    """
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        self.root = files.make_folder(root)
+        self._keep = keep
+        self._best: int | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="mms-checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any], *, best: bool) -> None:
+        """Starts saving; returns once the arrays may be changed. Waits for the save before, if that still runs.
+
+        Args:
+            step: Optimiser steps taken.
+            arrays: Tree of JAX arrays.
+            meta: JSON to keep beside them.
+            best: Whether this is the best checkpoint so far.
+
+        Raises:
+            StorageFull, NotWritable: The save before this one failed; what was complete earlier stays.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        if best:
+            self._best = step
+        if self._folder(step).exists():
+            return
+        draft = self.root / f".{step:010d}.partial"
+        files.remove_tree(draft)
+        with files.writing(self.root):
+            draft.mkdir(mode=files.FOLDER_MODE)
+            response = ocp.save_async(draft / "state", arrays)
+        self._pending = self._worker.submit(self._complete, draft, step, {**meta, "step": step}, response)
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            StorageFull, NotWritable: It could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits, and ends the writing thread."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+    def all(self) -> list[Checkpoint]:
+        """Complete checkpoints, oldest first; not verified."""
+        names = sorted(path.name for path in self.root.iterdir() if _STEP.fullmatch(path.name))
+        return [open_checkpoint(self.root / name) for name in names]
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of one step.
+
+        Raises:
+            CheckpointNotFound: There is none.
+        """
+        return open_checkpoint(self._folder(step))
+
+    def newest_good(self) -> tuple[Checkpoint, list[str]]:
+        """The newest checkpoint whose every byte is right.
+
+        Returns:
+            The checkpoint, and what was wrong with newer ones.
+
+        Raises:
+            CheckpointNotFound: None is good.
+        """
+        faults: list[str] = []
+        names = sorted((path.name for path in self.root.iterdir() if _STEP.fullmatch(path.name)), reverse=True)
+        for name in names:
+            try:
+                checkpoint = open_checkpoint(self.root / name)
+                checkpoint.verify()
+            except (Damaged, CheckpointNotFound) as error:
+                faults.append(error.message)
+            else:
+                return checkpoint, faults
+        raise CheckpointNotFound(f"no good checkpoint in {self.root}; found: {faults or 'none'}")
+
+    def _complete(self, draft: Path, step: int, meta: Mapping[str, Any], response: Any) -> None:
+        try:
+            with files.writing(draft):
+                response.result()
+                files.write_durable(draft / "meta.json", orjson.dumps(meta, option=orjson.OPT_INDENT_2))
+                manifest.seal(draft)
+                draft.rename(self._folder(step))
+                files.fsync_folder(self.root)
+        except BaseException:
+            files.remove_tree(draft)
+            raise
+        self._retire()
+
+    def _retire(self) -> None:
+        steps = sorted(int(path.name) for path in self.root.iterdir() if _STEP.fullmatch(path.name))
+        for step in steps[: -self._keep]:
+            if step != self._best:
+                # Renamed first, so that a kill half-way leaves no folder that looks complete.
+                doomed = self.root / f".{step:010d}.retired"
+                self._folder(step).rename(doomed)
+                files.remove_tree(doomed)
+
+    def _folder(self, step: int) -> Path:
+        return self.root / f"{step:010d}"

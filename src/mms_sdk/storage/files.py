@@ -1,0 +1,128 @@
+"""Files that are on the disk when the call returns, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mms_sdk.errors import NotWritable, StorageFull
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into errors that say what to do.
+
+    Args:
+        path: What is being written; named in the message.
+
+    Raises:
+        StorageFull: The disk or quota is full.
+        NotWritable: No permission, or a read-only file system.
+    """
+    try:
+        yield
+    except (StorageFull, NotWritable):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(
+                f"no space left while writing {path}: {error.strerror}; nothing was committed. Free space there, or "
+                f"use another workspace folder, and run it again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise NotWritable(
+                f"{path} cannot be written: {error.strerror}; give this user write permission or use another "
+                f"workspace folder (argument workspace=, or $MMS_WORKSPACE)"
+            ) from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a private folder, and its parents, if it is not there."""
+    with writing(path):
+        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    return path
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the folder's entries durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(root: Path) -> None:
+    """Makes every file and folder below `root`, and `root` itself, durable."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            handle = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        fsync_folder(Path(folder))
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Writes a file that must not exist yet; it is on disk when this returns."""
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(path.parent)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Creates `path` with exactly these bytes, or finds that somebody else did.
+
+    A reader sees no file or the whole file. `link` refuses an existing name on every POSIX file system, NFS included,
+    where `O_EXCL` followed by a write would show a half-written file.
+
+    Raises:
+        FileExistsError: Another process created it first.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    write_durable(draft, data)
+    try:
+        with writing(path):
+            os.link(draft, path)
+            fsync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replaces the content of `path`; a reader sees the old or the new, never a mixture."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    write_durable(draft, data)
+    with writing(path):
+        os.replace(draft, path)
+        fsync_folder(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder that nothing refers to; a failure to do so harms nobody."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_bytes(root: Path) -> int:
+    """Bytes of all files below `root`."""
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

@@ -1,0 +1,20 @@
+"""Identifiers that sort by the time they were made."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford base 32, as in the ULID specification
+
+
+def new_id() -> str:
+    """A ULID: 48 bits of milliseconds and 80 random bits, as 26 letters and digits."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC with milliseconds, e.g. `2025-06-01T12:00:00.000Z`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

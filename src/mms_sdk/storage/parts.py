@@ -1,0 +1,328 @@
+"""Writing one immutable part of a dataset: a plain Zarr v3 group, `data.zarr`, and its manifest.
+
+Three layouts, chosen by the column:
+
+- *rows*: fixed shape, at least `RAW_ROW_BYTES` a row. Shards whose inner chunks are single uncompressed rows, each
+  followed by its crc32c, so that a batch is gathered straight from an mmap.
+- *table*: fixed shape, small rows. Chunks of many rows, each followed by its crc32c; read whole into memory.
+- *ragged*: rows of varying length. `<name>_data`, a flat uint8 array in such chunks, and `<name>_offsets`, uint64 of
+  rows + 1.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol
+
+import google_crc32c
+import numpy as np
+
+from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.dataset import Column, Part
+from mms_sdk.storage import files, manifest
+from mms_sdk.storage.ids import new_id
+from mms_sdk.types import Array
+
+GROUP = "data.zarr"  # beside the manifest, not around it: Zarr warns of files in a group that are not its own
+RAW_ROW_BYTES = 64
+SHARD_BYTES = 256 * 2**20
+CHUNK_BYTES = 2**20
+CRC_BYTES = 4
+_MISSING = 2**64 - 1  # how Zarr's sharding codec marks an inner chunk that is not there
+
+
+def is_raw(column: Column) -> bool:
+    """Whether the column is laid out in rows that can be gathered from an mmap."""
+    return column.row_bytes is not None and column.row_bytes >= RAW_ROW_BYTES
+
+
+def rows_per_shard(column: Column) -> int:
+    """Rows in a full shard of a raw column."""
+    assert column.row_bytes is not None
+    return max(1, SHARD_BYTES // (column.row_bytes + CRC_BYTES))
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli; RFC 3720, appendix B.4), as in Zarr's crc32c codec."""
+    return int(google_crc32c.value(data))
+
+
+class PartWriter:
+    """Fills one part, batch by batch, in bounded memory.
+
+    Used as a context manager: leaving it normally without `close()`, or by an exception, removes what was written.
+    One thread at a time; any number of writers side by side.
+
+    Args:
+        parts: The dataset's `parts/` folder.
+        columns: The columns every batch brings.
+    """
+
+    def __init__(self, parts: Path, columns: Sequence[Column]) -> None:
+        self.id = new_id()
+        self.rows = 0
+        self.folder = files.make_folder(parts / self.id)
+        self._columns = tuple(columns)
+        self._group = self.folder / GROUP
+        self._writers = {column.name: _column_writer(self._group, column) for column in columns}
+        self._closed = False
+
+    def write(self, batch: Mapping[str, Any]) -> None:
+        """Appends rows.
+
+        Args:
+            batch: For each column an array of shape (rows, *column.shape), or a sequence of `bytes` for a column of
+                varying length.
+
+        Raises:
+            InvalidRequest: A column is missing, unknown, or of another dtype, shape or length.
+        """
+        if batch.keys() != self._writers.keys():
+            raise InvalidRequest(
+                f"a batch has exactly the columns {sorted(self._writers)}; got {sorted(batch)}; add or remove columns"
+            )
+        counts = {name: len(values) for name, values in batch.items()}
+        if len(set(counts.values())) != 1:
+            raise InvalidRequest(f"all columns of a batch have the same number of rows; got {counts}")
+        checked = {column.name: _checked(column, batch[column.name]) for column in self._columns}
+        with files.writing(self.folder):
+            for name, values in checked.items():
+                self._writers[name].write(values)
+        self.rows += next(iter(counts.values()))
+
+    def close(self) -> Part:
+        """Completes the part: last chunks, Zarr metadata, fsync, manifest."""
+        import zarr
+
+        with files.writing(self.folder):
+            arrays = [array for writer in self._writers.values() for array in writer.finish(self.rows)]
+            group = zarr.create_group(self._group, zarr_format=3)
+            for array in arrays:
+                group.create_array(**array)
+        digest = manifest.seal(self.folder)
+        files.fsync_folder(self.folder.parent)
+        self._closed = True
+        return Part(id=self.id, rows=self.rows, manifest=digest)
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._closed and error is None:
+            return
+        for writer in self._writers.values():
+            writer.abandon()
+        files.remove_tree(self.folder)
+
+
+def _checked(column: Column, values: Any) -> Any:
+    if column.shape is None:
+        wrong = next((value for value in values if not isinstance(value, bytes)), None)
+        if wrong is not None:
+            raise InvalidRequest(f"column {column.name!r} takes bytes, one value a row; got {type(wrong).__name__}")
+        return values
+    array = np.asarray(values)
+    if array.dtype != np.dtype(column.dtype) or array.shape[1:] != column.shape:
+        raise InvalidRequest(
+            f"column {column.name!r} takes {column.dtype} rows of shape {column.shape}; got {array.dtype} rows of shape "
+            f"{array.shape[1:]}; convert them first"
+        )
+    return np.ascontiguousarray(array)
+
+
+class _ColumnWriter(Protocol):
+    def write(self, values: Any) -> None: ...
+
+    def finish(self, rows: int) -> list[dict[str, Any]]:
+        """Writes what is left; returns the arguments that create the Zarr arrays' metadata."""
+
+    def abandon(self) -> None: ...
+
+
+def _column_writer(folder: Path, column: Column) -> _ColumnWriter:
+    if column.shape is None:
+        return _RaggedWriter(folder, column)
+    return _RawWriter(folder, column) if is_raw(column) else _TableWriter(folder, column.name, column)
+
+
+class _RawWriter:
+    """Shards of one-row inner chunks: rows with their checksums, then the shard's index."""
+
+    def __init__(self, folder: Path, column: Column) -> None:
+        self._column = column
+        self._root = folder / column.name / "c"
+        self._shard_rows = rows_per_shard(column)
+        self._file: BinaryIO | None = None
+        self._in_shard = 0
+        self._shards = 0
+
+    def write(self, values: Array) -> None:
+        row_bytes = self._column.row_bytes
+        assert row_bytes is not None
+        rows = values.reshape(len(values), -1).view(np.uint8).reshape(len(values), row_bytes)
+        while len(rows):
+            taken = rows[: self._shard_rows - self._in_shard]
+            framed = np.empty((len(taken), row_bytes + CRC_BYTES), np.uint8)
+            framed[:, :row_bytes] = taken
+            sums = np.fromiter((crc32c(row.tobytes()) for row in taken), "<u4", len(taken))
+            framed[:, row_bytes:] = sums.view(np.uint8).reshape(-1, CRC_BYTES)
+            self._open().write(framed.data)
+            self._in_shard += len(taken)
+            if self._in_shard == self._shard_rows:
+                self._end_shard()
+            rows = rows[len(taken) :]
+
+    def finish(self, rows: int) -> list[dict[str, Any]]:
+        from zarr.codecs import BytesCodec, Crc32cCodec
+
+        if self._in_shard:
+            self._end_shard()
+        shard_rows = self._declared_shard_rows(rows)
+        shape = self._column.shape or ()
+        return [
+            {
+                "name": self._column.name,
+                "shape": (rows, *shape),
+                "chunks": (1, *shape),
+                "shards": (shard_rows, *shape),
+                "dtype": self._column.dtype,
+                "serializer": BytesCodec(),
+                "compressors": [Crc32cCodec()],
+                "filters": None,
+                "dimension_names": _dimensions(self._column),
+                "attributes": _attributes(self._column),
+            }
+        ]
+
+    def abandon(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _declared_shard_rows(self, rows: int) -> int:
+        # One shard that is not full is declared as large as it is: an index of its own length, not of 256 MiB of rows.
+        return min(self._shard_rows, max(rows, 1))
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            path = self._root.joinpath(str(self._shards), *("0" for _ in self._column.shape or ()))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("xb")
+        return self._file
+
+    def _end_shard(self) -> None:
+        row_bytes = self._column.row_bytes
+        assert row_bytes is not None and self._file is not None
+        declared = self._shard_rows if self._shards else self._declared_shard_rows(self._in_shard)
+        index = np.full((declared, 2), _MISSING, "<u8")
+        index[: self._in_shard, 0] = np.arange(self._in_shard, dtype="<u8") * (row_bytes + CRC_BYTES)
+        index[: self._in_shard, 1] = row_bytes + CRC_BYTES
+        encoded = index.tobytes()
+        self._file.write(encoded + struct.pack("<I", crc32c(encoded)))
+        self._file.close()
+        self._file = None
+        self._in_shard = 0
+        self._shards += 1
+
+
+class _TableWriter:
+    """Chunks of many rows, each followed by its checksum; Zarr wants every chunk full, so the last is padded."""
+
+    def __init__(self, folder: Path, name: str, column: Column) -> None:
+        assert column.row_bytes is not None
+        self._name = name
+        self._column = column
+        self._root = folder / name / "c"
+        self._row_bytes = max(1, column.row_bytes)
+        self._chunk_rows = max(1, CHUNK_BYTES // self._row_bytes)
+        self._pending = bytearray()
+        self._chunks = 0
+
+    def write(self, values: Array | bytes) -> None:
+        self._pending += values if isinstance(values, bytes) else values.tobytes()
+        full = self._chunk_rows * self._row_bytes
+        while len(self._pending) >= full:
+            self._write_chunk(bytes(self._pending[:full]))
+            del self._pending[:full]
+
+    def finish(self, rows: int) -> list[dict[str, Any]]:
+        from zarr.codecs import BytesCodec, Crc32cCodec
+
+        chunk_rows = self._chunk_rows if self._chunks else max(1, len(self._pending) // self._row_bytes)
+        if self._pending:
+            self._write_chunk(bytes(self._pending).ljust(chunk_rows * self._row_bytes, b"\0"))
+        shape = self._column.shape or ()
+        return [
+            {
+                "name": self._name,
+                "shape": (rows, *shape),
+                "chunks": (chunk_rows, *shape),
+                "dtype": self._column.dtype,
+                "serializer": BytesCodec(),
+                "compressors": [Crc32cCodec()],
+                "filters": None,
+                "dimension_names": _dimensions(self._column),
+                "attributes": _attributes(self._column),
+            }
+        ]
+
+    def abandon(self) -> None: ...
+
+    def _write_chunk(self, data: bytes) -> None:
+        path = self._root.joinpath(str(self._chunks), *("0" for _ in self._column.shape or ()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data + struct.pack("<I", crc32c(data)))
+        self._chunks += 1
+
+
+class _RaggedWriter:
+    """The bytes of all rows end to end, and where each row begins."""
+
+    def __init__(self, folder: Path, column: Column) -> None:
+        self._column = column
+        flat = column.model_copy(update={"shape": (), "dtype": "uint8"})
+        offsets = column.model_copy(update={"shape": (), "dtype": "uint64"})
+        self._data = _TableWriter(folder, f"{column.name}_data", flat)
+        self._offsets = _TableWriter(folder, f"{column.name}_offsets", offsets)
+        self._end = 0
+        self._offsets.write(np.zeros(1, "<u8"))
+
+    def write(self, values: Sequence[bytes]) -> None:
+        lengths = np.fromiter((len(value) for value in values), "<u8", len(values))
+        ends = np.cumsum(lengths, dtype="<u8") + np.uint64(self._end)
+        if len(ends):
+            self._end = int(ends[-1])
+        for value in values:
+            self._data.write(value)
+        self._offsets.write(ends)
+
+    def finish(self, rows: int) -> list[dict[str, Any]]:
+        arrays = self._data.finish(self._end) + self._offsets.finish(rows + 1)
+        for array, dimension in zip(arrays, ("bytes", "bounds"), strict=True):
+            array["dimension_names"] = [f"{self._column.name}_{dimension}"]
+            array["attributes"] = _attributes(self._column)
+        return arrays
+
+    def abandon(self) -> None: ...
+
+
+def _dimensions(column: Column) -> list[str]:
+    # xarray wants names, and the same name for the same length: only `row` is shared between columns.
+    if column.kind == "image":
+        return ["row", f"{column.name}_height", f"{column.name}_width", f"{column.name}_channel"]
+    return ["row", *(f"{column.name}_{axis}" for axis in range(len(column.shape or ())))]
+
+
+def _attributes(column: Column) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": column.kind}
+    if column.labels is not None:
+        told["labels"] = list(column.labels)
+    if column.color is not None:
+        told["color"] = column.color
+    if column.unit is not None:
+        told["unit"] = column.unit
+    return told

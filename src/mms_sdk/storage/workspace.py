@@ -1,0 +1,166 @@
+"""A workspace folder: where everything lies, and the one place that decides it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import orjson
+
+from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotWritable
+from mms_sdk.schema.names import check_name
+from mms_sdk.storage import files, manifest
+from mms_sdk.storage.catalog import Catalog
+from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.ids import new_id, now
+
+WORKSPACE_VERSION = 1
+
+
+class Workspace:
+    """Everything MMS keeps, in one private folder.
+
+    ```
+    workspace.json   format version
+    catalog.sqlite   jobs, model versions, aliases, deployments, tokens
+    datasets/NAME/   see `docs/dataset-format.md`
+    jobs/ID/         metrics.jsonl, checkpoints/, files the job made
+    artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
+    staging/ID/      artefacts on their way in
+    ```
+
+    Args:
+        root: The folder; made, readable by its owner only, if it is not there.
+
+    Raises:
+        NotWritable: The folder cannot be made or written.
+        InvalidRequest: There is something else at that path.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise InvalidRequest(f"a workspace is a folder; {self.root} is a file; name another with workspace=")
+        described = self.root / "workspace.json"
+        if self.root.is_dir() and not described.is_file() and any(self.root.iterdir()):
+            raise InvalidRequest(
+                f"a new workspace is made in an empty or absent folder; {self.root} holds other things; name another "
+                f"with workspace= or $MMS_WORKSPACE"
+            )
+        files.make_folder(self.root)
+        if not described.is_file():
+            self._describe(described)
+        self._check_version(described)
+
+    def __repr__(self) -> str:
+        return f"<workspace {self.root}>"
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, opened and migrated on first use."""
+        return Catalog(self.root / "catalog.sqlite")
+
+    def dataset_names(self) -> list[str]:
+        """Datasets that have at least one snapshot, by name."""
+        folder = self.root / "datasets"
+        if not folder.is_dir():
+            return []
+        names = sorted(path.name for path in folder.iterdir() if (path / "dataset.json").is_file())
+        return [name for name in names if Dataset(folder / name, name).snapshots()]
+
+    def dataset(self, name: str) -> Dataset:
+        """Opens a dataset.
+
+        Raises:
+            DatasetNotFound: There is none of that name, or nothing was ever committed to it.
+        """
+        folder = self._dataset_folder(name)
+        try:
+            dataset = Dataset.open(folder, name)
+            if dataset.snapshots():
+                return dataset
+        except DatasetNotFound:
+            pass
+        raise DatasetNotFound(f"no dataset {name!r} in {self.root}; there are {self.dataset_names() or 'none yet'}")
+
+    def open_or_create_dataset(self, name: str) -> Dataset:
+        """Opens a dataset to write to, making it if it is not there."""
+        return Dataset.open_or_create(self._dataset_folder(name), name)
+
+    def job_folder(self, job: str) -> Path:
+        """The folder of a job's files."""
+        return files.make_folder(self.root / "jobs" / job)
+
+    def stage(self) -> tuple[str, Path]:
+        """An empty folder in which an artefact is put together, and the id to register it by."""
+        staged = new_id()
+        return staged, files.make_folder(self.root / "staging" / staged)
+
+    def staged(self, staged: str) -> Path:
+        """The folder of something staged.
+
+        Raises:
+            ModelNotFound: Nothing is staged under that id.
+        """
+        folder = self.root / "staging" / staged
+        if not folder.is_dir():
+            raise ModelNotFound(f"nothing is staged as {staged}; stage an artefact first, then register it once")
+        return folder
+
+    def keep_artifact(self, staged: str) -> tuple[str, Path, str]:
+        """Verifies a staged artefact in full and moves it to where artefacts are kept.
+
+        Nobody sees it until a catalog row names it.
+
+        Returns:
+            Artefact id, folder and manifest digest.
+
+        Raises:
+            Damaged: The artefact is not what its manifest says.
+        """
+        source = self.staged(staged)
+        digest = manifest.check(source, what=f"staged artefact {staged}", content=True)
+        kept = files.make_folder(self.root / "artifacts") / staged
+        with files.writing(kept):
+            source.rename(kept)
+            files.fsync_folder(kept.parent)
+        return staged, kept, digest
+
+    def artifact(self, artifact: str, *, digest: str, what: str) -> Path:
+        """The folder of an artefact, every byte of it verified.
+
+        Raises:
+            Damaged: It is not what was registered.
+        """
+        folder = self.root / "artifacts" / artifact
+        manifest.check(folder, what=what, expected=digest, content=True)
+        return folder
+
+    def artifact_location(self, artifact: str) -> Path:
+        """Where an artefact lies, for people; not verified."""
+        return self.root / "artifacts" / artifact
+
+    def close(self) -> None:
+        """Closes the catalog."""
+        if "catalog" in self.__dict__:
+            self.catalog.close()
+
+    def _dataset_folder(self, name: str) -> Path:
+        return self.root / "datasets" / check_name(name, what="dataset")
+
+    def _describe(self, path: Path) -> None:
+        told = {"format": "mms-workspace", "format_version": WORKSPACE_VERSION, "created_at": now()}
+        try:
+            files.publish(path, orjson.dumps(told, option=orjson.OPT_INDENT_2))
+        except FileExistsError:
+            return  # another process made the same workspace in the same moment
+
+    def _check_version(self, path: Path) -> None:
+        try:
+            version = orjson.loads(path.read_bytes())["format_version"]
+        except PermissionError as error:
+            raise NotWritable(f"{path} cannot be read by this user; use another workspace folder") from error
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise Damaged(f"{path} is not a workspace description; restore it from a backup") from error
+        if version != WORKSPACE_VERSION:
+            raise Damaged(f"{path} has version {version}; this MMS reads {WORKSPACE_VERSION}; upgrade mms-sdk")

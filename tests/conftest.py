@@ -1,0 +1,34 @@
+"""What holds for every test: eight CPU devices, strict promotion of ranks, and a home folder that is thrown away."""
+
+from __future__ import annotations
+
+import os
+
+# JAX reads these when it is first imported, so they are set before anything here can import it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# JAX_NUMPY_DTYPE_PROMOTION=strict is left out: optax.adam raises a float to the int32 step count, and Flax's BatchNorm
+# and avg_pool mix int32 with float32; each raises TypePromotionError under it.
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# The first call of a jitted function compiles, which no deadline for one example allows for.
+hypothesis.settings.register_profile("mms", deadline=None)
+hypothesis.settings.load_profile("mms")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that stands for the person's home, so that no test reads or writes the real one."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in [name for name in os.environ if name.startswith(("MMS_", "XDG_", "IPYTHON", "JUPYTER"))]:
+            patch.delenv(variable)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("MMS_WORKSPACE", str(folder / "mms-workspace"))
+        yield folder
