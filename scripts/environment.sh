@@ -11,23 +11,26 @@ fail() {
   exit 1
 }
 
-# quietly WHAT COMMAND...: a line when it starts and now and then where it is; all its output only when it fails
+# quietly WHAT COMMAND...: a line when it starts and now and then where it is; the end of its output when it fails
 quietly() {
   local what=$1 log line told=$SECONDS
   log=$(mktemp)
+  trap 'rm -f "$log"; fail "interrupted while $what; run the same command again to go on"' INT TERM
   say "$what"
   if ! "${@:2}" 2>&1 </dev/null | while IFS= read -r line; do
     printf '%s\n' "$line" >>"$log"
     if ((SECONDS - told >= 15)); then
+      line=${line%% (from *}
       say "  ${line:0:100}"
       told=$SECONDS
     fi
   done; then
-    cat "$log" >&2
+    tail -n 30 "$log" >&2
     rm -f "$log"
-    fail "failed: $what. Its output is above; run the same command again when the cause is gone."
+    fail "failed while $what, with the output above; run the same command again when the cause is gone"
   fi
   rm -f "$log"
+  trap - INT TERM
 }
 
 version_of() { # fails for what is no Python, such as a version manager's shim with nothing behind it
@@ -79,7 +82,8 @@ make_environment() {
       printf '%s\n' "$origin" >"$environment/origin"
     fi
     quietly "installing requirements/$lock.lock" install --require-hashes -r "$root/requirements/$lock.lock"
-    cp "$root/requirements/demo.lock" "$root/requirements/$lock.lock" "$environment/"
+    cp "$root/requirements/demo.lock" "$environment/"
+    cp "$root/requirements/$lock.lock" "$environment/"
   fi
   if ! cmp -s "$root/pyproject.toml" "$environment/pyproject.toml"; then
     quietly "installing MMS" install --no-deps --no-build-isolation --editable "$root"

@@ -1,0 +1,101 @@
+"""Massive Model as a Service: the front of a large-model platform, from a notebook cell.
+
+`import mms_sdk as mms` loads next to nothing; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mms_sdk import errors
+    from mms_sdk.client.datasets import Dataset
+    from mms_sdk.client.deployments import Deployment, Prediction
+    from mms_sdk.client.jobs import Job
+    from mms_sdk.client.models import ModelVersion
+    from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
+    from mms_sdk.compute import models
+    from mms_sdk.compute.data.preprocess import image
+    from mms_sdk.compute.sharding.rules import PartitionRules
+    from mms_sdk.compute.training.loop import Step
+    from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping
+    from mms_sdk.compute.training.schedules import warmup_cosine
+    from mms_sdk.compute.training.tasks import Classification
+    from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
+    from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
+    from mms_sdk.schema.dataset import DropOddSizes as drop_odd_sizes
+    from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
+    from mms_sdk.schema.dataset import ImageFolder, Split
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "BulkResult": "client.workspace",
+    "Checkpoints": "compute.training.policies",
+    "Classification": "compute.training.tasks",
+    "Dataset": "client.datasets",
+    "Deployment": "client.deployments",
+    "EarlyStopping": "compute.training.policies",
+    "ImageFolder": "schema.dataset",
+    "Job": "client.jobs",
+    "ModelVersion": "client.models",
+    "PartitionRules": "compute.sharding.rules",
+    "Prediction": "client.deployments",
+    "Result": "compute.training.trainer",
+    "Split": "schema.dataset",
+    "Step": "compute.training.loop",
+    "TrainedCheckpoint": "compute.training.trainer",
+    "Trainer": "compute.training.trainer",
+    "WorkspaceClient": "client.workspace",
+    "connect": "client.workspace",
+    "drop_duplicates": "schema.dataset:DropDuplicates",
+    "drop_odd_sizes": "schema.dataset:DropOddSizes",
+    "drop_unreadable": "schema.dataset:DropUnreadable",
+    "warmup_cosine": "compute.training.schedules",
+}
+_MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}
+
+__all__ = [
+    "BulkResult",
+    "Checkpoints",
+    "Classification",
+    "Dataset",
+    "Deployment",
+    "EarlyStopping",
+    "ImageFolder",
+    "Job",
+    "ModelVersion",
+    "PartitionRules",
+    "Prediction",
+    "Result",
+    "Split",
+    "Step",
+    "TrainedCheckpoint",
+    "Trainer",
+    "WorkspaceClient",
+    "connect",
+    "drop_duplicates",
+    "drop_odd_sizes",
+    "drop_unreadable",
+    "errors",
+    "image",
+    "models",
+    "warmup_cosine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = importlib.import_module(f"mms_sdk.{_MODULES[name]}")
+    elif name in _HOME:
+        module, _, attribute = _HOME[name].partition(":")
+        value = getattr(importlib.import_module(f"mms_sdk.{module}"), attribute or name)
+    else:
+        raise AttributeError(f"module 'mms_sdk' has no name {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

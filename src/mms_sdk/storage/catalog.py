@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Catalog:
         self.path = path
         with files.writing(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, files.FILE_MODE))
-        self._engine = sa.create_engine(f"sqlite:///{path}")
+        self._engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))  # a URL's text would need escaping
         sa.event.listen(self._engine, "connect", _configure)
         sa.event.listen(self._engine, "begin", _begin)
         try:
@@ -110,7 +110,14 @@ class Jobs:
         """Records a job that this process begins now."""
         at = now()
         job = Job(
-            id=new_id(), kind=kind, name=name, state="running", created_at=at, started_at=at, spec=dict(spec), owner=_me()
+            id=new_id(),
+            kind=kind,
+            name=name,
+            state="running",
+            created_at=at,
+            started_at=at,
+            spec=dict(spec),
+            owner=_me(),
         )
         with self._catalog.writing() as connection:
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
@@ -121,7 +128,12 @@ class Jobs:
         self._set(job, {"progress": progress.model_dump()}, only_from=("running",))
 
     def finish(
-        self, job: str, state: JobState, *, result: Mapping[str, Any] | None = None, error: Mapping[str, Any] | None = None
+        self,
+        job: str,
+        state: JobState,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, Any] | None = None,
     ) -> bool:
         """Records a job's one end.
 
@@ -151,7 +163,7 @@ class Jobs:
         with self._catalog.reading() as connection:
             return [Job.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
-    def reconcile(self) -> list[str]:
+    def reconcile(self) -> Sequence[str]:
         """Ends as `lost` every running job whose process is gone.
 
         Returns:
@@ -334,7 +346,9 @@ def _alive(owner: str) -> bool:
     # A process number is used again; together with its start time it is not.
     pid, _, started = owner.partition(":")
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+        process = psutil.Process(int(pid))
+        # A process that ended but that nobody has waited for still has its number and start time.
+        return process.status() != psutil.STATUS_ZOMBIE and f"{process.create_time():.2f}" == started
     except (psutil.NoSuchProcess, ValueError):
         return False
     except psutil.AccessDenied:

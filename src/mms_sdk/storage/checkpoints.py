@@ -6,8 +6,10 @@ checkpoint counts only once its sealed folder has its final name, and is verifie
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from mms_sdk.errors import CheckpointNotFound, Damaged
 from mms_sdk.storage import files, manifest
 
 _STEP = re.compile(r"\d{10}")
+_LEFT_BEHIND = re.compile(r"\.\d{10}\.(partial|retired)")
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,11 @@ class CheckpointFolder:
         self.wait()
         if best:
             self._best = step
-        if self._folder(step).exists():
+        if self._holds(step):
             return
         draft = self.root / f".{step:010d}.partial"
         files.remove_tree(draft)
-        with files.writing(self.root):
+        with files.writing(self.root), _os_errors():
             draft.mkdir(mode=files.FOLDER_MODE)
             response = ocp.save_async(draft / "state", arrays)
         self._pending = self._worker.submit(self._complete, draft, step, {**meta, "step": step}, response)
@@ -169,7 +172,8 @@ class CheckpointFolder:
     def _complete(self, draft: Path, step: int, meta: Mapping[str, Any], response: Any) -> None:
         try:
             with files.writing(draft):
-                response.result()
+                with _os_errors():
+                    response.result()
                 files.write_durable(draft / "meta.json", orjson.dumps(meta, option=orjson.OPT_INDENT_2))
                 manifest.seal(draft)
                 draft.rename(self._folder(step))
@@ -179,14 +183,44 @@ class CheckpointFolder:
             raise
         self._retire()
 
+    def _holds(self, step: int) -> bool:
+        if not self._folder(step).exists():
+            return False
+        try:
+            self.at(step).verify()
+        except (Damaged, CheckpointNotFound):  # a run that went back past it comes by again, and saves it anew
+            self._remove(step)
+            return False
+        return True
+
     def _retire(self) -> None:
         steps = sorted(int(path.name) for path in self.root.iterdir() if _STEP.fullmatch(path.name))
         for step in steps[: -self._keep]:
             if step != self._best:
-                # Renamed first, so that a kill half-way leaves no folder that looks complete.
-                doomed = self.root / f".{step:010d}.retired"
-                self._folder(step).rename(doomed)
-                files.remove_tree(doomed)
+                self._remove(step)
+        for path in self.root.iterdir():
+            if _LEFT_BEHIND.fullmatch(path.name):  # by a process that was killed; nothing else is under way now
+                files.remove_tree(path)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first, so that a kill half-way leaves no folder that looks complete.
+        doomed = self.root / f".{step:010d}.retired"
+        files.remove_tree(doomed)
+        with files.writing(self.root):
+            self._folder(step).rename(doomed)
+        files.remove_tree(doomed)
 
     def _folder(self, step: int) -> Path:
         return self.root / f"{step:010d}"
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    # TensorStore, which writes for Orbax, names what the operating system refused only in the text of a ValueError.
+    try:
+        yield
+    except ValueError as error:
+        told = re.search(r"os_error_code='(\d+)'", str(error))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1]))) from error

@@ -179,7 +179,9 @@ def _on_top(name: str, base: Snapshot | None, addition: Addition) -> Snapshot:
     before = base.parts if base else ()
     twice = {part.id for part in before} & {part.id for part in addition.parts}
     if twice:
-        raise InvalidRequest(f"a part is committed once; {sorted(twice)} are in snapshot {base and base.number} already")
+        raise InvalidRequest(
+            f"a part is committed once; {sorted(twice)} are in snapshot {base and base.number} already"
+        )
     splits = Counter(base.splits if base else {}) + Counter(addition.splits)
     classes = Counter(base.statistics.get("classes", {}) if base else {}) + Counter(addition.classes)
     return Snapshot(
@@ -211,6 +213,9 @@ def _decode(data: bytes, path: Path) -> Snapshot:
         raise Damaged(f"{path} is not a snapshot description; restore it from a backup") from error
     if not intact:
         raise Damaged(f"{path} is damaged: its digest is not the one written with it; restore it from a backup")
+    if body.get("format_version") != FORMAT_VERSION:
+        version = body.get("format_version")
+        raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
     return Snapshot.model_validate(body)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from mms_sdk.errors import NotWritable, StorageFull
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+_DRAFT = re.compile(r"\..+\.\d+\.[0-9a-f]{12}")
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ def writing(path: Path) -> Iterator[None]:
                 f"no space left while writing {path}: {error.strerror}; nothing was committed. Free space there, or "
                 f"use another workspace folder, and run it again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise NotWritable(
                 f"{path} cannot be written: {error.strerror}; give this user write permission or use another "
                 f"workspace folder (argument workspace=, or $MMS_WORKSPACE)"
@@ -46,9 +48,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a private folder, and its parents, if it is not there."""
+    """Makes a private folder, and private parents, if it is not there; on disk when this returns."""
     with writing(path):
-        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            fsync_folder(folder.parent)
+        path.mkdir(exist_ok=True)  # refuses a file of that name
     return path
 
 
@@ -61,15 +67,20 @@ def fsync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def fsync_file(path: Path) -> None:
+    """Makes a file's bytes durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def fsync_tree(root: Path) -> None:
     """Makes every file and folder below `root`, and `root` itself, durable."""
     for folder, _, names in os.walk(root):
         for name in names:
-            handle = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            fsync_file(Path(folder, name))
         fsync_folder(Path(folder))
 
 
@@ -93,23 +104,32 @@ def publish(path: Path, data: bytes) -> None:
     Raises:
         FileExistsError: Another process created it first.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
-    write_durable(draft, data)
-    try:
-        with writing(path):
-            os.link(draft, path)
-            fsync_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _draft(path, data) as draft, writing(path):
+        os.link(draft, path)
+        fsync_folder(path.parent)
 
 
 def replace(path: Path, data: bytes) -> None:
     """Replaces the content of `path`; a reader sees the old or the new, never a mixture."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
-    write_durable(draft, data)
-    with writing(path):
+    with _draft(path, data) as draft, writing(path):
         os.replace(draft, path)
         fsync_folder(path.parent)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a file is, or was left behind by, a `publish` or `replace` that has not ended well."""
+    return _DRAFT.fullmatch(path.name) is not None
+
+
+@contextlib.contextmanager
+def _draft(path: Path, data: bytes) -> Iterator[Path]:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    try:
+        write_durable(draft, data)
+        yield draft
+    finally:
+        with contextlib.suppress(OSError):  # an error on the way here says more than one while tidying
+            draft.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:

@@ -16,6 +16,7 @@ from mms_sdk.errors import Damaged
 from mms_sdk.storage import files
 
 NAME = "MANIFEST.json"
+VERSION = 1
 
 
 def seal(folder: Path) -> str:
@@ -27,11 +28,15 @@ def seal(folder: Path) -> str:
     with files.writing(folder):
         files.fsync_tree(folder)
         entries = [
-            {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
+            {
+                "path": path.relative_to(folder).as_posix(),
+                "bytes": path.stat().st_size,
+                "sha256": files.sha256_file(path),
+            }
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
-    body = orjson.dumps({"manifest_version": 1, "files": entries}, option=orjson.OPT_INDENT_2)
+    body = orjson.dumps({"manifest_version": VERSION, "files": entries}, option=orjson.OPT_INDENT_2)
     files.write_durable(folder / NAME, body)
     return hashlib.sha256(body).hexdigest()
 
@@ -92,7 +97,9 @@ def check_file(folder: Path, name: str, *, what: str, expected: str) -> bytes:
         raise Damaged(f"{what} is damaged: {name} is missing from {folder}; restore the folder from a backup")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise Damaged(f"{what} is damaged: the bytes of {path} are not those that were written; restore it from a backup")
+        raise Damaged(
+            f"{what} is damaged: the bytes of {path} are not those that were written; restore it from a backup"
+        )
     return data
 
 
@@ -108,14 +115,21 @@ def _read(folder: Path, *, what: str, expected: str | None) -> tuple[list[dict[s
             f"the folder from a backup"
         )
     try:
-        entries = orjson.loads(body)["files"]
+        told = orjson.loads(body)
+        version = told["manifest_version"]
+        entries = [{key: entry[key] for key in ("path", "bytes", "sha256")} for entry in told["files"]]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise Damaged(f"{what} is damaged: {folder / NAME} is not a manifest; restore it from a backup") from error
+    if version != VERSION:
+        raise Damaged(
+            f"{what} cannot be checked: {folder / NAME} has version {version!r}, this MMS reads {VERSION}; upgrade "
+            f"mms-sdk, or restore it from a backup"
+        )
     return entries, digest
 
 
 def _present(folder: Path) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for parent, _, names in os.walk(folder):
         relative = Path(parent).relative_to(folder)
         found.update((relative / name).as_posix() for name in names)

@@ -22,6 +22,7 @@ class MetricLog:
     def __init__(self, path: Path) -> None:
         with files.writing(path):
             self._file = path.open("ab", buffering=0)
+            self._drop_half_a_line(path)
         self.path = path
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -32,6 +33,13 @@ class MetricLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _drop_half_a_line(self, path: Path) -> None:
+        # A full disk or a kill may have cut the last line short; what is appended to it would be lost as well.
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole != len(data):
+            self._file.truncate(whole)
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 import google_crc32c
 import numpy as np
@@ -53,8 +53,8 @@ def crc32c(data: bytes) -> int:
 class PartWriter:
     """Fills one part, batch by batch, in bounded memory.
 
-    Used as a context manager: leaving it normally without `close()`, or by an exception, removes what was written.
-    One thread at a time; any number of writers side by side.
+    Used as a context manager: leaving it without `close()`, normally or by an exception, removes what was written.
+    A closed part stays, since a commit may hold it by then. One thread at a time; any number of writers side by side.
 
     Args:
         parts: The dataset's `parts/` folder.
@@ -78,8 +78,10 @@ class PartWriter:
                 varying length.
 
         Raises:
-            InvalidRequest: A column is missing, unknown, or of another dtype, shape or length.
+            InvalidRequest: A column is missing, unknown, or of another dtype, shape or length; or the part is closed.
         """
+        if self._closed:
+            raise InvalidRequest(f"a part never changes once it is closed; part {self.id} is; write to a new one")
         if batch.keys() != self._writers.keys():
             raise InvalidRequest(
                 f"a batch has exactly the columns {sorted(self._writers)}; got {sorted(batch)}; add or remove columns"
@@ -107,13 +109,13 @@ class PartWriter:
         self._closed = True
         return Part(id=self.id, rows=self.rows, manifest=digest)
 
-    def __enter__(self) -> PartWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._closed and error is None:
+        if self._closed:
             return
         for writer in self._writers.values():
             writer.abandon()
@@ -129,8 +131,8 @@ def _checked(column: Column, values: Any) -> Any:
     array = np.asarray(values)
     if array.dtype != np.dtype(column.dtype) or array.shape[1:] != column.shape:
         raise InvalidRequest(
-            f"column {column.name!r} takes {column.dtype} rows of shape {column.shape}; got {array.dtype} rows of shape "
-            f"{array.shape[1:]}; convert them first"
+            f"column {column.name!r} takes {column.dtype} rows of shape {column.shape}; got {array.dtype} rows of "
+            f"shape {array.shape[1:]}; convert them first"
         )
     return np.ascontiguousarray(array)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column, Part, Snapshot
-from mms_sdk.storage import manifest
-from mms_sdk.storage.parts import CHUNK_BYTES, CRC_BYTES, GROUP, crc32c, is_raw, rows_per_shard
+from mms_sdk.storage import files, manifest
+from mms_sdk.storage.parts import CRC_BYTES, GROUP, crc32c, is_raw
 from mms_sdk.types import Array, Rows
 
 
@@ -32,15 +33,17 @@ class OpenSnapshot:
 
     def __init__(self, parts: Path, record: Snapshot) -> None:
         self.record = record
-        self._folders = [parts / part.id for part in record.parts]
+        self._parts = [
+            _PartFiles(parts / part.id, part, f"part {part.id} of dataset {record.dataset!r}") for part in record.parts
+        ]
         self._starts = np.cumsum([0, *(part.rows for part in record.parts)])
         self._tables: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
-        for folder, part in zip(self._folders, record.parts, strict=True):
-            manifest.check(folder, what=self._what(part), expected=part.manifest)
+        for part in self._parts:
+            part.check(content=False)
 
     def __repr__(self) -> str:
-        return f"<snapshot {self.ref}: {self.rows:,} rows, {len(self._folders)} parts>"
+        return f"<snapshot {self.ref}: {self.rows:,} rows, {len(self._parts)} parts>"
 
     @property
     def ref(self) -> str:
@@ -77,10 +80,7 @@ class OpenSnapshot:
             if is_raw(column):
                 self._tables[name] = self.gather(name, np.arange(self.rows))
             else:
-                tables = [
-                    _read_table(folder / GROUP / name, column.shape, column.dtype, part.rows, self._what(part))
-                    for folder, part in zip(self._folders, self.record.parts, strict=True)
-                ]
+                tables = [_read_table(part, name, column.shape, column.dtype, part.rows) for part in self._parts]
                 empty = np.empty((0, *column.shape), column.dtype)
                 self._tables[name] = np.concatenate([empty, *tables])
         return self._tables[name]
@@ -99,8 +99,10 @@ class OpenSnapshot:
             Damaged: A row's checksum does not fit its bytes.
         """
         column = self.column(name)
-        if rows.size and not (0 <= int(rows.min()) and int(rows.max()) < self.rows):
-            raise InvalidRequest(f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}")
+        if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
+            raise InvalidRequest(
+                f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"
+            )
         if column.shape is not None and not is_raw(column):
             return self.values(name)[rows]
         gatherers = self._gatherers_of(column)
@@ -148,26 +150,52 @@ class OpenSnapshot:
         Raises:
             Damaged: Something is not what was written.
         """
-        for folder, part in zip(self._folders, self.record.parts, strict=True):
-            manifest.check(folder, what=self._what(part), expected=part.manifest, content=True)
+        for part in self._parts:
+            part.check(content=True)
         return self.bytes
 
     @property
     def bytes(self) -> int:
         """Bytes on disk of the parts of this snapshot."""
-        return sum(path.stat().st_size for folder in self._folders for path in folder.rglob("*") if path.is_file())
+        return sum(files.tree_bytes(part.folder) for part in self._parts)
 
     def _gatherers_of(self, column: Column) -> list[_Gatherer]:
         if column.name not in self._gatherers:
             kind = _RaggedColumn if column.shape is None else _RawColumn
-            self._gatherers[column.name] = [
-                kind(folder / GROUP, column, part.rows, self._what(part))
-                for folder, part in zip(self._folders, self.record.parts, strict=True)
-            ]
+            self._gatherers[column.name] = [kind(part, column) for part in self._parts]
         return self._gatherers[column.name]
 
-    def _what(self, part: Part) -> str:
-        return f"part {part.id} of dataset {self.record.dataset!r}"
+
+class _PartFiles:
+    """A part's folder, and what its Zarr metadata says of how the arrays in it lie."""
+
+    def __init__(self, folder: Path, part: Part, what: str) -> None:
+        self.folder = folder
+        self.rows = part.rows
+        self.what = what
+        self._manifest = part.manifest
+
+    def check(self, *, content: bool) -> None:
+        manifest.check(self.folder, what=self.what, expected=self._manifest, content=content)
+
+    def chunk_rows(self, array: str) -> int:
+        # Read, not computed: a part stays readable when the sizes that new parts are written with change.
+        body = manifest.check_file(self.folder, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
+        return int(orjson.loads(body)["chunk_grid"]["configuration"]["chunk_shape"][0])
+
+    def chunk(self, array: str, number: int, dimensions: int, *, size: int) -> mmap.mmap:
+        path = self.folder.joinpath(GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1)))
+        try:
+            with path.open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (FileNotFoundError, ValueError) as error:  # the second: an empty file cannot be mapped
+            raise self._gone(path) from error
+        if len(data) < size:
+            raise self._gone(path)
+        return data
+
+    def _gone(self, path: Path) -> Damaged:
+        return Damaged(f"{self.what} is damaged: {path} is gone or cut short; restore the part from a backup")
 
 
 class _Gatherer(Protocol):
@@ -178,20 +206,20 @@ class _Gatherer(Protocol):
 class _RawColumn:
     """Shards of checksummed rows, mapped; a row's checksum is compared the first time it is touched."""
 
-    def __init__(self, group: Path, column: Column, rows: int, what: str) -> None:
+    def __init__(self, part: _PartFiles, column: Column) -> None:
         assert column.row_bytes is not None and column.shape is not None
+        self._part = part
         self._column = column
         self._shape = column.shape
         self._row_bytes = column.row_bytes
-        self._root = group / column.name / "c"
-        self._what = what
-        self._shard_rows = rows_per_shard(column)
-        self._rows = rows
+        self._shard_rows = part.chunk_rows(column.name)
         self._shards: dict[int, tuple[Array, Array]] = {}
-        self._unverified = np.ones(rows, bool)
+        self._unverified = np.ones(part.rows, bool)
 
     def gather(self, rows: Rows) -> Array:
-        if self._rows <= self._shard_rows:
+        if not len(rows):  # a part without rows has no shard to map
+            return np.empty((0, *self._shape), self._column.dtype)
+        if self._part.rows <= self._shard_rows:
             out = self._from_shard(0, rows)
         else:
             out = np.empty(len(rows), f"V{self._row_bytes}")
@@ -214,16 +242,16 @@ class _RawColumn:
         for place in fresh:
             if crc32c(values[place].tobytes()) != sums[place]:
                 raise Damaged(
-                    f"row {rows[place]} of column {self._column.name!r} in {self._what} is damaged: its checksum does "
-                    f"not fit its bytes; restore the part from a backup"
+                    f"row {rows[place]} of column {self._column.name!r} in {self._part.what} is damaged: its checksum "
+                    f"does not fit its bytes; restore the part from a backup"
                 )
         self._unverified[rows[fresh]] = False
 
     def _mapped(self, shard: int) -> tuple[Array, Array]:
         if shard not in self._shards:
-            rows = min(self._shard_rows, self._rows - shard * self._shard_rows)
+            rows = min(self._shard_rows, self._part.rows - shard * self._shard_rows)
             stride = self._row_bytes + CRC_BYTES
-            data = _map(self._root.joinpath(str(shard), *("0" for _ in self._shape)))
+            data = self._part.chunk(self._column.name, shard, 1 + len(self._shape), size=rows * stride)
             # A void dtype makes one row one element, so that fancy indexing copies whole rows.
             values = np.ndarray((rows,), f"V{self._row_bytes}", data, 0, (stride,))
             sums = np.ndarray((rows,), "<u4", data, self._row_bytes, (stride,))
@@ -234,12 +262,11 @@ class _RawColumn:
 class _RaggedColumn:
     """Bytes of all rows end to end, in checksummed chunks that are compared the first time they are touched."""
 
-    def __init__(self, group: Path, column: Column, rows: int, what: str) -> None:
-        self._name = column.name
-        self._what = what
-        self._root = group / f"{column.name}_data" / "c"
-        self._bounds = _read_table(group / f"{column.name}_offsets", (), "uint64", rows + 1, what).astype(np.int64)
-        self._chunk_bytes = _declared_chunk(int(self._bounds[-1]))
+    def __init__(self, part: _PartFiles, column: Column) -> None:
+        self._part = part
+        self._name = f"{column.name}_data"
+        self._bounds = _read_table(part, f"{column.name}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
+        self._chunk_bytes = part.chunk_rows(self._name)
         self._chunks: dict[int, memoryview] = {}
 
     def gather(self, rows: Rows) -> list[bytes]:
@@ -256,37 +283,27 @@ class _RaggedColumn:
 
     def _chunk(self, number: int) -> memoryview:
         if number not in self._chunks:
-            whole = memoryview(_map(self._root / str(number)))
-            self._chunks[number] = _checked_chunk(whole, self._name, self._what)
+            self._chunks[number] = _checked_chunk(self._part, self._name, number, 1, self._chunk_bytes)
         return self._chunks[number]
 
 
-def _declared_chunk(total: int) -> int:
-    return CHUNK_BYTES if total >= CHUNK_BYTES else max(1, total)
+def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:
+    # Chunk files by number, each of the full length: the last one is padded.
+    chunk_rows = part.chunk_rows(array)
+    values = int(np.prod(shape, dtype=np.int64))
+    chunk_bytes = chunk_rows * values * np.dtype(dtype).itemsize
+    pieces = [
+        _checked_chunk(part, array, number, 1 + len(shape), chunk_bytes) for number in range(-(-rows // chunk_rows))
+    ]
+    return np.frombuffer(b"".join(pieces), dtype)[: rows * values].reshape(rows, *shape)
 
 
-def _read_table(root: Path, shape: Sequence[int], dtype: str, rows: int, what: str) -> Array:
-    # Chunk files by number: every one but the last is full, and the last is padded.
-    row_bytes = max(1, int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64)))
-    chunk_rows = max(1, CHUNK_BYTES // row_bytes)
-    chunks = -(-rows // chunk_rows) if rows else 0
-    pieces = []
-    for number in range(chunks):
-        data = root.joinpath("c", str(number), *("0" for _ in shape)).read_bytes()
-        pieces.append(_checked_chunk(memoryview(data), root.name, what))
-    return np.frombuffer(b"".join(pieces), dtype)[: rows * max(1, int(np.prod(shape)))].reshape(rows, *shape)
-
-
-def _checked_chunk(whole: memoryview, name: str, what: str) -> memoryview:
-    data, stored = whole[:-CRC_BYTES], whole[-CRC_BYTES:]
+def _checked_chunk(part: _PartFiles, array: str, number: int, dimensions: int, size: int) -> memoryview:
+    whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
+    data, stored = whole[:size], whole[size : size + CRC_BYTES]
     if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
         raise Damaged(
-            f"column {name!r} in {what} is damaged: a chunk's checksum does not fit its bytes; restore the part from a "
-            f"backup"
+            f"array {array!r} in {part.what} is damaged: the checksum of chunk {number} does not fit its bytes; "
+            f"restore the part from a backup"
         )
     return data
-
-
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -39,17 +39,12 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise InvalidRequest(f"a workspace is a folder; {self.root} is a file; name another with workspace=")
         described = self.root / "workspace.json"
-        if self.root.is_dir() and not described.is_file() and any(self.root.iterdir()):
-            raise InvalidRequest(
-                f"a new workspace is made in an empty or absent folder; {self.root} holds other things; name another "
-                f"with workspace= or $MMS_WORKSPACE"
-            )
-        files.make_folder(self.root)
-        if not described.is_file():
-            self._describe(described)
+        with files.writing(self.root):
+            if self.root.exists() and not self.root.is_dir():
+                raise InvalidRequest(f"a workspace is a folder; {self.root} is a file; name another with workspace=")
+            if not described.is_file():
+                self._make(described)
         self._check_version(described)
 
     def __repr__(self) -> str:
@@ -148,12 +143,19 @@ class Workspace:
     def _dataset_folder(self, name: str) -> Path:
         return self.root / "datasets" / check_name(name, what="dataset")
 
-    def _describe(self, path: Path) -> None:
+    def _make(self, path: Path) -> None:
+        files.make_folder(self.root)
+        others = [found.name for found in self.root.iterdir() if not files.is_draft(found)]
+        if others and not path.is_file():  # another process may have made the same workspace in this moment
+            raise InvalidRequest(
+                f"a new workspace is made in an empty or absent folder; {self.root} holds {others[0]!r}; name another "
+                f"with workspace= or $MMS_WORKSPACE"
+            )
         told = {"format": "mms-workspace", "format_version": WORKSPACE_VERSION, "created_at": now()}
         try:
             files.publish(path, orjson.dumps(told, option=orjson.OPT_INDENT_2))
         except FileExistsError:
-            return  # another process made the same workspace in the same moment
+            return  # another process was first
 
     def _check_version(self, path: Path) -> None:
         try:

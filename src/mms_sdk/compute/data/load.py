@@ -1,4 +1,8 @@
-"""Loading: rows of a split become batches on the devices before the loop asks for them."""
+"""Loading: rows of a split become batches on the devices before the loop asks for them.
+
+What costs the same for one row as for a thousand (a gather, a hand-over between threads) is done once for a group of
+batches, so that small rows cost little and large ones are still read one batch at a time.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,11 +21,13 @@ import psutil
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage.reader import Position, Reader
+from mms_sdk.storage.reader import Batch, Position, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
 _AHEAD = 2
+_GROUP_BYTES = 2**20  # of pictures: fits a core's cache, and is a few hundred small rows at least
+_GROUP_BATCHES = 64
 _CACHE_SHARE = 0.25  # of the memory that is free: the rest is for the model and for other people
 _T = TypeVar("_T")
 
@@ -122,10 +129,15 @@ class Loader:
         import jax
 
         process = (jax.process_index(), jax.process_count())
-        self.reader = Reader(snapshot, split, columns=("label",), batch_size=batch_size, seed=seed, process=process)
+        self.reader = Reader(snapshot, split, columns=(), batch_size=batch_size, seed=seed, process=process)
         self.pictures = Pictures(snapshot, snapshot.split_rows(split), pipeline)
+        self._snapshot = snapshot
         self._sharding = sharding
         self._alone = process[1] == 1
+        self._place = self._as_it_is if _host_is_device(sharding) else self._placed
+        share = batch_size // process[1]
+        self._together = min(_GROUP_BATCHES, max(1, _GROUP_BYTES // (share * int(np.prod(self.pictures.shape)))))
+        self._full = self._placed(np.ones(share, np.float32))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -134,19 +146,39 @@ class Loader:
 
     def epoch(self) -> Iterator[DeviceBatch]:
         """The rest of the current epoch."""
-        yield from ahead(self._epoch(), _AHEAD)
+        for group in ahead(self._groups(), _AHEAD):
+            yield from group
 
-    def _epoch(self) -> Iterator[DeviceBatch]:
-        for batch in self.reader.epoch():
-            arrays = self._placed((self.pictures.gather(batch.rows), batch.columns["label"], batch.weight))
-            yield DeviceBatch(*arrays, batch.position)
+    def _groups(self) -> Iterator[list[DeviceBatch]]:
+        batches = self.reader.epoch()
+        while group := list(islice(batches, self._together)):
+            rows = np.concatenate([batch.rows for batch in group])
+            pictures = self.pictures.gather(rows).reshape(len(group), -1, *self.pictures.shape)
+            labels = self._snapshot.gather("label", rows).reshape(len(group), -1)
+            yield [
+                DeviceBatch(self._place(pictures[n]), self._place(labels[n]), self._weight(batch), batch.position)
+                for n, batch in enumerate(group)
+            ]
 
-    def _placed(self, arrays: tuple[Array, ...]) -> Any:
+    def _weight(self, batch: Batch) -> Any:
+        # Padding stands at the end, so most batches need no weights of their own.
+        return self._full if batch.weight[-1] else self._placed(batch.weight)
+
+    def _placed(self, array: Array) -> Any:
         import jax
 
         if self._alone:
-            return jax.device_put(arrays, self._sharding)
-        return tuple(jax.make_array_from_process_local_data(self._sharding, array) for array in arrays)
+            return jax.device_put(array, self._sharding)
+        return jax.make_array_from_process_local_data(self._sharding, array)
+
+    def _as_it_is(self, array: Array) -> Array:
+        return array
+
+
+def _host_is_device(sharding: Any) -> bool:
+    # One CPU reads a NumPy array where it lies; placing it first costs more than a small training step.
+    devices = sharding.device_set
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
@@ -160,7 +192,7 @@ def ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
                 if not _put(ready, (item, None), stop):
                     return
             _put(ready, (None, None), stop)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (raised again by the consumer)
             _put(ready, (None, error), stop)
 
     thread = threading.Thread(target=make, name="mms-ahead", daemon=True)

@@ -1,0 +1,93 @@
+"""Requests and answers: JSON in, models out, and the server's errors raised as they were there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from pydantic import TypeAdapter
+
+from mms_sdk.errors import MmsError, Unavailable, from_problem
+from mms_sdk.storage import files
+
+_T = TypeVar("_T")
+
+
+class Api:
+    """The REST API behind a transport.
+
+    Args:
+        base_url: Where it is, e.g. `http://127.0.0.1:8765`.
+        token: Sent as a bearer token.
+        transport: In-process for an embedded workspace; None for HTTP.
+    """
+
+    def __init__(self, base_url: str, token: str, transport: httpx2.BaseTransport | None = None) -> None:
+        # No timeout on reading: some answers, a deployment's for one, come when the work is done.
+        timeout = httpx2.Timeout(10.0, read=None)
+        headers = {"authorization": f"Bearer {token}"}
+        self._http = httpx2.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport)
+
+    def __repr__(self) -> str:
+        return f"<api at {self._http.base_url}>"
+
+    def get(self, path: str, kind: type[_T], **query: Any) -> _T:
+        """Reads one thing."""
+        known = {name: value for name, value in query.items() if value is not None}
+        return self._decoded(self._ask("GET", path, params=known), kind)
+
+    def send(self, method: str, path: str, kind: type[_T], body: Any = None) -> _T:
+        """Creates or changes one thing; `body` is JSON."""
+        return self._decoded(self._ask(method, path, json=body), kind)
+
+    def delete(self, path: str) -> None:
+        """Removes one thing."""
+        self._ask("DELETE", path)
+
+    def post_bytes(self, path: str, content: bytes, kind: type[_T], *, content_type: str, **query: Any) -> _T:
+        """Sends bytes."""
+        answer = self._ask("POST", path, content=content, headers={"content-type": content_type}, params=query)
+        return self._decoded(answer, kind)
+
+    def download(self, path: str, to: Path) -> None:
+        """Streams a file into `to`, which appears whole or not at all."""
+        draft = to.with_name(f".{to.name}.partial")
+        try:
+            with files.writing(to), self._http.stream("GET", path) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _error(answer)
+                with draft.open("wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+            with files.writing(to):
+                draft.replace(to)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Ends the connections, and an embedded application."""
+        self._http.close()
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise Unavailable(
+                f"the server at {self._http.base_url} does not answer ({error or type(error).__name__}); see that it "
+                f"runs: mms serve"
+            ) from error
+        if answer.status_code >= 400:
+            raise _error(answer)
+        return answer
+
+    def _decoded(self, answer: httpx2.Response, kind: type[_T]) -> _T:
+        return TypeAdapter(kind).validate_json(answer.content)
+
+
+def _error(answer: httpx2.Response) -> MmsError:
+    try:
+        return from_problem(answer.json())
+    except (ValueError, AttributeError):
+        return MmsError(f"the server answered {answer.status_code} and no reason; is it an MMS server?")

@@ -1,0 +1,147 @@
+"""Deployments: asking a served model."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import orjson
+
+from mms_sdk.client import html
+from mms_sdk.client.api import Api
+from mms_sdk.errors import InvalidInput
+from mms_sdk.schema.deployment import Deployment as DeploymentRecord
+from mms_sdk.schema.names import check_name, parse_model_ref
+from mms_sdk.schema.prediction import Prediction as PredictionRecord
+from mms_sdk.types import Array
+
+Picture: TypeAlias = str | Path | bytes | Array
+"""A picture: the path of a file, the bytes of one, or uint8 of shape (height, width[, channels])."""
+
+
+class Prediction(PredictionRecord):
+    """What a model says about one input."""
+
+    def __repr__(self) -> str:
+        return "<" + ", ".join(f"{label} {score:.1%}" for label, score in self.top(3)) + ">"
+
+    __str__ = __repr__  # Pydantic's own prints every class
+
+    def _repr_html_(self) -> str:
+        return html.bars("prediction", self.top(5))
+
+
+class Deployment:
+    """A model served under a name."""
+
+    def __init__(self, api: Api, record: DeploymentRecord) -> None:
+        self._api = api
+        self.record = record
+
+    def __repr__(self) -> str:
+        return f"<deployment {self.name}: {self.record.model}@{self.record.version}, {self.record.state}>"
+
+    def _repr_html_(self) -> str:
+        told = {
+            "model": f"{self.record.model}@{self.record.version}",
+            "state": self.record.state,
+            "classes": ", ".join(self.record.labels),
+            "input": self.record.signature.inputs[0].shape,
+            "ready after": f"{self.record.ready_after_s:.1f} s",
+        }
+        return html.facts(f"deployment {self.name}", told)
+
+    @property
+    def name(self) -> str:
+        """What it is served as."""
+        return self.record.name
+
+    @property
+    def path(self) -> str:
+        """Where it answers below the server's address."""
+        return f"/v1/models/{self.name}:predict"
+
+    def predict(self, picture: Picture, *, top: int = 0) -> Prediction:
+        """Ranked classes of one picture.
+
+        Args:
+            picture: Path, bytes or array.
+            top: Classes wanted; 0 for all.
+
+        Raises:
+            InvalidInput: It is not a picture this model takes.
+            Overloaded, DeadlineExceeded: The server has too much to do.
+        """
+        if isinstance(picture, np.ndarray):
+            return self.predict_many([picture], top=top)[0]
+        kind = "application/octet-stream"
+        answer = self._api.post_bytes(self.path, _read(picture), dict[str, Any], content_type=kind, top=top)
+        return Prediction.model_validate(answer["predictions"][0])
+
+    def predict_many(self, pictures: Sequence[Picture], *, top: int = 0) -> list[Prediction]:
+        """Ranked classes of a few pictures in one request; for many use `ws.predict`."""
+        arrays = [isinstance(picture, np.ndarray) for picture in pictures]
+        if any(arrays) and not all(arrays):
+            raise InvalidInput("pictures of one request are all arrays, or all files or bytes; send two requests")
+        instances = [
+            picture.tolist() if isinstance(picture, np.ndarray) else {"b64": base64.b64encode(_read(picture)).decode()}
+            for picture in pictures
+        ]
+        body = orjson.dumps({"instances": instances})
+        answer = self._api.post_bytes(self.path, body, dict[str, Any], content_type="application/json", top=top)
+        return [Prediction.model_validate(one) for one in answer["predictions"]]
+
+    def delete(self) -> None:
+        """Serves it no more."""
+        self._api.delete(f"/v1/deployments/{self.name}")
+
+
+class Deployments:
+    """What a workspace's server, or this process, serves."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def list(self) -> list[Deployment]:
+        """All deployments by name."""
+        found = self._api.get("/v1/deployments", list[DeploymentRecord])
+        return [Deployment(self._api, record) for record in found]
+
+    def get(self, name: str) -> Deployment:
+        """One deployment.
+
+        Raises:
+            DeploymentNotFound: Nothing is deployed under the name.
+        """
+        path = f"/v1/deployments/{check_name(name, what='deployment')}"
+        return Deployment(self._api, self._api.get(path, DeploymentRecord))
+
+    def create(self, name: str, *, model: str) -> Deployment:
+        """Serves a model version under a name; returns once it is warm.
+
+        A deployment of an embedded workspace lives in this process and ends with it; `mms serve` keeps it.
+
+        Args:
+            name: e.g. `flowers`. If something is deployed under it, it is switched over without a gap.
+            model: Reference, e.g. `flowers@champion`.
+
+        Raises:
+            ModelNotFound: There is no such version.
+            Damaged: Its artefact is not what was registered.
+        """
+        check_name(name, what="deployment")
+        parse_model_ref(model)
+        path = f"/v1/deployments/{name}"
+        return Deployment(self._api, self._api.send("PUT", path, DeploymentRecord, {"model": model}))
+
+
+def _read(picture: Any) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return Path(picture).expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"a picture is a readable file; {picture} is not: {error.strerror}; check the path") from error

@@ -1,0 +1,159 @@
+"""Jobs: what runs, what ran, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mms_sdk.client import html
+from mms_sdk.client.api import Api
+from mms_sdk.errors import JobFailed, from_problem
+from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.job import JobPage
+
+_POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
+
+
+class Job:
+    """A job as it was when last asked; `refresh()` asks again."""
+
+    def __init__(self, api: Api, record: JobRecord) -> None:
+        self._api = api
+        self.record = record
+
+    def __repr__(self) -> str:
+        return f"<job {self.id}: {self.record.kind} {self.record.name}, {self.state}>"
+
+    def _repr_html_(self) -> str:
+        return html.facts(f"{self.record.kind} {self.record.name}", self._facts())
+
+    @property
+    def id(self) -> str:
+        """Sorts by time of creation."""
+        return self.record.id
+
+    @property
+    def state(self) -> str:
+        """`queued`, `running`, `succeeded`, `failed`, `cancelled` or `lost`."""
+        return self.record.state
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What came out, once it succeeded."""
+        return self.record.result
+
+    def refresh(self) -> Job:
+        """Asks how it is now."""
+        self.record = self._api.get(f"/v1/jobs/{self.id}", JobRecord)
+        return self
+
+    def wait(self, *, timeout_s: float | None = None, progress: bool = True) -> Job:
+        """Waits for the job's end.
+
+        Args:
+            timeout_s: How long; None for as long as it takes.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            MmsError: The job failed; the error is the one it ended with.
+            TimeoutError: It has not ended in time; it goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pause, longest = _POLL_S
+        with _Bar(progress and sys.stderr.isatty()) as bar:
+            while not self.refresh().record.ended:
+                bar.show(self.record)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"job {self.id} has not ended within {timeout_s:g} s; it goes on")
+                time.sleep(pause)
+                pause = min(longest, pause * 1.5)
+        if self.state != "succeeded":
+            told = self.record.error or {}
+            if "type" in told:
+                raise from_problem(told)
+            raise JobFailed(f"job {self.id} ended as {self.state}: {told.get('detail', 'no reason recorded')}")
+        return self
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of its metric log, oldest first."""
+        told: dict[str, Any] = self._api.get(f"/v1/jobs/{self.id}/metrics", dict)
+        return list(told["rows"])
+
+    def download(self, name: str, to: str | Path) -> Path:
+        """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
+
+        Raises:
+            NotFound: The job made no such file.
+        """
+        path = Path(to).expanduser()
+        self._api.download(f"/v1/jobs/{self.id}/files/{name}", path)
+        return path
+
+    def _facts(self) -> dict[str, Any]:
+        record = self.record
+        told = {"id": record.id, "state": record.state, "created": record.created_at, "ended": record.ended_at or "–"}
+        if record.error:
+            told["error"] = record.error.get("detail", "")
+        return told | {name: value for name, value in record.result.items() if not isinstance(value, dict)}
+
+
+class Jobs:
+    """All jobs of a workspace."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def __iter__(self) -> Iterator[Job]:
+        """All jobs, newest first, page by page."""
+        before: str | None = None
+        while True:
+            page = self._api.get("/v1/jobs", JobPage, before=before)
+            yield from (Job(self._api, record) for record in page.jobs)
+            if page.next is None:
+                return
+            before = page.next
+
+    def list(self, limit: int = 20) -> list[Job]:
+        """The newest jobs."""
+        return [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
+
+    def get(self, job: str) -> Job:
+        """One job.
+
+        Raises:
+            JobNotFound: There is none of that id.
+        """
+        return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
+
+
+class _Bar:
+    """A bar on a terminal, or nothing."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._progress: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def show(self, record: JobRecord) -> None:
+        if not self._shown:
+            return
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task("")
+        told = record.progress
+        self._progress.update(self._task, description=told.what, completed=told.done, total=told.total or None)

@@ -1,0 +1,160 @@
+"""Models: registering what was trained, and looking at versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mms_sdk.client import html
+from mms_sdk.client.api import Api
+from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.model import ModelVersion as VersionRecord
+from mms_sdk.schema.names import check_name, parse_model_ref
+from mms_sdk.storage.workspace import Workspace
+
+
+class Exportable(Protocol):
+    """What can be registered: a trained checkpoint, such as `result.best`."""
+
+    def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
+        """Writes a sealed artefact into an empty folder."""
+
+
+class ModelVersion:
+    """One immutable version of a model."""
+
+    def __init__(self, record: VersionRecord) -> None:
+        self.record = record
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        return f"<model {self.ref}: {len(self.labels)} classes; {told}>"
+
+    def _repr_html_(self) -> str:
+        card = self.record.card
+        told: dict[str, Any] = {
+            "aliases": ", ".join(self.record.aliases) or "–",
+            "classes": ", ".join(card.labels),
+            "trained on": card.lineage.dataset,
+            "parameters": f"{card.parameters:,}",
+            "size": f"{self.record.bytes / 2**20:.2f} MiB",
+            "location": self.record.location,
+        }
+        return html.facts(f"model {self.ref}", {**{n: f"{v:.4f}" for n, v in self.metrics.items()}, **told})
+
+    @property
+    def ref(self) -> str:
+        """e.g. `flowers@3`."""
+        return f"{self.record.model}@{self.record.version}"
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.record.model
+
+    @property
+    def version(self) -> int:
+        """From 1."""
+        return self.record.version
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in order of the scores."""
+        return self.record.card.labels
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """As they were registered."""
+        return self.record.card.metrics
+
+    @property
+    def location(self) -> Path:
+        """Where the artefact lies."""
+        return Path(self.record.location)
+
+
+class Models:
+    """All models of a workspace."""
+
+    def __init__(self, api: Api, workspace: Workspace | None) -> None:
+        self._api = api
+        self._workspace = workspace
+
+    def list(self, name: str | None = None) -> list[ModelVersion]:
+        """Versions, newest first: of one model, or of all.
+
+        Raises:
+            ModelNotFound: There is no model of that name.
+        """
+        path = "/v1/models" if name is None else f"/v1/models/{check_name(name, what='model')}/versions"
+        return [ModelVersion(record) for record in self._api.get(path, list[VersionRecord])]
+
+    def get(self, ref: str) -> ModelVersion:
+        """A version by reference: `flowers` (newest), `flowers@3`, `flowers@champion`.
+
+        Raises:
+            ModelNotFound: There is none.
+        """
+        asked = parse_model_ref(ref)
+        version = "newest" if asked.version is None else asked.version
+        return ModelVersion(self._api.get(f"/v1/models/{asked.name}/versions/{version}", VersionRecord))
+
+    def register(
+        self, name: str, trained: Exportable, *, metrics: Mapping[str, float] | None = None
+    ) -> ModelVersion:
+        """Makes a trained checkpoint the next version of a model.
+
+        The version is visible once its artefact is complete, verified byte by byte and shown to load.
+
+        Args:
+            name: The model.
+            trained: e.g. `result.best`.
+            metrics: Kept with it, besides those of its epoch; e.g. `result.evaluate("test")`.
+
+        Raises:
+            StorageFull, NotWritable: It cannot be written; there is no new version.
+            InvalidRequest: The workspace is a server's.
+        """
+        check_name(name, what="model")
+        if self._workspace is None:
+            raise InvalidRequest(
+                "a version is registered from the process that trained it, into this machine's workspace; this one is a "
+                "server's; use mms.connect() without a URL"
+            )
+        staged, folder = self._workspace.stage()
+        trained.export(folder, metrics=metrics)
+        return ModelVersion(self._api.send("POST", f"/v1/models/{name}/versions", VersionRecord, {"staged": staged}))
+
+    def alias(self, name: str, alias: str, version: ModelVersion | int) -> ModelVersion:
+        """Points an alias, e.g. `champion`, at a version.
+
+        Raises:
+            ModelNotFound: There is no such version.
+        """
+        check_name(name, what="model")
+        check_name(alias, what="alias")
+        number = version.version if isinstance(version, ModelVersion) else version
+        path = f"/v1/models/{name}/aliases/{alias}"
+        return ModelVersion(self._api.send("PUT", path, VersionRecord, {"version": number}))
+
+
+def as_rows(versions: list[ModelVersion]) -> list[dict[str, Any]]:
+    """Versions as rows of a table."""
+    return [
+        {
+            "model": version.ref,
+            "aliases": " ".join(version.record.aliases),
+            "accuracy": _accuracy(version.metrics),
+            "classes": len(version.labels),
+            "trained on": version.record.card.lineage.dataset,
+            "size": f"{version.record.bytes / 2**20:.2f} MiB",
+            "created": version.record.created_at[:19],
+        }
+        for version in versions
+    ]
+
+
+def _accuracy(metrics: Mapping[str, float]) -> str:
+    value = metrics.get("test/accuracy", metrics.get("val/accuracy"))
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,215 @@
+"""`connect()`: the one way in, with or without a server."""
+
+from __future__ import annotations
+
+import atexit
+import hmac
+import os
+import secrets
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel
+
+from mms_sdk.client import html
+from mms_sdk.client.api import Api
+from mms_sdk.client.datasets import Datasets
+from mms_sdk.client.deployments import Deployments
+from mms_sdk.client.jobs import Job, Jobs
+from mms_sdk.client.models import Models
+from mms_sdk.client.transport import InProcessTransport
+from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
+from mms_sdk.schema.access import Principal
+from mms_sdk.schema.dataset import ImageFolder
+from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.names import parse_dataset_ref
+from mms_sdk.schema.prediction import PredictJob
+from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_workspace
+from mms_sdk.storage.workspace import Workspace
+
+_open: dict[Path, WorkspaceClient] = {}
+_opening = threading.Lock()
+
+
+class BulkResult(BaseModel):
+    """What bulk prediction wrote.
+
+    Attributes:
+        path: The Parquet file: one row for each row in.
+        rows: How many.
+        errors: Rows without a prediction; their `error` column says why.
+        accuracy: Share of right answers, where labels are known.
+        model: Which version.
+        job: Which job.
+    """
+
+    path: Path
+    rows: int
+    errors: int
+    accuracy: float | None = None
+    model: str
+    job: str
+
+
+class WorkspaceClient:
+    """A workspace: its datasets, jobs, models and deployments. Made by `mms.connect()`.
+
+    Attributes:
+        datasets: Bring data in; list and get.
+        jobs: What runs and ran.
+        models: Register, list, get, alias.
+        deployments: Serve and ask.
+    """
+
+    def __init__(self, api: Api, where: str, workspace: Workspace | None) -> None:
+        self._api = api
+        self._workspace = workspace
+        self.where = where
+        self.datasets = Datasets(api, workspace)
+        self.jobs = Jobs(api)
+        self.models = Models(api, workspace)
+        self.deployments = Deployments(api)
+
+    def __repr__(self) -> str:
+        return f"<mms workspace at {self.where}>"
+
+    def _repr_html_(self) -> str:
+        return html.facts("MMS workspace", self.status())
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is this process's own, without a server."""
+        return self._workspace is not None
+
+    def status(self) -> dict[str, Any]:
+        """What is in the workspace, in a few words."""
+        jobs = self.jobs.list(100)
+        return {
+            "workspace": self.where,
+            "datasets": ", ".join(dataset.ref for dataset in self.datasets.list()) or "none yet",
+            "models": ", ".join(sorted({version.model for version in self.models.list()})) or "none yet",
+            "deployments": ", ".join(each.name for each in self.deployments.list()) or "none",
+            "jobs": f"{sum(job.state == 'running' for job in jobs)} running, {len(jobs)} recorded" if jobs else "none yet",
+        }
+
+    def predict(
+        self, model: str, *, data: str | Path | ImageFolder, to: str | Path, top: int = 0, progress: bool = True
+    ) -> BulkResult:
+        """Predicts every row of a dataset, or every picture of a folder, into a Parquet file.
+
+        The file has one row for each row in, in the same order: `row`, `source`, `label` where known, `predicted`,
+        `score`, `ranked_labels`, `ranked_scores` and, for a picture that could not be read, `error`.
+
+        Args:
+            model: Reference, e.g. `flowers@champion`.
+            data: A dataset reference such as `flowers@7/test`, or a folder.
+            to: The Parquet file; it appears whole or not at all.
+            top: Ranked classes kept; 0 for all.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            ModelNotFound, DatasetNotFound, SplitNotFound: There is none.
+            InvalidRequest: The folder of `to` does not exist.
+        """
+        target = Path(to).expanduser()
+        if not target.parent.is_dir():
+            raise InvalidRequest(f"predictions are written into an existing folder; {target.parent} is none; make it first")
+        asked = PredictJob(model=model, top=top, **self._data(data))
+        record = self._api.send("POST", "/v1/predictions", JobRecord, asked.model_dump(mode="json"))
+        job = Job(self._api, record).wait(progress=progress)
+        path = job.download("predictions.parquet", target)
+        told = {name: job.result.get(name) for name in ("rows", "errors", "accuracy", "model")}
+        return BulkResult(path=path, job=job.id, **told)
+
+    def close(self) -> None:
+        """Waits for running jobs, ends deployments of this process, and lets go of the workspace."""
+        with _opening:
+            if self._workspace is not None:
+                _open.pop(self._workspace.root, None)
+            self._api.close()
+            if self._workspace is not None:
+                self._workspace.close()
+
+    def __enter__(self) -> WorkspaceClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _data(self, data: str | Path | ImageFolder) -> dict[str, Any]:
+        # A name means the dataset of that name where there is one; everything else is a folder.
+        if isinstance(data, str):
+            try:
+                self.datasets.get(parse_dataset_ref(data).name)
+            except InvalidName:
+                pass
+            except DatasetNotFound:
+                if not Path(data).expanduser().is_dir():
+                    raise
+            else:
+                return {"dataset": data}
+        folder = data if isinstance(data, ImageFolder) else ImageFolder(data)
+        return {"source": folder.model_copy(update={"path": str(Path(folder.path).expanduser().absolute())})}
+
+
+def connect(
+    url: str | None = None, *, workspace: str | Path | None = None, token: str | None = None
+) -> WorkspaceClient:
+    """Opens a workspace.
+
+    Without a URL the workspace is a folder on this machine and everything runs in this process: no server is started
+    and no port is opened. With one, the very same calls go to that server.
+
+    Args:
+        url: A server's address, e.g. `http://127.0.0.1:8765`.
+        workspace: The folder; `$MMS_WORKSPACE`, or `~/mms-workspace`, if left out. Made if it is not there.
+        token: For a server; `$MMS_TOKEN` if left out.
+
+    Returns:
+        The workspace. Opening the same folder again in one process gives the same one.
+
+    Raises:
+        InvalidRequest: Both a URL and a folder, or something that is neither.
+        Unauthenticated: A URL without a token.
+        NotWritable: The folder cannot be made or written.
+    """
+    if url is None:
+        return _embedded(Path(workspace).expanduser() if workspace is not None else default_workspace())
+    if workspace is not None:
+        raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
+    if not url.startswith(("http://", "https://")):
+        raise InvalidRequest(f"a server's address begins with http:// or https://; got {url!r}; a folder is workspace=")
+    token = token or os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        raise Unauthenticated(f"a server wants a token; pass token=, or set {TOKEN_VARIABLE}; mms serve says where its is")
+    return WorkspaceClient(Api(url, token), url, None)
+
+
+def _embedded(folder: Path) -> WorkspaceClient:
+    from mms_sdk.service.app import create_app
+
+    with _opening:
+        workspace = Workspace(folder)
+        if workspace.root in _open:
+            return _open[workspace.root]
+        # The token never leaves this process; it is there so that embedded requests pass the same door as all others.
+        secret = secrets.token_urlsafe(32)
+        person = Principal(name="embedded", role="admin")
+
+        def find(token: str) -> Principal | None:
+            return person if hmac.compare_digest(token, secret) else None
+
+        app = create_app(workspace, ServerSettings(source_roots=None), find=find)
+        api = Api("http://localhost", secret, InProcessTransport(app))
+        _open[workspace.root] = WorkspaceClient(api, str(workspace.root), workspace)
+        return _open[workspace.root]
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_open.values()):
+        client.close()

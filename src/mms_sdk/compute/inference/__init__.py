@@ -1,0 +1,1 @@
+"""From a trained checkpoint to answers: artefacts, the predictor, the batcher, bulk prediction."""

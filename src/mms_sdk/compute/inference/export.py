@@ -1,0 +1,120 @@
+"""Model artefacts: what a version is made of, and none of it is code of its author.
+
+```
+model.json            card: signature, labels, host preprocessing, metrics, lineage
+forward.stablehlo     `jax.export`: weights, batch → scores, with the device half of preprocessing inside
+weights/              Orbax: arrays by path
+MANIFEST.json         digest of every file; written last
+```
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from mms_sdk.compute.data.preprocess.pipeline import to_json
+from mms_sdk.errors import Damaged
+from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
+from mms_sdk.storage import files, manifest
+from mms_sdk.storage.ids import now
+
+if TYPE_CHECKING:
+    from mms_sdk.compute.training.trainer import TrainedCheckpoint
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+INPUT = "image"
+OUTPUT = "scores"
+_PACKAGES = ("mms-sdk", "jax", "flax", "optax", "orbax-checkpoint", "zarr", "numpy")
+
+
+def export_model(folder: Path, trained: TrainedCheckpoint, *, metrics: Mapping[str, float]) -> ModelCard:
+    """Writes a checkpoint's model as a sealed artefact.
+
+    Args:
+        folder: An empty folder.
+        trained: The checkpoint with its program.
+        metrics: Kept in the card.
+
+    Raises:
+        StorageFull, NotWritable: It cannot be written; the folder then has no manifest and is no artefact.
+    """
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    program, state = trained.program, trained.state
+    params, rest = jax.device_get((state.params, state.rest))
+    weights = {f"params/{path}": value for path, value in params.items()}
+    weights |= {f"rest/{path}": value for path, value in rest.items()}
+
+    def forward(weights: dict[str, Any], batch: Any) -> Any:
+        own = {kind: _below(kind, weights) for kind in ("params", "rest")}
+        outputs, _ = program.model.apply(own["params"], own["rest"], program.pipeline.on_batch(batch), None)
+        return program.task.scores(outputs)
+
+    shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in weights.items()}
+    (rows,) = jax.export.symbolic_shape("batch")
+    batch = jax.ShapeDtypeStruct((rows, *program.input_shape), np.uint8)
+    exported = jax.export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, batch)
+    card = _card(trained, metrics)
+    with files.writing(folder):
+        ocp.save(folder / "weights", jax.tree.map(jax.numpy.asarray, weights))
+        files.write_durable(folder / "forward.stablehlo", bytes(exported.serialize()))
+        files.write_durable(folder / "model.json", orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+    manifest.seal(folder)
+    return card
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Reads an artefact's card.
+
+    Raises:
+        Damaged: It is not one, or of a newer format.
+    """
+    try:
+        told = orjson.loads((folder / "model.json").read_bytes())
+        version = told["artifact_version"]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise Damaged(f"{folder} holds no readable model.json ({error}); export the model again") from error
+    if version != ARTIFACT_VERSION:
+        raise Damaged(f"{folder} has artefact version {version}; this MMS reads {ARTIFACT_VERSION}; upgrade mms-sdk")
+    try:
+        return ModelCard.model_validate(told)
+    except ValueError as error:
+        raise Damaged(f"{folder / 'model.json'} is not a model card: {error}") from error
+
+
+def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float]) -> ModelCard:
+    program = trained.program
+    labels = program.task.check(trained.snapshot)
+    return ModelCard(
+        task="classification",
+        kind="image",
+        signature=Signature(
+            inputs=(TensorSpec(name=INPUT, dtype="uint8", shape=program.input_shape),),
+            outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(len(labels),)),),
+        ),
+        host=tuple(to_json(step) for step in program.pipeline.host),
+        device=tuple(to_json(step) for step in program.pipeline.device),
+        labels=labels,
+        metrics=dict(metrics),
+        lineage=Lineage(
+            dataset=trained.snapshot.ref,
+            job=trained.job,
+            step=trained.step,
+            packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+            trainer=trained.checkpoint.meta["options"],
+        ),
+        platforms=PLATFORMS,
+        parameters=program.parameters(),
+        created_at=now(),
+    )
+
+
+def _below(kind: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {path.removeprefix(f"{kind}/"): value for path, value in arrays.items() if path.startswith(f"{kind}/")}

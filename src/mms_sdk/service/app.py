@@ -1,0 +1,112 @@
+"""The application: a control plane, a data plane, and the guard in front of both."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+import mms_sdk
+from mms_sdk.errors import InvalidRequest, MmsError, NotFound
+from mms_sdk.schema.access import ROLES, Principal
+from mms_sdk.service.dataplane import DataPlane
+from mms_sdk.service.deployments import Deployments
+from mms_sdk.service.guard import Guard, Rule
+from mms_sdk.service.jobs import JobRunner
+from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
+from mms_sdk.service.routes import ROLE_KEY, datasets, deployments, health, jobs, models, predictions
+from mms_sdk.service.state import ServiceState
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
+
+_ROUTERS = tuple(module.router for module in (datasets, deployments, health, jobs, models, predictions))
+
+
+def create_app(
+    workspace: Workspace,
+    settings: ServerSettings | None = None,
+    *,
+    find: Callable[[str], Principal | None] | None = None,
+    keep_deployments: bool = False,
+) -> Guard:
+    """The ASGI application of one workspace; embedded and server mode are this very thing.
+
+    Args:
+        workspace: What it serves. The caller closes it after the app's lifespan has ended.
+        settings: Limits and allow-lists.
+        find: Whose token it is; None asks the catalog.
+        keep_deployments: Record deployments and bring them back at the next start.
+
+    Raises:
+        RuntimeError: A route declares no role; such an app must not start.
+    """
+    settings = settings or ServerSettings()
+    service = ServiceState(
+        workspace,
+        settings,
+        JobRunner(workspace),
+        Deployments(workspace, settings, keep=keep_deployments),
+    )
+    control = _control_plane(service)
+    data = DataPlane(service.deployments, settings, control)
+    rules = [*data.rules(), *_rules(control)]
+    return Guard(data, rules=rules, settings=settings, find=find or workspace.catalog.tokens.find)
+
+
+def _control_plane(service: ServiceState) -> FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.workspace.catalog.jobs.reconcile()
+        service.deployments.restore()
+        yield
+        service.jobs.close()
+        service.deployments.close()
+
+    app = FastAPI(title="MMS", version=mms_sdk.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(Exception, _on_error)
+    app.add_exception_handler(MmsError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    return app
+
+
+def _rules(app: FastAPI) -> list[Rule]:
+    rules = [Rule(methods=frozenset({"GET"}), path=re.compile("/openapi\\.json"), role="viewer")]
+    # A router's routes are read where they were declared: FastAPI shows them on the app in one version, not in another.
+    # Any that were missed here would be refused by the guard, which knows nothing of them.
+    for route in (*app.routes, *(route for router in _ROUTERS for route in router.routes)):
+        if not isinstance(route, APIRoute):
+            continue
+        role = (route.openapi_extra or {}).get(ROLE_KEY)
+        if role != "open" and role not in ROLES:
+            raise RuntimeError(f"route {route.path} declares no role; pass **needs(…) to it")
+        rules.append(Rule(methods=frozenset(route.methods), path=route.path_regex, role=role))
+    return rules
+
+
+async def _on_error(_: Request, error: Exception) -> JSONResponse:
+    problem = as_problem(error)
+    return JSONResponse(problem, problem["status"], headers_for(error), CONTENT_TYPE)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return await _on_error(request, InvalidRequest(f"the request does not fit: {_told(error.errors())}"))
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    return await _on_error(request, NotFound(f"no such path: {request.url.path[:200]!r}"))
+
+
+def _told(errors: Sequence[Any]) -> str:
+    return "; ".join(f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in errors[:5])

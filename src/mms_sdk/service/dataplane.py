@@ -1,0 +1,266 @@
+"""The data plane: predictions, as raw ASGI.
+
+Parsing and validating JSON costs more than the model; so nothing here is validated value by value, and nothing is
+copied that need not be. Speaks `POST /v1/models/{name}:predict` and the Open Inference Protocol v2 with its binary
+tensor extension.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+import numpy as np
+import orjson
+
+from mms_sdk.errors import InvalidInput, InvalidRequest, UnsupportedMediaType
+from mms_sdk.schema.names import NAME_PATTERN
+from mms_sdk.service.deployments import Deployments, Served
+from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
+from mms_sdk.service.problems import send_bytes
+from mms_sdk.settings import ServerSettings
+from mms_sdk.types import Array
+
+_NAME = NAME_PATTERN.removeprefix("^").removesuffix("$")
+_JSON = {"content-type": "application/json"}
+_PICTURES = ("image/", "application/octet-stream")
+
+Handler = Callable[[Served, Scope, dict[str, str], bytes], Awaitable[tuple[bytes, dict[str, str]]]]
+
+
+class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `:predict`.
+
+    Attributes:
+        instances: Each a nested list of 0–255 in the signature's shape, or `{"b64": …}` with the bytes of a picture.
+    """
+
+    instances: list[Any]
+
+
+class InferTensor(msgspec.Struct):
+    """An input tensor of the Open Inference Protocol v2."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferOutput(msgspec.Struct):
+    """An output asked for."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct):
+    """The JSON of an inference request of the Open Inference Protocol v2."""
+
+    inputs: list[InferTensor]
+    id: str | None = None
+    outputs: list[InferOutput] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class DataPlane:
+    """Routes predictions and hands everything else on.
+
+    Args:
+        deployments: What is served.
+        settings: Default deadline.
+        otherwise: Where other requests go.
+    """
+
+    def __init__(self, deployments: Deployments, settings: ServerSettings, otherwise: App) -> None:
+        self._deployments = deployments
+        self._settings = settings
+        self._otherwise = otherwise
+        self._routes: list[tuple[re.Pattern[str], str, Handler]] = [
+            (re.compile(rf"/v1/models/({_NAME}):predict"), "POST", self._predict),
+            (re.compile(rf"/v2/models/({_NAME})/infer"), "POST", self._infer),
+            (re.compile(rf"/v2/models/({_NAME})/ready"), "GET", self._ready),
+            (re.compile(rf"/v2/models/({_NAME})"), "GET", self._describe),
+        ]
+
+    def rules(self) -> list[Rule]:
+        """What the guard has to know of these routes."""
+        return [
+            Rule(methods=frozenset({method}), path=path, role="predict", body="raw") for path, method, _ in self._routes
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a prediction, or hands the request on."""
+        if scope["type"] == "http":
+            for path, method, handler in self._routes:
+                match = path.fullmatch(scope["path"])
+                if match and scope["method"] == method:
+                    body = await read_body(receive) if method == "POST" else b""
+                    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+                    answer, told = await handler(self._deployments.get(match[1]), scope, headers, body)
+                    await send_bytes(send, 200, answer, told)
+                    return
+        await self._otherwise(scope, receive, send)
+
+    async def _predict(
+        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
+    ) -> tuple[bytes, dict[str, str]]:
+        top = _top(scope)
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            rows = await self._instances(served, body)
+        elif kind.startswith(_PICTURES):
+            rows = (await asyncio.to_thread(served.predictor.prepare, body))[None]
+        else:
+            raise UnsupportedMediaType(f"a prediction takes application/json or a picture (image/*); got {kind!r}")
+        scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
+        answer = {
+            "deployment": served.name,
+            "model": served.model,
+            "version": served.version,
+            "predictions": [ranked.model_dump() for ranked in served.predictor.rank(scores, top)],
+        }
+        return orjson.dumps(answer), _JSON
+
+    async def _instances(self, served: Served, body: bytes) -> Array:
+        asked = _decode(body, PredictRequest)
+        if not asked.instances:
+            raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
+        if any(isinstance(instance, dict) for instance in asked.instances):
+            pictures = [_picture(instance) for instance in asked.instances]
+            rows = await asyncio.to_thread(lambda: [served.predictor.prepare(picture) for picture in pictures])
+        else:
+            rows = [served.predictor.prepare(_array(instance)) for instance in asked.instances]
+        return np.stack(rows)
+
+    async def _infer(
+        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
+    ) -> tuple[bytes, dict[str, str]]:
+        length = headers.get("inference-header-content-length")
+        split = _header_length(length, body)
+        asked = _decode(body[:split], InferRequest)
+        rows = _tensor(served, asked, memoryview(body)[split:])
+        scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
+        wanted = next((output for output in asked.outputs or () if output.name == "scores"), None)
+        if asked.outputs and wanted is None:
+            raise InvalidInput(f"this model's output is 'scores'; asked for {[output.name for output in asked.outputs]}")
+        parameters = wanted.parameters if wanted else asked.parameters
+        binary = bool(parameters.get("binary_data") or asked.parameters.get("binary_data_output"))
+        output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
+        answer = {"model_name": served.name, "model_version": str(served.version), "outputs": [output]}
+        if asked.id is not None:
+            answer["id"] = asked.id
+        if not binary:
+            output["data"] = scores.ravel()
+            return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
+        data = np.ascontiguousarray(scores, "<f4").tobytes()
+        output["parameters"] = {"binary_data_size": len(data)}
+        head = orjson.dumps(answer)
+        told = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+        return head + data, told
+
+    async def _ready(
+        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
+    ) -> tuple[bytes, dict[str, str]]:
+        return orjson.dumps({"name": served.name, "ready": True}), _JSON
+
+    async def _describe(
+        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
+    ) -> tuple[bytes, dict[str, str]]:
+        card = served.predictor.card
+        told = {
+            "name": served.name,
+            "versions": [str(served.version)],
+            "platform": "mms_stablehlo",
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *card.signature.inputs[0].shape]}],
+            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, *card.signature.outputs[0].shape]}],
+        }
+        return orjson.dumps(told), _JSON
+
+    def _deadline_s(self, headers: dict[str, str]) -> float:
+        given = headers.get("x-mms-deadline-ms")
+        if given is None:
+            return self._settings.default_deadline_s
+        if not re.fullmatch(r"[1-9]\d{0,6}", given):
+            raise InvalidRequest(f"X-MMS-Deadline-Ms is a whole number of milliseconds from 1 to 9999999; got {given!r}")
+        return int(given) / 1000
+
+
+def _decode(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is a JSON {kind.__name__}; this one is not: {error}") from error
+
+
+def _picture(instance: Any) -> bytes:
+    if not isinstance(instance, dict) or set(instance) != {"b64"} or not isinstance(instance["b64"], str):
+        raise InvalidInput('every instance is a nested list of numbers, or every one is {"b64": "…"}; do not mix them')
+    try:
+        return base64.b64decode(instance["b64"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"b64 is the base64 of a picture file (RFC 4648); this is not: {error}") from error
+
+
+def _array(instance: Any) -> Array:
+    try:
+        array = np.asarray(instance)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"an instance is a nested list of equal lengths; this one is not: {error}") from error
+    return _as_pixels(array)
+
+
+def _as_pixels(array: Array) -> Array:
+    if array.dtype == object or array.dtype.kind not in "iuf":
+        raise InvalidInput(f"an instance holds numbers only; got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise InvalidInput("an instance holds finite numbers only; this one has NaN or Infinity")
+    if array.size and (array.min() < 0 or array.max() > 255 or (array.dtype.kind == "f" and (array % 1).any())):
+        raise InvalidInput(f"pixels are whole numbers from 0 to 255; got {array.min():g} to {array.max():g}")
+    return array.astype(np.uint8)
+
+
+def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
+    shape = served.predictor.input_shape
+    if len(asked.inputs) != 1 or asked.inputs[0].name != "image":
+        raise InvalidInput(f"this model has one input, 'image'; got {[tensor.name for tensor in asked.inputs]}")
+    tensor = asked.inputs[0]
+    if tensor.datatype != "UINT8":
+        raise InvalidInput(f"input 'image' has datatype UINT8; got {tensor.datatype!r}")
+    if tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
+        raise InvalidInput(f"input 'image' has shape {[-1, *shape]} with at least one row; got {tensor.shape}")
+    count = int(np.prod(tensor.shape, dtype=np.float64))
+    size = tensor.parameters.get("binary_data_size")
+    if size is not None:
+        if size != len(binary) or size != count:
+            raise InvalidInput(f"a tensor of shape {tensor.shape} has {count} bytes; got {len(binary)}, declared {size}")
+        return np.frombuffer(binary, np.uint8).reshape(tensor.shape)
+    try:
+        flat = np.asarray(tensor.data).ravel()
+    except ValueError as error:
+        raise InvalidInput(f"data is a list of equal lengths; this one is not: {error}") from error
+    if len(flat) != count:
+        raise InvalidInput(f"a tensor of shape {tensor.shape} has {count} values; got {len(flat)}")
+    return _as_pixels(flat).reshape(tensor.shape)
+
+
+def _header_length(given: str | None, body: bytes) -> int:
+    if given is None:
+        return len(body)
+    if not given.isdigit() or int(given) > len(body):
+        raise InvalidRequest(f"Inference-Header-Content-Length is at most the body's {len(body)} bytes; got {given!r}")
+    return int(given)
+
+
+def _top(scope: Scope) -> int:
+    given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("top", ["0"])[-1]
+    if not re.fullmatch(r"\d{1,6}", given):
+        raise InvalidRequest(f"top is how many classes to rank, 0 for all; got {given!r}")
+    return int(given)

@@ -1,0 +1,127 @@
+"""Deployments: model versions loaded, warmed and answering under a name."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from mms_sdk.compute.inference.batcher import Batcher
+from mms_sdk.compute.inference.predictor import Predictor
+from mms_sdk.errors import DeploymentNotFound
+from mms_sdk.schema.deployment import Deployment
+from mms_sdk.schema.names import ModelRef
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Served:
+    """One version, ready."""
+
+    name: str
+    model: str
+    version: int
+    predictor: Predictor
+    batcher: Batcher
+
+    def told(self) -> Deployment:
+        """As the API shows it."""
+        card = self.predictor.card
+        return Deployment(
+            name=self.name,
+            model=self.model,
+            version=self.version,
+            state="ready",
+            signature=card.signature,
+            labels=card.labels,
+            buckets=self.predictor.buckets,
+            requests=self.batcher.requests,
+            rows=self.batcher.rows,
+            compiles_after_ready=self.predictor.compiles_after_ready,
+            ready_after_s=round(self.predictor.ready_after_s, 3),
+        )
+
+
+class Deployments:
+    """What this process serves.
+
+    Args:
+        workspace: Where the versions lie.
+        settings: Limits.
+        keep: Record deployments, so that the next server brings them back. An embedded workspace's end with it.
+    """
+
+    def __init__(self, workspace: Workspace, settings: ServerSettings, *, keep: bool) -> None:
+        self._workspace = workspace
+        self._settings = settings
+        self._keep = keep
+        self._served: dict[str, Served] = {}
+        self._changing = threading.Lock()
+
+    def put(self, name: str, ref: ModelRef) -> Deployment:
+        """Serves a version under a name; returns once it is warm. An earlier version answers until then.
+
+        Raises:
+            ModelNotFound: There is no such version.
+            Damaged: Its artefact is not what was registered.
+        """
+        with self._changing:
+            row = self._workspace.catalog.models.resolve(ref)
+            what = f"model {row['model']}@{row['version']}"
+            folder = self._workspace.artifact(row["artifact"], digest=row["digest"], what=what)
+            predictor = Predictor(folder, max_pixels=self._settings.max_pixels)
+            batcher = Batcher(
+                predictor.scores,
+                max_batch_rows=predictor.buckets[-1],
+                max_queue_rows=self._settings.max_queue_rows,
+                name=name,
+            )
+            before = self._served.get(name)
+            self._served[name] = Served(name, row["model"], row["version"], predictor, batcher)
+            if self._keep:
+                self._workspace.catalog.deployments.keep(name, model=row["model"], version=row["version"])
+            if before is not None:
+                before.batcher.close()
+            return self._served[name].told()
+
+    def get(self, name: str) -> Served:
+        """What is served under a name.
+
+        Raises:
+            DeploymentNotFound: Nothing is.
+        """
+        try:
+            return self._served[name]
+        except KeyError as error:
+            raise DeploymentNotFound(
+                f"nothing is deployed as {name!r}; deployed are {sorted(self._served) or 'none'}; deploy it with "
+                f"ws.deployments.create({name!r}, model=…) or: mms serve {name}"
+            ) from error
+
+    def list(self) -> list[Deployment]:
+        """All deployments by name."""
+        return [self._served[name].told() for name in sorted(self._served)]
+
+    def remove(self, name: str) -> None:
+        """Answers what is queued, then serves the name no more.
+
+        Raises:
+            DeploymentNotFound: Nothing is deployed under it.
+        """
+        with self._changing:
+            served = self.get(name)
+            del self._served[name]
+            if self._keep:
+                self._workspace.catalog.deployments.forget(name)
+            served.batcher.close()
+
+    def restore(self) -> None:
+        """Serves again what the last server served."""
+        for name, ref in self._workspace.catalog.deployments.list():
+            self.put(name, ref)
+
+    def close(self) -> None:
+        """Answers what is queued, everywhere."""
+        for served in self._served.values():
+            served.batcher.close()
+        self._served = {}

@@ -1,0 +1,272 @@
+"""The one outer door: nothing behind it is reached without passing here.
+
+Default deny. In this order: the `Host` header, whether a web page is asking, who is asking, whether the path and method
+exist, whether they may, how large the body is and how fast it comes. Only routes declared open skip the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from mms_sdk.errors import (
+    Forbidden,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from mms_sdk.schema.access import Principal, Role, allows
+from mms_sdk.service import metrics
+from mms_sdk.service.problems import send_problem
+from mms_sdk.settings import ServerSettings
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("mms.service")
+
+MAX_JSON_DEPTH = 64
+MAX_JSON_BYTES = 2**20  # what the control plane reads; predictions have the server's own limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Who may use a route.
+
+    Attributes:
+        methods: HTTP methods.
+        path: Matches the whole path.
+        role: The least role that may; `open` needs no token.
+        body: `json`: a small strict JSON object that the guard checks. `raw`: left to the route.
+    """
+
+    methods: frozenset[str]
+    path: re.Pattern[str]
+    role: Role | Literal["open"]
+    body: Literal["json", "raw"] = "json"
+
+
+class Guard:
+    """An ASGI application that lets requests through to another.
+
+    Args:
+        app: What is guarded.
+        rules: Every route there is; what no rule matches does not exist.
+        settings: Limits and allow-lists.
+        find: Whose token it is; called in a thread.
+    """
+
+    def __init__(
+        self, app: App, *, rules: Sequence[Rule], settings: ServerSettings, find: Callable[[str], Principal | None]
+    ) -> None:
+        self._app = app
+        self._rules = tuple(rules)
+        self._settings = settings
+        self._find = find
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets one request through, or answers it with the reason why not."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._guarded(scope, receive, send)
+        else:  # there are no WebSocket routes, so none is opened
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watched = metrics.Watched(send)
+        try:
+            headers = _headers(scope)
+            self._check_host(headers)
+            self._check_origin(headers)
+            rule = await self._admitted(scope, headers)
+            body = _Body(receive, limit=self._limit(rule), timeout_s=self._settings.body_timeout_s)
+            body.check_length(headers)
+            if rule.body == "json" and scope["method"] in ("POST", "PUT", "PATCH"):
+                receive = await body.strict_json(headers)
+            else:
+                receive = body.receive
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if watched.finished:  # answered already; what came after is for the log
+                _log.error("error after the answer", exc_info=error)
+                return
+            if watched.started:  # the status line is gone; ending the connection is the only honest answer left
+                raise
+            extra = {"allow": error.allow} if isinstance(error, _WrongMethod) else None
+            await send_problem(watched, error, extra)
+        finally:
+            watched.done()
+
+    def _check_host(self, headers: dict[str, list[str]]) -> None:
+        hosts = headers.get("host", [])
+        name = re.sub(r":\d{1,5}$", "", hosts[0]).lower() if len(hosts) == 1 else ""
+        if name not in self._settings.allowed_hosts:
+            raise Forbidden(
+                f"this server answers to the names {sorted(self._settings.allowed_hosts)}; the request's Host is {hosts}"
+            )
+
+    def _check_origin(self, headers: dict[str, list[str]]) -> None:
+        origins = headers.get("origin", [])
+        if any(origin not in self._settings.allowed_origins for origin in origins):
+            raise Forbidden(f"web pages of {origins} may not call this server; see allowed_origins")
+        sites = headers.get("sec-fetch-site", [])
+        if not origins and any(site not in ("same-origin", "none") for site in sites):
+            raise Forbidden("web pages of other sites may not call this server")
+
+    async def _admitted(self, scope: Scope, headers: dict[str, list[str]]) -> Rule:
+        matching = [rule for rule in self._rules if rule.path.fullmatch(scope["path"])]
+        rule = next((rule for rule in matching if scope["method"] in rule.methods), None)
+        if rule is not None and rule.role == "open":
+            return rule
+        principal = await self._principal(headers)  # before anything is said about what exists
+        if not matching:
+            raise NotFound(f"no such path: {scope['path'][:200]!r}; /openapi.json lists them")
+        if rule is None:
+            methods = sorted(method for each in matching for method in each.methods)
+            raise _WrongMethod(scope["method"], methods)
+        assert rule.role != "open"
+        if not allows(principal.role, rule.role):
+            raise Forbidden(
+                f"this takes the role {rule.role!r}; the token {principal.name!r} has {principal.role!r}; ask an admin"
+            )
+        scope.setdefault("state", {})["principal"] = principal
+        return rule
+
+    async def _principal(self, headers: dict[str, list[str]]) -> Principal:
+        given = headers.get("authorization", [])
+        kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        found = None
+        if kind.lower() == "bearer" and 0 < len(token) <= 256 and token.isascii():
+            found = await asyncio.to_thread(self._find, token)
+        if found is None:
+            raise Unauthenticated("every request carries one valid token: Authorization: Bearer mms_…; this one does not")
+        return found
+
+    def _limit(self, rule: Rule) -> int:
+        return self._settings.max_body_bytes if rule.body == "raw" else MAX_JSON_BYTES
+
+
+class _WrongMethod(MethodNotAllowed):
+    def __init__(self, method: str, allowed: list[str]) -> None:
+        super().__init__(f"this path has the methods {allowed}; got {method}")
+        self.allow = ", ".join(allowed)
+
+    @classmethod
+    def code(cls) -> str:
+        return MethodNotAllowed.code()
+
+
+class _Body:
+    """A request's body within its limits of size and time."""
+
+    def __init__(self, receive: Receive, *, limit: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._deadline: float | None = None
+        self._timeout_s = timeout_s
+        self._bytes = 0
+        self._ended = False
+
+    def check_length(self, headers: dict[str, list[str]]) -> None:
+        declared = headers.get("content-length", ["0"])[0]
+        if declared.isdigit() and int(declared) > self._limit:
+            raise self._too_large(f"{int(declared):,}")
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """The next message; after the body's end, waits for the disconnect as long as it takes."""
+        if self._ended:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        self._deadline = self._deadline or loop.time() + self._timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise InvalidRequest(f"a body is sent within {self._timeout_s:g} s; this one was not; send it faster") from error
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._limit:
+            raise self._too_large(f"more than {self._limit:,}")
+        self._ended = not message.get("more_body", False)
+        return message
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        return await read_body(self.receive)
+
+    async def strict_json(self, headers: dict[str, list[str]]) -> Receive:
+        """Checks that the body is sane JSON; returns a `receive` that plays it again."""
+        body = await self.read()
+        kind = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
+        if body and kind != "application/json":
+            raise UnsupportedMediaType(f"this route reads application/json; got {kind or 'no content type'!r}")
+        if body:
+            check_json(body)
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> MutableMapping[str, Any]:
+            return messages.pop() if messages else await self.receive()
+
+        return replay
+
+    def _too_large(self, seen: str) -> TooLarge:
+        return TooLarge(f"a body here has at most {self._limit:,} bytes; this one has {seen}; send less at a time")
+
+
+async def read_body(receive: Receive) -> bytes:
+    """A request's whole body.
+
+    Raises:
+        InvalidRequest: The client went away before its end.
+    """
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("the client closed the connection before the body's end")
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def check_json(body: bytes) -> None:
+    """Refuses what is not JSON (RFC 8259: no NaN, no trailing comma, UTF-8), and what is nested absurdly deep.
+
+    Raises:
+        InvalidRequest: It is not.
+    """
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is JSON (RFC 8259); this one is not: {error}") from error
+    level: list[Any] = [parsed]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, (dict, list))
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"JSON here is nested at most {MAX_JSON_DEPTH} deep; this is deeper")
+
+
+def _headers(scope: Scope) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return found
+
+

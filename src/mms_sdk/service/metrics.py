@@ -1,0 +1,54 @@
+"""Prometheus metrics of the service; `GET /metrics`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+REGISTRY = CollectorRegistry()
+_REQUESTS = Counter("mms_requests_total", "Requests answered, by status class.", ["status"], registry=REGISTRY)
+_SECONDS = Histogram(
+    "mms_request_seconds",
+    "Time from a request's headers to its last byte.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
+# Looking a child up by its label costs more than counting; there are five, so they are held.
+_BY_STATUS = {status: _REQUESTS.labels(f"{status}xx") for status in range(1, 6)}
+
+
+class Watched:
+    """An ASGI `send` that remembers what was sent.
+
+    Attributes:
+        started: Whether the status line has gone out.
+        finished: Whether the whole answer has.
+    """
+
+    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+        self._send = send
+        self._began = time.perf_counter()
+        self._status = 500
+        self.started = False
+        self.finished = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        """Sends a message on."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._status = message["status"]
+        await self._send(message)
+        self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    def done(self) -> None:
+        """Counts the request."""
+        _BY_STATUS[self._status // 100].inc()
+        _SECONDS.observe(time.perf_counter() - self._began)
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)

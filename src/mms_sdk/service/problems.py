@@ -1,0 +1,53 @@
+"""Errors as problem+json (RFC 9457): the one table from what went wrong to what a client sees."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from mms_sdk.errors import MmsError, Overloaded, Unauthenticated, Unavailable
+
+CONTENT_TYPE = "application/problem+json"
+_log = logging.getLogger("mms.service")
+
+
+def as_problem(error: BaseException) -> dict[str, Any]:
+    """An error as a problem object. What was not raised on purpose keeps its details to itself."""
+    if isinstance(error, MmsError):
+        code, status, detail = error.code(), error.status, error.message
+    else:
+        code, status = "internal-error", 500
+        detail = "the server met an error it did not expect; its log has the details"
+    return {"type": f"urn:mms:{code}", "title": code.replace("-", " "), "status": status, "detail": detail}
+
+
+def headers_for(error: BaseException) -> dict[str, str]:
+    """Headers that belong to an error."""
+    if isinstance(error, Unauthenticated):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, Overloaded):
+        return {"retry-after": str(math.ceil(error.retry_after_s))}
+    if isinstance(error, Unavailable):
+        return {"retry-after": "1"}
+    return {}
+
+
+async def send_problem(send: Any, error: BaseException, extra: Mapping[str, str] | None = None) -> None:
+    """Answers an ASGI request with an error, and logs what nobody expected."""
+    if not isinstance(error, MmsError):
+        _log.error("unexpected error", exc_info=error)
+    problem = as_problem(error)
+    headers = {"content-type": CONTENT_TYPE, **headers_for(error), **(extra or {})}
+    await send_bytes(send, problem["status"], orjson.dumps(problem), headers)
+
+
+async def send_bytes(send: Any, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Answers an ASGI request with a whole body."""
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

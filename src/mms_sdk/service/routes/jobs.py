@@ -1,0 +1,52 @@
+"""Jobs, their metrics and the files they made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+
+from mms_sdk.errors import NotFound
+from mms_sdk.schema.job import Job, JobPage
+from mms_sdk.service.routes import needs
+from mms_sdk.service.state import Service
+from mms_sdk.storage import metric_log
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl"]
+
+
+@router.get("", **needs("viewer"))
+def list_jobs(
+    service: Service, limit: Annotated[int, Query(ge=1, le=500)] = 50, before: str | None = None
+) -> JobPage:
+    """Jobs, newest first; `before` is the `next` of the page before."""
+    found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before)
+    page = found[:limit]
+    return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
+
+
+@router.get("/{job}", **needs("viewer"))
+def get_job(service: Service, job: str) -> Job:
+    """One job."""
+    return service.workspace.catalog.jobs.get(job)
+
+
+@router.get("/{job}/metrics", **needs("viewer"))
+def get_metrics(service: Service, job: str, offset: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    """Metrics written since a byte offset, and the offset to go on from."""
+    recorded = service.workspace.catalog.jobs.get(job)
+    rows, end = metric_log.read(service.workspace.job_folder(recorded.id) / "metrics.jsonl", offset)
+    return {"rows": rows, "offset": end}
+
+
+@router.get("/{job}/files/{name}", **needs("viewer"))
+def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
+    """A file the job made."""
+    recorded = service.workspace.catalog.jobs.get(job)
+    path = service.workspace.job_folder(recorded.id) / name
+    if not path.is_file():
+        raise NotFound(f"job {job} has no file {name}; it is {recorded.state}")
+    return FileResponse(path, media_type="application/octet-stream", filename=name)
