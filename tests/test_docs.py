@@ -1,4 +1,4 @@
-"""What the README and the documentation show is run: one test a page, its blocks in order, as one session.
+"""What the README and the documentation show is run: one test a page, its blocks in order.
 
 A ```python block runs in the page's namespace, an ```ipython block as a cell of a notebook with the same namespace, and
 of a ```console block the lines that start with `$ mms`. Blocks that cannot run here (an install, a server that stays)

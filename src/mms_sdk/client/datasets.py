@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mms_sdk.client import html
+import numpy as np
+
+from mms_sdk import html
 from mms_sdk.client.api import Api
 from mms_sdk.client.jobs import Job
+from mms_sdk.client.tables import Table
+from mms_sdk.compute.data.kinds import image
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import CleaningReport, CleanStep, DatasetInfo, ImageFolder, IngestSpec, Split
 from mms_sdk.schema.job import Job as JobRecord
@@ -29,15 +33,25 @@ class Dataset:
         return f"<dataset {self.ref}: {self.rows:,} rows, {self.num_classes} classes; {splits}>"
 
     def _repr_html_(self) -> str:
+        return html.facts(f"dataset {self.ref}", self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """What matters about it, by name."""
         told = {
-            "rows": f"{self.rows:,}",
+            "dataset": self.ref,
+            "rows": f"{self.rows:,} (snapshot {self.info.snapshot} of {self.info.snapshots})",
             "splits": ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items()),
             "classes": ", ".join(f"{name} {rows:,}" for name, rows in self.classes.items()),
             "columns": ", ".join(f"{column.name} ({column.kind})" for column in self.info.columns),
             "size": f"{self.info.bytes / 2**20:.1f} MiB",
+            "message": self.info.message,
             "location": self.info.location,
         }
-        return html.facts(f"dataset {self.ref}", told)
+        report = self.cleaning
+        for step in report.steps if report else ():
+            first = f", e.g. {step.examples[0].source}: {step.examples[0].reason}" if step.examples else ""
+            told[step.step] = f"{step.dropped} dropped{first}"
+        return told
 
     @property
     def name(self) -> str:
@@ -95,9 +109,42 @@ class Dataset:
             )
         return self._workspace
 
+    def preview(self, rows: Sequence[int] | None = None, *, captions: Sequence[str] | None = None) -> Preview:
+        """Pictures to look at, with their classes.
+
+        Args:
+            rows: Row numbers; some of each class if left out.
+            captions: What to write below each instead of its class.
+        """
+        opened = self.open()
+        codes = opened.values("label")
+        if rows is None:
+            rows = [int(row) for code in range(self.num_classes) for row in np.flatnonzero(codes == code)[:2]][:24]
+        numbers = np.asarray(rows, np.int64)
+        column = opened.column("image")
+        stored = opened.gather("image", numbers)
+        color = column.color or "rgb"
+        arrays = [image.decode(data, color=color) if isinstance(data, bytes) else data for data in stored]
+        told = captions or [self.labels[codes[row]] for row in numbers]
+        return Preview(self.ref, [image.encode_png(image.shrink(array, 128)) for array in arrays], told)
+
     def open(self) -> OpenSnapshot:
         """The rows themselves: NumPy arrays by column, gathered by row number."""
         return self.workspace.dataset(self.name).snapshot(self.info.snapshot)
+
+
+class Preview:
+    """Some pictures of a dataset, to look at in a notebook. They are re-encoded; nothing else of a file gets through."""
+
+    def __init__(self, ref: str, pngs: Sequence[bytes], captions: Sequence[str]) -> None:
+        self._ref = ref
+        self._items = list(zip(pngs, captions, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<{len(self._items)} pictures of {self._ref}: {', '.join(caption for _, caption in self._items)}>"
+
+    def _repr_html_(self) -> str:
+        return html.pictures(f"{len(self._items)} pictures of {self._ref}", self._items)
 
 
 class Datasets:
@@ -107,9 +154,10 @@ class Datasets:
         self._api = api
         self._workspace = workspace
 
-    def list(self) -> list[Dataset]:
+    def list(self) -> Table[Dataset]:
         """Every dataset at its newest snapshot."""
-        return [Dataset(info, self._workspace) for info in self._api.get("/v1/datasets", list[DatasetInfo])]
+        found = [Dataset(info, self._workspace) for info in self._api.get("/v1/datasets", list[DatasetInfo])]
+        return Table(found, title="datasets", rows=map(_row, found))
 
     def get(self, ref: str) -> Dataset:
         """A dataset by reference, e.g. `flowers` or `flowers@7`.
@@ -157,24 +205,12 @@ class Datasets:
         return self.get(f"{name}@{job.result['snapshot']}")
 
 
-def describe_cleaning(report: CleaningReport) -> list[tuple[str, int, str]]:
-    """A cleaning report as rows of (step, dropped, first example)."""
-    return [
-        (step.step, step.dropped, f"{step.examples[0].source}: {step.examples[0].reason}" if step.examples else "")
-        for step in report.steps
-    ]
-
-
-def as_rows(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
-    """Datasets as rows of a table."""
-    return [
-        {
-            "dataset": dataset.ref,
-            "rows": dataset.rows,
-            "classes": dataset.num_classes,
-            "splits": " ".join(f"{name}={rows}" for name, rows in dataset.splits.items()),
-            "size": f"{dataset.info.bytes / 2**20:.1f} MiB",
-            "created": dataset.info.created_at[:19],
-        }
-        for dataset in datasets
-    ]
+def _row(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "dataset": dataset.ref,
+        "rows": dataset.rows,
+        "classes": dataset.num_classes,
+        "splits": " ".join(f"{name}={rows}" for name, rows in dataset.splits.items()),
+        "size": f"{dataset.info.bytes / 2**20:.1f} MiB",
+        "created": dataset.info.created_at[:19],
+    }

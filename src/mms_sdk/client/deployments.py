@@ -10,9 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import orjson
 
-from mms_sdk.client import html
+from mms_sdk import html
 from mms_sdk.client.api import Api
+from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidInput
+from mms_sdk.schema.deployment import CreateDeployment
 from mms_sdk.schema.deployment import Deployment as DeploymentRecord
 from mms_sdk.schema.names import check_name, parse_model_ref
 from mms_sdk.schema.prediction import Prediction as PredictionRecord
@@ -105,10 +107,10 @@ class Deployments:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    def list(self) -> list[Deployment]:
+    def list(self) -> Table[Deployment]:
         """All deployments by name."""
-        found = self._api.get("/v1/deployments", list[DeploymentRecord])
-        return [Deployment(self._api, record) for record in found]
+        found = [Deployment(self._api, record) for record in self._api.get("/v1/deployments", list[DeploymentRecord])]
+        return Table(found, title="deployments", rows=map(_row, found))
 
     def get(self, name: str) -> Deployment:
         """One deployment.
@@ -119,7 +121,7 @@ class Deployments:
         path = f"/v1/deployments/{check_name(name, what='deployment')}"
         return Deployment(self._api, self._api.get(path, DeploymentRecord))
 
-    def create(self, name: str, *, model: str) -> Deployment:
+    def create(self, name: str, *, model: str, max_batch: int = 64) -> Deployment:
         """Serves a model version under a name; returns once it is warm.
 
         A deployment of an embedded workspace lives in this process and ends with it; `mms serve` keeps it.
@@ -127,6 +129,8 @@ class Deployments:
         Args:
             name: e.g. `flowers`. If something is deployed under it, it is switched over without a gap.
             model: Reference, e.g. `flowers@champion`.
+            max_batch: Rows computed at once, 1 to 64. A program is compiled for each batch size up to it, so a small
+                one is warm sooner; a large one answers more requests a second.
 
         Raises:
             ModelNotFound: There is no such version.
@@ -134,8 +138,20 @@ class Deployments:
         """
         check_name(name, what="deployment")
         parse_model_ref(model)
+        asked = CreateDeployment(model=model, max_batch=max_batch)
         path = f"/v1/deployments/{name}"
-        return Deployment(self._api, self._api.send("PUT", path, DeploymentRecord, {"model": model}))
+        return Deployment(self._api, self._api.send("PUT", path, DeploymentRecord, asked.model_dump()))
+
+
+def _row(deployment: Deployment) -> dict[str, Any]:
+    record = deployment.record
+    return {
+        "deployment": record.name,
+        "model": f"{record.model}@{record.version}",
+        "state": record.state,
+        "requests": record.requests,
+        "rows": record.rows,
+    }
 
 
 def _read(picture: Any) -> bytes:
@@ -144,4 +160,6 @@ def _read(picture: Any) -> bytes:
     try:
         return Path(picture).expanduser().read_bytes()
     except OSError as error:
-        raise InvalidInput(f"a picture is a readable file; {picture} is not: {error.strerror}; check the path") from error
+        raise InvalidInput(
+            f"a picture is a readable file; {picture} is not: {error.strerror}; check the path"
+        ) from error

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mms_sdk.client import html
+from mms_sdk import html
 from mms_sdk.client.api import Api
+from mms_sdk.client.tables import Table
 from mms_sdk.errors import JobFailed, from_problem
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.job import JobPage
@@ -28,7 +29,7 @@ class Job:
         return f"<job {self.id}: {self.record.kind} {self.record.name}, {self.state}>"
 
     def _repr_html_(self) -> str:
-        return html.facts(f"{self.record.kind} {self.record.name}", self._facts())
+        return html.facts(f"{self.record.kind} {self.record.name}", self.facts())
 
     @property
     def id(self) -> str:
@@ -92,7 +93,8 @@ class Job:
         self._api.download(f"/v1/jobs/{self.id}/files/{name}", path)
         return path
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What matters about it, by name."""
         record = self.record
         told = {"id": record.id, "state": record.state, "created": record.created_at, "ended": record.ended_at or "–"}
         if record.error:
@@ -116,9 +118,10 @@ class Jobs:
                 return
             before = page.next
 
-    def list(self, limit: int = 20) -> list[Job]:
+    def list(self, limit: int = 20) -> Table[Job]:
         """The newest jobs."""
-        return [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
+        found = [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
+        return Table(found, title="jobs", rows=map(_row, found))
 
     def get(self, job: str) -> Job:
         """One job.
@@ -127,6 +130,32 @@ class Jobs:
             JobNotFound: There is none of that id.
         """
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
+
+
+def _row(job: Job) -> dict[str, Any]:
+    record = job.record
+    return {
+        "job": record.id,
+        "kind": record.kind,
+        "name": record.name,
+        "state": record.state,
+        "created": record.created_at[:19],
+        "outcome": _outcome(record),
+    }
+
+
+def _outcome(record: JobRecord) -> str:
+    if record.error:
+        return str(record.error.get("detail", ""))[:100]
+    metrics = record.result.get("metrics", {})
+    told = metrics.get("val/accuracy", record.result.get("accuracy"))
+    return (
+        f"accuracy {told:.4f}"
+        if told is not None
+        else f"{record.result.get('rows', 0):,} rows"
+        if record.result
+        else ""
+    )
 
 
 class _Bar:

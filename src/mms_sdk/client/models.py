@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mms_sdk.client import html
+from mms_sdk import html
 from mms_sdk.client.api import Api
+from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.model import ModelVersion as VersionRecord
 from mms_sdk.schema.names import check_name, parse_model_ref
@@ -32,16 +33,23 @@ class ModelVersion:
         return f"<model {self.ref}: {len(self.labels)} classes; {told}>"
 
     def _repr_html_(self) -> str:
+        return html.facts(f"model {self.ref}", self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """What matters about it, by name."""
         card = self.record.card
-        told: dict[str, Any] = {
+        return {
+            "model": self.ref,
+            **{name: f"{value:.4f}" for name, value in self.metrics.items()},
             "aliases": ", ".join(self.record.aliases) or "–",
             "classes": ", ".join(card.labels),
             "trained on": card.lineage.dataset,
+            "trained by": f"job {card.lineage.job}, step {card.lineage.step}",
             "parameters": f"{card.parameters:,}",
+            "input": f"{card.kind} {card.signature.inputs[0].shape}",
             "size": f"{self.record.bytes / 2**20:.2f} MiB",
             "location": self.record.location,
         }
-        return html.facts(f"model {self.ref}", {**{n: f"{v:.4f}" for n, v in self.metrics.items()}, **told})
 
     @property
     def ref(self) -> str:
@@ -81,14 +89,15 @@ class Models:
         self._api = api
         self._workspace = workspace
 
-    def list(self, name: str | None = None) -> list[ModelVersion]:
+    def list(self, name: str | None = None) -> Table[ModelVersion]:
         """Versions, newest first: of one model, or of all.
 
         Raises:
             ModelNotFound: There is no model of that name.
         """
         path = "/v1/models" if name is None else f"/v1/models/{check_name(name, what='model')}/versions"
-        return [ModelVersion(record) for record in self._api.get(path, list[VersionRecord])]
+        found = [ModelVersion(record) for record in self._api.get(path, list[VersionRecord])]
+        return Table(found, title="models", rows=map(_row, found))
 
     def get(self, ref: str) -> ModelVersion:
         """A version by reference: `flowers` (newest), `flowers@3`, `flowers@champion`.
@@ -100,9 +109,7 @@ class Models:
         version = "newest" if asked.version is None else asked.version
         return ModelVersion(self._api.get(f"/v1/models/{asked.name}/versions/{version}", VersionRecord))
 
-    def register(
-        self, name: str, trained: Exportable, *, metrics: Mapping[str, float] | None = None
-    ) -> ModelVersion:
+    def register(self, name: str, trained: Exportable, *, metrics: Mapping[str, float] | None = None) -> ModelVersion:
         """Makes a trained checkpoint the next version of a model.
 
         The version is visible once its artefact is complete, verified byte by byte and shown to load.
@@ -139,20 +146,16 @@ class Models:
         return ModelVersion(self._api.send("PUT", path, VersionRecord, {"version": number}))
 
 
-def as_rows(versions: list[ModelVersion]) -> list[dict[str, Any]]:
-    """Versions as rows of a table."""
-    return [
-        {
-            "model": version.ref,
-            "aliases": " ".join(version.record.aliases),
-            "accuracy": _accuracy(version.metrics),
-            "classes": len(version.labels),
-            "trained on": version.record.card.lineage.dataset,
-            "size": f"{version.record.bytes / 2**20:.2f} MiB",
-            "created": version.record.created_at[:19],
-        }
-        for version in versions
-    ]
+def _row(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "model": version.ref,
+        "aliases": " ".join(version.record.aliases),
+        "accuracy": _accuracy(version.metrics),
+        "classes": len(version.labels),
+        "trained on": version.record.card.lineage.dataset,
+        "size": f"{version.record.bytes / 2**20:.2f} MiB",
+        "created": version.record.created_at[:19],
+    }
 
 
 def _accuracy(metrics: Mapping[str, float]) -> str:

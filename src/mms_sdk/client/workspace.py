@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mms_sdk.client import html
+from mms_sdk import html
 from mms_sdk.client.api import Api
 from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
@@ -52,6 +52,13 @@ class BulkResult(BaseModel):
     model: str
     job: str
 
+    def __str__(self) -> str:
+        told = f", accuracy {self.accuracy:.4f}" if self.accuracy is not None else ""
+        failed = f", {self.errors:,} of them without a prediction" if self.errors else ""
+        return f"{self.rows:,} rows by {self.model} in {self.path}{failed}{told}"
+
+    __repr__ = __str__
+
 
 class WorkspaceClient:
     """A workspace: its datasets, jobs, models and deployments. Made by `mms.connect()`.
@@ -83,6 +90,17 @@ class WorkspaceClient:
         """Whether it is this process's own, without a server."""
         return self._workspace is not None
 
+    @property
+    def folder(self) -> Path:
+        """The folder of an embedded workspace.
+
+        Raises:
+            InvalidRequest: The workspace is a server's.
+        """
+        if self._workspace is None:
+            raise InvalidRequest(f"the workspace at {self.where} is a server's; its folder is not on this side")
+        return self._workspace.root
+
     def status(self) -> dict[str, Any]:
         """What is in the workspace, in a few words."""
         jobs = self.jobs.list(100)
@@ -91,7 +109,9 @@ class WorkspaceClient:
             "datasets": ", ".join(dataset.ref for dataset in self.datasets.list()) or "none yet",
             "models": ", ".join(sorted({version.model for version in self.models.list()})) or "none yet",
             "deployments": ", ".join(each.name for each in self.deployments.list()) or "none",
-            "jobs": f"{sum(job.state == 'running' for job in jobs)} running, {len(jobs)} recorded" if jobs else "none yet",
+            "jobs": f"{sum(job.state == 'running' for job in jobs)} running, {len(jobs)} recorded"
+            if jobs
+            else "none yet",
         }
 
     def predict(
@@ -115,7 +135,9 @@ class WorkspaceClient:
         """
         target = Path(to).expanduser()
         if not target.parent.is_dir():
-            raise InvalidRequest(f"predictions are written into an existing folder; {target.parent} is none; make it first")
+            raise InvalidRequest(
+                f"predictions are written into an existing folder; {target.parent} is none; make it first"
+            )
         asked = PredictJob(model=model, top=top, **self._data(data))
         record = self._api.send("POST", "/v1/predictions", JobRecord, asked.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
@@ -185,7 +207,9 @@ def connect(
         raise InvalidRequest(f"a server's address begins with http:// or https://; got {url!r}; a folder is workspace=")
     token = token or os.environ.get(TOKEN_VARIABLE)
     if not token:
-        raise Unauthenticated(f"a server wants a token; pass token=, or set {TOKEN_VARIABLE}; mms serve says where its is")
+        raise Unauthenticated(
+            f"a server wants a token; pass token=, or set {TOKEN_VARIABLE}; mms serve says where its is"
+        )
     return WorkspaceClient(Api(url, token), url, None)
 
 

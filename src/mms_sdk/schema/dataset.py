@@ -17,6 +17,9 @@ ColumnKind = Literal["image", "encoded-image", "label", "text", "number", "embed
 ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
+Dtype = Annotated[str, Field(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))$")]  # little-endian; no objects
+
+
 class Column(Schema):
     """One typed column.
 
@@ -32,7 +35,7 @@ class Column(Schema):
 
     name: ColumnName
     kind: ColumnKind
-    dtype: str
+    dtype: Dtype
     shape: tuple[int, ...] | None = ()
     labels: tuple[str, ...] | None = None
     color: Literal["gray", "rgb"] | None = None

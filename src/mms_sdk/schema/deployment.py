@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from mms_sdk.schema.base import Schema
 from mms_sdk.schema.model import Signature
 from mms_sdk.schema.names import Name
@@ -12,9 +14,15 @@ DeploymentState = Literal["warming", "ready", "failed"]
 
 
 class CreateDeployment(Schema):
-    """Asks for a model version to be served under a name; an existing deployment is switched over."""
+    """Asks for a model version to be served under a name; an existing deployment is switched over.
+
+    Attributes:
+        model: Reference, e.g. `flowers@champion`.
+        max_batch: Rows computed at once.
+    """
 
     model: str
+    max_batch: int = Field(default=64, ge=1, le=64)
 
 
 class Deployment(Schema):

@@ -150,7 +150,9 @@ class DataPlane:
         scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
         wanted = next((output for output in asked.outputs or () if output.name == "scores"), None)
         if asked.outputs and wanted is None:
-            raise InvalidInput(f"this model's output is 'scores'; asked for {[output.name for output in asked.outputs]}")
+            raise InvalidInput(
+                f"this model's output is 'scores'; asked for {[output.name for output in asked.outputs]}"
+            )
         parameters = wanted.parameters if wanted else asked.parameters
         binary = bool(parameters.get("binary_data") or asked.parameters.get("binary_data_output"))
         output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
@@ -189,7 +191,9 @@ class DataPlane:
         if given is None:
             return self._settings.default_deadline_s
         if not re.fullmatch(r"[1-9]\d{0,6}", given):
-            raise InvalidRequest(f"X-MMS-Deadline-Ms is a whole number of milliseconds from 1 to 9999999; got {given!r}")
+            raise InvalidRequest(
+                f"X-MMS-Deadline-Ms is a whole number of milliseconds from 1 to 9999999; got {given!r}"
+            )
         return int(given) / 1000
 
 
@@ -240,7 +244,9 @@ def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
         if size != len(binary) or size != count:
-            raise InvalidInput(f"a tensor of shape {tensor.shape} has {count} bytes; got {len(binary)}, declared {size}")
+            raise InvalidInput(
+                f"a tensor of shape {tensor.shape} has {count} bytes; got {len(binary)}, declared {size}"
+            )
         return np.frombuffer(binary, np.uint8).reshape(tensor.shape)
     try:
         flat = np.asarray(tensor.data).ravel()

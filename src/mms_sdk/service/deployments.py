@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from dataclasses import dataclass
 
 from mms_sdk.compute.inference.batcher import Batcher
-from mms_sdk.compute.inference.predictor import Predictor
+from mms_sdk.compute.inference.predictor import BUCKETS, Predictor
 from mms_sdk.errors import DeploymentNotFound
 from mms_sdk.schema.deployment import Deployment
 from mms_sdk.schema.names import ModelRef
@@ -58,7 +59,7 @@ class Deployments:
         self._served: dict[str, Served] = {}
         self._changing = threading.Lock()
 
-    def put(self, name: str, ref: ModelRef) -> Deployment:
+    def put(self, name: str, ref: ModelRef, *, max_batch: int = BUCKETS[-1]) -> Deployment:
         """Serves a version under a name; returns once it is warm. An earlier version answers until then.
 
         Raises:
@@ -69,7 +70,8 @@ class Deployments:
             row = self._workspace.catalog.models.resolve(ref)
             what = f"model {row['model']}@{row['version']}"
             folder = self._workspace.artifact(row["artifact"], digest=row["digest"], what=what)
-            predictor = Predictor(folder, max_pixels=self._settings.max_pixels)
+            buckets = BUCKETS[: bisect.bisect_left(BUCKETS, max_batch) + 1]
+            predictor = Predictor(folder, buckets=buckets, max_pixels=self._settings.max_pixels)
             batcher = Batcher(
                 predictor.scores,
                 max_batch_rows=predictor.buckets[-1],

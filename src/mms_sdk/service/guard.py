@@ -151,7 +151,9 @@ class Guard:
         if kind.lower() == "bearer" and 0 < len(token) <= 256 and token.isascii():
             found = await asyncio.to_thread(self._find, token)
         if found is None:
-            raise Unauthenticated("every request carries one valid token: Authorization: Bearer mms_…; this one does not")
+            raise Unauthenticated(
+                "every request carries one valid token: Authorization: Bearer mms_…; this one does not"
+            )
         return found
 
     def _limit(self, rule: Rule) -> int:
@@ -194,7 +196,9 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError as error:
-            raise InvalidRequest(f"a body is sent within {self._timeout_s:g} s; this one was not; send it faster") from error
+            raise InvalidRequest(
+                f"a body is sent within {self._timeout_s:g} s; this one was not; send it faster"
+            ) from error
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._limit:
             raise self._too_large(f"more than {self._limit:,}")
@@ -268,5 +272,3 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
     for name, value in scope["headers"]:
         found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     return found
-
-

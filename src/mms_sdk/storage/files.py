@@ -36,7 +36,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull(
-                f"no space left while writing {path}: {error.strerror}; nothing was committed. Free space there, or "
+                f"no space left while writing {path}: {error.strerror}; nothing half-made stays. Free space there, or "
                 f"use another workspace folder, and run it again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import orjson
 
 from mms_sdk.storage import files
+
+_LONGEST_LINE = 2**20
 
 
 class MetricLog:
@@ -28,7 +32,11 @@ class MetricLog:
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends one line; a single `write` call, so that readers never see half of it."""
         with files.writing(self.path):
-            self._file.write(orjson.dumps({key: _plain(value) for key, value in values.items()}) + b"\n")
+            line = orjson.dumps({key: _plain(value) for key, value in values.items()}) + b"\n"
+            written = self._file.write(line)
+            if written != len(line):  # what a disk does that is full in the middle of it
+                self._file.truncate(self._file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Closes the file."""
@@ -36,9 +44,12 @@ class MetricLog:
 
     def _drop_half_a_line(self, path: Path) -> None:
         # A full disk or a kill may have cut the last line short; what is appended to it would be lost as well.
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
+        end = path.stat().st_size
+        begin = max(0, end - _LONGEST_LINE)
+        with path.open("rb") as file:
+            file.seek(begin)
+            whole = begin + file.read().rfind(b"\n") + 1
+        if whole != end:
             self._file.truncate(whole)
 
 

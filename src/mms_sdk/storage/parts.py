@@ -166,7 +166,7 @@ class _RawWriter:
     def write(self, values: Array) -> None:
         row_bytes = self._column.row_bytes
         assert row_bytes is not None
-        rows = values.reshape(len(values), -1).view(np.uint8).reshape(len(values), row_bytes)
+        rows = values.view(np.uint8).reshape(len(values), row_bytes)
         while len(rows):
             taken = rows[: self._shard_rows - self._in_shard]
             framed = np.empty((len(taken), row_bytes + CRC_BYTES), np.uint8)

@@ -62,7 +62,8 @@ def _mix(values: Array) -> Array:
     # The finaliser of MurmurHash3 (public domain; A. Appleby), which spreads every input bit over all output bits.
     values = (values ^ values >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
     values = (values ^ values >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ values >> np.uint64(33)
+    mixed: Array = values ^ values >> np.uint64(33)
+    return mixed
 
 
 @dataclass(frozen=True, kw_only=True)

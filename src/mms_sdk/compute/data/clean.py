@@ -17,7 +17,7 @@ class Looked:
 
     Attributes:
         entry: The file.
-        id: 16 bytes of BLAKE2b over its bytes: equal content, equal id.
+        id: 16 bytes of BLAKE2b over its bytes: equal content, equal id. Empty if it cannot be read.
         facts: What the picture is; None if it does not decode.
         reason: Why it does not decode.
     """
@@ -60,6 +60,8 @@ def _duplicates(_step: DropDuplicates, looked: Sequence[Looked], present: Presen
     first: dict[bytes, str] = {}
     rejects = []
     for item in looked:
+        if not item.id:  # a file that cannot be read is nobody's duplicate
+            continue
         if item.id in present.ids:
             rejects.append(Reject(source=item.entry.source, reason="the same bytes are in the dataset already"))
         elif item.id in first:

@@ -118,16 +118,20 @@ def _plan(
     _refuse_unreadable(kept)
     if not kept and base is None:
         reasons = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
-        raise NothingToIngest(f"a dataset begins with at least one usable picture; all {found} were left out: {reasons}")
+        raise NothingToIngest(
+            f"a dataset begins with at least one usable picture; all {found} were left out: {reasons}; check the "
+            f"folder, or the cleaning steps"
+        )
     picture = picture or _picture_column(kept, spec)
     _refuse_other_sizes(kept, picture)
+    _refuse_other_color(spec.source.color, picture)
     labels = _labels(kept, base)
     report = CleaningReport(
         found=found,
         already_present=len(looked) - len(new),
         kept=len(kept),
         steps=tuple(steps),
-        notes=_notes(kept, left_out, labels),
+        notes=_notes(kept, left_out, labels, picture),
     )
     return _Plan(rows=kept, columns=_columns(picture, labels), report=report, rejects=rejects)
 
@@ -154,9 +158,17 @@ def _refuse_other_sizes(kept: Sequence[Looked], picture: Column) -> None:
     other = [item for item in kept if item.facts and item.facts.size != picture.shape[:2]]
     if other:
         raise DataError(
-            f"new pictures have the size of those in the dataset, {picture.shape[1]}×{picture.shape[0]}; {len(other)} do "
-            f"not, e.g. {other[0].entry.source}; drop them with clean=[mms.drop_odd_sizes()], or ingest everything into "
-            f"a new dataset"
+            f"new pictures have the size of those in the dataset, {picture.shape[1]}×{picture.shape[0]}; {len(other)} "
+            f"do not, e.g. {other[0].entry.source}; drop them with clean=[mms.drop_odd_sizes()], or ingest everything "
+            f"into a new dataset"
+        )
+
+
+def _refuse_other_color(asked: str, picture: Column) -> None:
+    if asked not in ("auto", picture.color):
+        raise DataError(
+            f"all pictures of a dataset have the same channels; it holds {picture.color!r}, asked for is {asked!r}; "
+            f"leave color= out, or ingest everything into a new dataset"
         )
 
 
@@ -188,9 +200,13 @@ def _columns(picture: Column, labels: tuple[str, ...]) -> tuple[Column, ...]:
     )
 
 
-def _notes(kept: Sequence[Looked], left_out: Sequence[Reject], labels: Sequence[str]) -> tuple[str, ...]:
+def _notes(
+    kept: Sequence[Looked], left_out: Sequence[Reject], labels: Sequence[str], picture: Column
+) -> tuple[str, ...]:
     counts = Counter(note for item in kept if item.facts for note in item.facts.notes)
-    notes = [f"{count} × {note}" for note, count in sorted(counts.items())]
+    if picture.color == "gray":
+        counts["colours turned into grey"] = sum(not item.facts.gray for item in kept if item.facts)
+    notes = [f"{count} × {note}" for note, count in sorted(counts.items()) if count]
     if left_out:
         notes.append(f"{len(left_out)} × left out, e.g. {left_out[0].source}: {left_out[0].reason}")
     if len(labels) == 1:
@@ -235,7 +251,9 @@ def _write(dataset: Dataset, plan: _Plan, spec: IngestSpec, base: OpenSnapshot |
     try:
         return dataset.commit(replace(addition, parts=(sealed,)), base=record, rebase=False)
     except BaseException:
-        files.remove_tree(writer.folder)
+        # An interrupt or an error may come after the link that is the commit; then the part is in use.
+        if not dataset.snapshots() or sealed not in dataset.record().parts:
+            files.remove_tree(writer.folder)
         raise
 
 
@@ -252,9 +270,12 @@ def _bring(item: Looked, picture: Column, max_pixels: int) -> Any:
     try:
         data = item.entry.path.read_bytes()
     except OSError as error:
-        raise DataError(f"{item.entry.path} was there when it was checked and cannot be read now ({error})") from error
+        raise DataError(
+            f"files stay where they are during an ingest; {item.entry.source} cannot be read any more "
+            f"({error.strerror}); run the ingest again"
+        ) from error
     if _id(data) != item.id:
-        raise DataError(f"files stay as they are during an ingest; {item.entry.path} changed; run the ingest again")
+        raise DataError(f"files stay as they are during an ingest; {item.entry.source} changed; run the ingest again")
     if picture.shape is None or picture.color is None:
         return data
     return image.decode(data, color=picture.color, max_pixels=max_pixels)

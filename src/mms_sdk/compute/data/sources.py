@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from mms_sdk.errors import InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import ImageFolder, Reject
 
 # Files that operating systems put into folders; nobody means them.
-_CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
+_CLUTTER = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|__macosx|\._.*|\.ipynb_checkpoints", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,16 @@ def list_image_folder(folder: ImageFolder, *, labelled: bool = True) -> tuple[li
 
 
 def printable(name: str) -> str:
-    """A file name as text that can be stored and printed: bytes that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""A file name as text that can be stored and printed, another for each name.
+
+    Bytes that are not UTF-8 become `\xNN`, and a backslash two, so that the two cannot be mistaken for one another.
+    """
+    return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _walk(root: Path, rejects: list[Reject]) -> Iterator[Path]:
     seen = {_identity(root)}
+    inside = root.resolve()
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -81,12 +86,16 @@ def _walk(root: Path, rejects: list[Reject]) -> Iterator[Path]:
             continue
         for entry in found:
             path = Path(entry.path)
-            if entry.name.lower() in _CLUTTER:
+            if _CLUTTER.fullmatch(entry.name):
                 continue
             try:
                 if entry.is_dir():
-                    if (identity := _identity(path)) in seen:
-                        rejects.append(_reject(root, path, "the link leads back to a folder that was read already"))
+                    if entry.is_symlink() and _overlap(path.resolve(), inside):
+                        rejects.append(
+                            _reject(root, path, "the link leads to a part of this folder, or to one around it")
+                        )
+                    elif (identity := _identity(path)) in seen:
+                        rejects.append(_reject(root, path, "the folder was read already, under another name"))
                     else:
                         seen.add(identity)
                         pending.append(path)
@@ -96,6 +105,10 @@ def _walk(root: Path, rejects: list[Reject]) -> Iterator[Path]:
                     rejects.append(_reject(root, path, "it is neither a file nor a folder, or a broken link"))
             except OSError as error:
                 rejects.append(_reject(root, path, f"it cannot be read: {error.strerror}"))
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _identity(path: Path) -> tuple[int, int]:

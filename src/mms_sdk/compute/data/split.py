@@ -71,4 +71,5 @@ def _order_keys(ids: Array, seed: int) -> Array:
     words = np.ascontiguousarray(ids).view("<u8")
     salt = np.random.SeedSequence(seed & 2**63 - 1).generate_state(2, np.uint64)
     mixed = (words[:, 0] ^ salt[0]) * np.uint64(0x9E3779B97F4A7C15) + words[:, 1]
-    return (mixed ^ mixed >> np.uint64(32)) * np.uint64(0xD6E8FEB86659FD93) ^ salt[1]
+    keys: Array = (mixed ^ mixed >> np.uint64(32)) * np.uint64(0xD6E8FEB86659FD93) ^ salt[1]
+    return keys

@@ -149,7 +149,9 @@ class Batcher:
             if np.isfinite(part).all():
                 _resolve(request, part)
             else:
-                _reject(request, InvalidInput("the model's scores for this input are not finite numbers; check the input"))
+                _reject(
+                    request, InvalidInput("the model's scores for this input are not finite numbers; check the input")
+                )
 
     def _fail(self, batch: list[_Request], error: Exception) -> None:
         if len(batch) > 1:  # one of them is to blame; alone each gets what it deserves

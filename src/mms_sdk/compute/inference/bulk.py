@@ -46,17 +46,12 @@ def predict_snapshot(
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             stored = zip(part, snapshot.gather("image", part), snapshot.gather("source", part), strict=True)
-            yield [
-                _Item(int(row), source.decode(), labels[codes[row]], picture)
-                for row, picture, source in stored
-            ]
+            yield [_Item(int(row), source.decode(), labels[codes[row]], picture) for row, picture, source in stored]
 
     return _write(predictor, batches(), len(rows), to=to, top=top, tell=tell)
 
 
-def predict_folder(
-    predictor: Predictor, folder: ImageFolder, *, to: Path, top: int, tell: Tell
-) -> dict[str, Any]:
+def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Path, top: int, tell: Tell) -> dict[str, Any]:
     """Predicts every file below a folder; one that does not decode gets a row with the reason.
 
     Args:
@@ -75,9 +70,7 @@ def predict_folder(
         size = predictor.buckets[-1]
         for start in range(0, len(entries), size):
             part = entries[start : start + size]
-            yield [
-                _Item(row, entry.source, None, _read(entry.path)) for row, entry in enumerate(part, start)
-            ]
+            yield [_Item(row, entry.source, None, _read(entry.path)) for row, entry in enumerate(part, start)]
 
     return _write(predictor, batches(), len(entries), to=to, top=top, tell=tell)
 

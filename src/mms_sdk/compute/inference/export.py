@@ -65,7 +65,9 @@ def export_model(folder: Path, trained: TrainedCheckpoint, *, metrics: Mapping[s
     with files.writing(folder):
         ocp.save(folder / "weights", jax.tree.map(jax.numpy.asarray, weights))
         files.write_durable(folder / "forward.stablehlo", bytes(exported.serialize()))
-        files.write_durable(folder / "model.json", orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+        files.write_durable(
+            folder / "model.json", orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+        )
     manifest.seal(folder)
     return card
 

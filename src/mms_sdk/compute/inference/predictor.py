@@ -132,7 +132,9 @@ class Predictor:
         return np.asarray(self._program(size)(self._weights, np.ascontiguousarray(rows)))
 
     def _program(self, size: int) -> Any:
-        if size not in self._programs:  # every bucket is compiled before it is ready; the counter shows that it stays so
+        if (
+            size not in self._programs
+        ):  # every bucket is compiled before it is ready; the counter shows that it stays so
             self.compiles_after_ready += 1
             self._programs[size] = self._compile(size)
         return self._programs[size]

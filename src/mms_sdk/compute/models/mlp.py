@@ -34,7 +34,7 @@ class _MLP(nnx.Module):
         self.head = nnx.Linear(sizes[-1], family.num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # `len` would ask an exported batch for a number it has not got
         for layer in self.layers:
             x = nnx.relu(layer(x))
         return self.head(x)

@@ -15,14 +15,14 @@ from typing import Any
 
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.training.policies import Checkpoints, StopPolicy
-from mms_sdk.compute.training.program import Program, State, averages
-from mms_sdk.compute.training.tasks import Sums
+from mms_sdk.compute.training.program import Program, State, Totals
 from mms_sdk.errors import TrainingFailed
 from mms_sdk.storage.checkpoints import CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
 
 _IN_FLIGHT = 2
+_LOOK_EVERY_S = 0.002
 _LOG_EVERY_S = 0.25
 
 
@@ -66,7 +66,7 @@ class Run:
     log: MetricLog
     options: dict[str, Any]
     state: State
-    totals: Sums
+    totals: Totals
     steps: int = 0
     position: Position = field(default_factory=Position)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -78,8 +78,8 @@ class Run:
 def train(run: Run) -> Iterator[Step]:
     """Trains until the epochs are over or the stop policy says so, and yields after every step."""
     every_steps, every_s = run.policy.interval()
-    saved_at = logged_at = time.monotonic()
-    in_flight: deque[Sums] = deque()
+    saved_at = logged_at = looked_at = time.monotonic()
+    in_flight: deque[Totals] = deque()
     batches = run.train.reader.batches
     while run.position.epoch < run.epochs and not run.stopped:
         run.train.reader.restore({"epoch": run.position.epoch, "batch": run.position.batch})
@@ -90,15 +90,18 @@ def train(run: Run) -> Iterator[Step]:
             run.state, run.totals = run.program.step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
             run.steps += 1
             run.position = batch.position
-            # At most two steps in flight: enough to keep the device busy, few enough to bound memory and to notice
-            # errors soon. What is waited for here is the step before the last.
+            # Every now and then wait until no more than two steps are in flight: that bounds memory and shows errors
+            # soon, and two keep the device busy. Waiting after every step would cost as much as a small step does.
             in_flight.append(run.totals)
-            if len(in_flight) > _IN_FLIGHT:
-                seen = in_flight.popleft()
-                seen["weight"].block_until_ready()
-                if time.monotonic() - logged_at > _LOG_EVERY_S:
-                    logged_at = time.monotonic()
-                    run.log.write({"step": run.steps - _IN_FLIGHT, "time": time.time(), **averages(seen, "running")})
+            if len(in_flight) > _IN_FLIGHT and time.monotonic() - looked_at > _LOOK_EVERY_S:
+                while len(in_flight) > _IN_FLIGHT:
+                    seen = in_flight.popleft()
+                seen.block_until_ready()
+                looked_at = time.monotonic()
+                if looked_at - logged_at > _LOG_EVERY_S:
+                    logged_at = looked_at
+                    metrics = run.program.averages(seen, "running")
+                    run.log.write({"step": run.steps - _IN_FLIGHT, "time": time.time(), **metrics})
             last = batch.position.batch == batches
             if last:
                 in_flight.clear()
@@ -107,8 +110,9 @@ def train(run: Run) -> Iterator[Step]:
             elif (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s):
                 _save(run, best=False)
                 saved_at = time.monotonic()
-            metrics = run.history[-1] if last else {}
-            yield Step(run.steps, batch.position.epoch + 1, batch.position.batch, batches, metrics)
+            yield Step(
+                run.steps, batch.position.epoch + 1, batch.position.batch, batches, run.history[-1] if last else {}
+            )
             asked = time.monotonic()
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
     # The promise of a finished run is that its checkpoints are on the disk.
@@ -117,14 +121,14 @@ def train(run: Run) -> Iterator[Step]:
 
 def _end_epoch(run: Run) -> None:
     epoch = run.position.epoch + 1
-    metrics = averages(run.totals, "train")
+    metrics = run.program.averages(run.totals, "train")
     if not math.isfinite(metrics["train/loss"]):
         raise TrainingFailed(
             f"the training loss stays finite; it became {metrics['train/loss']} in epoch {epoch} (step {run.steps}); "
             f"lower the learning rate or look at the data; the checkpoint of the epoch before is intact"
         )
     if run.val is not None:
-        metrics |= averages(evaluate(run.program, run.state, run.val), "val")
+        metrics |= run.program.averages(evaluate(run.program, run.state, run.val), "val")
     run.history.append(metrics)
     run.log.write({"step": run.steps, "time": time.time(), "epoch": epoch, **metrics})
     run.totals = run.program.zero_totals()
@@ -146,7 +150,7 @@ def _save(run: Run, *, best: bool) -> None:
     run.checkpoints.save(run.steps, run.program.to_arrays(run.state, run.totals), meta, best=best)
 
 
-def evaluate(program: Program, state: State, loader: Loader) -> Sums:
+def evaluate(program: Program, state: State, loader: Loader) -> Totals:
     """Metric sums over a whole split."""
     totals = program.zero_totals()
     loader.reader.restore({"epoch": 0, "batch": 0})

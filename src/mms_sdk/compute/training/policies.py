@@ -84,7 +84,9 @@ class Checkpoints:
             return None, None
         match = re.fullmatch(r"([1-9]\d*)(steps|s|min|h)", self.every)
         if match is None:
-            raise InvalidRequest(f"checkpoints are saved every 'epoch', '500steps', '30s', '5min' or '1h'; got {self.every!r}")
+            raise InvalidRequest(
+                f"checkpoints are saved every 'epoch', '500steps', '30s', '5min' or '1h'; got {self.every!r}"
+            )
         count, unit = int(match[1]), match[2]
         return (count, None) if unit == "steps" else (None, count * {"s": 1.0, "min": 60.0, "h": 3600.0}[unit])
 

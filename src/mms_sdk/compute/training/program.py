@@ -1,7 +1,7 @@
 """The compiled side of a training run: state, step and evaluation as pure functions over flat arrays.
 
-`(state, totals, batch) → (state, totals)`: the state is donated, the totals are a few scalars that the loop may look at
-later. Everything random in step n comes from a key made of the seed and n.
+`(state, totals, batch) → (state, totals)`: the state is donated, the totals are one small vector that the loop may look
+at later. Everything random in step n comes from a key made of the seed and n.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from mms_sdk.errors import InvalidRequest
 if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
+
+
+Totals: TypeAlias = Any
+"""Metric sums and the sum of weights over the rows seen so far: float32, shape (metrics + 1,)."""
 
 
 class State(NamedTuple):
@@ -73,22 +77,27 @@ class Program:
 
         return jax.jit(self._init, out_shardings=self.shardings)()
 
-    def zero_totals(self) -> Sums:
+    def zero_totals(self) -> Totals:
         """Sums over no rows."""
         import jax
 
-        zeros = {name: np.zeros((), np.float32) for name in (*self.task.metrics, "weight")}
-        return jax.device_put(zeros, self._whole)  # type: ignore[no-any-return]
+        return jax.device_put(np.zeros(len(self._totals), np.float32), self._whole)
+
+    def averages(self, totals: Totals, prefix: str) -> dict[str, float]:
+        """Weighted means from sums, read from the devices; e.g. `{"val/loss": …, "val/accuracy": …}`."""
+        told = dict(zip(self._totals, np.asarray(totals).tolist(), strict=True))
+        weight = told.pop("weight") or 1.0
+        return {f"{prefix}/{name}": value / weight for name, value in told.items()}
 
     @cached_property
-    def step(self) -> Callable[[State, Sums, Any, Any, Any], tuple[State, Sums]]:
+    def step(self) -> Callable[[State, Totals, Any, Any, Any], tuple[State, Totals]]:
         """The compiled training step: state, totals, inputs, labels, weight → state, totals."""
         import jax
 
         return jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, self._whole))
 
     @cached_property
-    def evaluate(self) -> Callable[[Arrays, Arrays, Sums, Any, Any, Any], Sums]:
+    def evaluate(self) -> Callable[[Arrays, Arrays, Totals, Any, Any, Any], Totals]:
         """The compiled evaluation: parameters, other state, totals, inputs, labels, weight → totals."""
         import jax
 
@@ -143,7 +152,7 @@ class Program:
         """Where a batch lies."""
         return batch_sharding(self.mesh)
 
-    def to_arrays(self, state: State, totals: Sums) -> dict[str, Any]:
+    def to_arrays(self, state: State, totals: Totals) -> dict[str, Any]:
         """The state as a tree of named arrays that any Orbax reads."""
         return {
             "params": state.params,
@@ -162,16 +171,16 @@ class Program:
             self.abstract,
             self.shardings,
         )
-        scalar = jax.ShapeDtypeStruct((), np.float32, sharding=self._whole)
-        return self.to_arrays(with_shardings, {name: scalar for name in (*self.task.metrics, "weight")})
+        totals = jax.ShapeDtypeStruct((len(self._totals),), np.float32, sharding=self._whole)
+        return self.to_arrays(with_shardings, totals)
 
-    def from_arrays(self, arrays: Mapping[str, Any]) -> tuple[State, Sums]:
+    def from_arrays(self, arrays: Mapping[str, Any]) -> tuple[State, Totals]:
         """State and totals from named arrays."""
         import jax
 
         leaves, tree = jax.tree_util.tree_flatten_with_path(self.abstract.opt)
         opt = jax.tree.unflatten(tree, [arrays["opt"][_key(path)] for path, _ in leaves])
-        return State(dict(arrays["params"]), dict(arrays["rest"]), opt, arrays["step"]), dict(arrays["totals"])
+        return State(dict(arrays["params"]), dict(arrays["rest"]), opt, arrays["step"]), arrays["totals"]
 
     def parameters(self) -> int:
         """Number of trained values."""
@@ -196,7 +205,17 @@ class Program:
         ours, theirs = (None, None) if key is None else jax.random.split(key)
         return self.model.apply(params, rest, self.pipeline.on_batch(inputs, ours), theirs)
 
-    def _step(self, state: State, totals: Sums, inputs: Any, labels: Any, weight: Any) -> tuple[State, Sums]:
+    @property
+    def _totals(self) -> tuple[str, ...]:
+        return (*self.task.metrics, "weight")
+
+    def _added(self, totals: Totals, sums: Sums) -> Totals:
+        # One vector, not a dictionary of scalars: each array in and out of a step costs as much as a small kernel.
+        import jax.numpy as jnp
+
+        return totals + jnp.stack([sums[name] for name in self._totals])
+
+    def _step(self, state: State, totals: Totals, inputs: Any, labels: Any, weight: Any) -> tuple[State, Totals]:
         import jax
         import jax.numpy as jnp
         import optax
@@ -211,23 +230,11 @@ class Program:
         grads, (rest, sums) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt = self.optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(params, rest, opt, state.step + 1), jax.tree.map(jnp.add, totals, sums)
+        return State(params, rest, opt, state.step + 1), self._added(totals, sums)
 
-    def _evaluate(self, params: Arrays, rest: Arrays, totals: Sums, inputs: Any, labels: Any, weight: Any) -> Sums:
-        import jax
-        import jax.numpy as jnp
-
+    def _evaluate(self, params: Arrays, rest: Arrays, totals: Totals, inputs: Any, labels: Any, weight: Any) -> Totals:
         outputs, _ = self._forward(params, rest, inputs, None)
-        return jax.tree.map(jnp.add, totals, self.task.sums(outputs, labels, weight))  # type: ignore[no-any-return]
-
-
-def averages(totals: Sums, prefix: str) -> dict[str, float]:
-    """Weighted means from sums, read from the devices."""
-    import jax
-
-    told = {name: float(value) for name, value in jax.device_get(totals).items()}
-    weight = told.pop("weight") or 1.0
-    return {f"{prefix}/{name}": value / weight for name, value in told.items()}
+        return self._added(totals, self.task.sums(outputs, labels, weight))
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -7,7 +7,10 @@ import time
 from types import TracebackType
 from typing import Literal, Protocol
 
+from mms_sdk import html
 from mms_sdk.compute.training.loop import Step
+
+_REDRAW_S = 0.25
 
 
 class ProgressView(Protocol):
@@ -27,7 +30,9 @@ def make_progress(how: Literal["auto", "none"], epochs: int) -> ProgressView:
     """The view that suits where the output goes."""
     if how == "none":
         return _Silent()
-    return _Bar(epochs) if sys.stderr.isatty() or _in_notebook() else _Lines(epochs)
+    if _in_notebook():
+        return _Notebook(epochs)
+    return _Bar(epochs) if sys.stderr.isatty() else _Lines(epochs)
 
 
 class _Silent:
@@ -40,14 +45,15 @@ class _Silent:
 
 
 class _Lines(_Silent):
-    """One line for each epoch."""
+    """One line for each epoch, or where there are many for every tenth part of them."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
+        self._every = max(1, epochs // 10)
         self._began = time.monotonic()
 
     def update(self, step: Step) -> None:
-        if step.metrics:
+        if step.metrics and (step.epoch - 1) % self._every == 0:
             seconds = time.monotonic() - self._began
             print(f"  epoch {step.epoch:>3}/{self._epochs}  {_told(step.metrics)}  {seconds:6.1f} s", file=sys.stderr)
 
@@ -66,8 +72,7 @@ class _Bar(_Silent):
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
-        console = Console() if _in_notebook() else Console(stderr=True)
-        self._progress = Progress(*columns, console=console, refresh_per_second=8)
+        self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
         self._task = self._progress.add_task("", total=epochs)
 
     def __enter__(self) -> ProgressView:
@@ -83,6 +88,35 @@ class _Bar(_Silent):
             self._progress.update(self._task, completed=done, description=_told(step.metrics))
         elif step.batch % 8 == 0:
             self._progress.update(self._task, completed=done)
+
+
+class _Notebook(_Silent):
+    """A bar and the losses so far, drawn anew a few times a second in the cell that trains."""
+
+    def __init__(self, epochs: int) -> None:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._epochs = epochs
+        self._history: list[dict[str, float]] = []
+        self._drawn = 0.0
+        self._shown = display(HTML(""), display_id=True)
+
+    def update(self, step: Step) -> None:
+        if step.metrics:
+            self._history.append(step.metrics)
+        if step.metrics or time.monotonic() - self._drawn > _REDRAW_S:
+            self._drawn = time.monotonic()
+            self._shown.update(self._html(self._drawing(step)))
+
+    def _drawing(self, step: Step) -> str:
+        done = step.epoch - 1 + step.batch / step.batches
+        bar = f'<progress value="{done:.3f}" max="{self._epochs}"></progress> epoch {step.epoch} of {self._epochs}'
+        if not self._history:
+            return f"<div>{bar}</div>"
+        names = [name for name in self._history[0] if name.endswith("loss")]
+        losses = {name: [epoch[name] for epoch in self._history] for name in names}
+        return f"<div>{bar}</div><div>{_told(self._history[-1])}</div>{html.curves('loss by epoch', losses)}"
 
 
 def _told(metrics: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 
+from mms_sdk import html
 from mms_sdk.compute.data.load import Loader, Pictures
 from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, to_json
 from mms_sdk.compute.models import functional as models
@@ -17,7 +18,7 @@ from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
 from mms_sdk.compute.sharding.rules import PartitionRules
 from mms_sdk.compute.training.loop import Run, Step, evaluate, train
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverStop, StopPolicy, check_metric
-from mms_sdk.compute.training.program import Program, averages
+from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.errors import InvalidRequest, MmsError
@@ -323,7 +324,7 @@ class TrainedCheckpoint:
             seed=None,
             sharding=self.program.batch_sharding,
         )
-        return averages(evaluate(self.program, self.state, loader), split)
+        return self.program.averages(evaluate(self.program, self.state, loader), split)
 
     def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the model artefact: everything needed to serve it, and no code. See `docs/models.md`."""
@@ -381,6 +382,18 @@ class Result:
             "parameters": self.parameters,
         }
 
+    def _repr_html_(self) -> str:
+        names = list(self.history[0]) if self.history else []
+        losses = {name: [epoch[name] for epoch in self.history] for name in names if name.endswith("loss")}
+        told = {
+            "best": ", ".join(f"{name} {value:.4f}" for name, value in self.best.metrics.items()),
+            "ended": self.stopped,
+            "ran": f"{len(self.history)} epochs, {self.steps:,} steps in {self.seconds:.1f} s on {self.mesh}",
+            "parameters": f"{self.parameters:,}",
+            "checkpoint": self.best.path,
+        }
+        return html.facts(f"trained on {self.dataset}", told) + html.curves("loss by epoch", losses)
+
     def __repr__(self) -> str:
         told = ", ".join(f"{name} {value:.4f}" for name, value in self.best.metrics.items())
         return (
@@ -394,5 +407,3 @@ def _fitted(pipeline: Pipeline, snapshot: OpenSnapshot) -> tuple[Pipeline, tuple
     pictures = Pictures(snapshot, rows, pipeline)
     batches = (pictures.gather(rows[start : start + _FIT_ROWS]) for start in range(0, len(rows), _FIT_ROWS))
     return pipeline.fit(batches), pictures.shape
-
-

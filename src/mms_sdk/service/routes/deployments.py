@@ -27,7 +27,7 @@ def get_deployment(service: Service, name: Name) -> Deployment:
 @router.put("/{name}", **needs("editor"))
 def put_deployment(service: Service, name: Name, asked: CreateDeployment) -> Deployment:
     """Serves a model version under a name; answers once it is warm."""
-    return service.deployments.put(name, parse_model_ref(asked.model))
+    return service.deployments.put(name, parse_model_ref(asked.model), max_batch=asked.max_batch)
 
 
 @router.delete("/{name}", status_code=204, **needs("editor"))

@@ -19,9 +19,7 @@ JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl"]
 
 
 @router.get("", **needs("viewer"))
-def list_jobs(
-    service: Service, limit: Annotated[int, Query(ge=1, le=500)] = 50, before: str | None = None
-) -> JobPage:
+def list_jobs(service: Service, limit: Annotated[int, Query(ge=1, le=500)] = 50, before: str | None = None) -> JobPage:
     """Jobs, newest first; `before` is the `next` of the page before."""
     found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before)
     page = found[:limit]

@@ -22,6 +22,8 @@ DEFAULT_MAX_PIXELS = 50_000_000
 
 # Formats whose decoders are widely fuzzed; Pillow knows dozens more that nobody's photographs use.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+# Modes that Pillow does not convert to all others.
+_BETWEEN = {"La": "LA", "LAB": "RGB"}
 _GRAY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I"}
 
 
@@ -78,6 +80,7 @@ def to_array(image: Image.Image, *, color: Color) -> Array:
         # 16 bits to 8: 65535 is 257 * 255, so this is exact rounding.
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8))
+    image = image.convert(_BETWEEN.get(image.mode, image.mode))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -110,6 +113,13 @@ def resize(array: Array, size: tuple[int, int]) -> Array:
     return out[:, :, None] if out.ndim == 2 else out
 
 
+def shrink(array: Array, side: int) -> Array:
+    """A picture no larger than `side` pixels either way, its aspect ratio kept; smaller ones stay as they are."""
+    height, width = array.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    return resize(array, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
 def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -124,7 +134,7 @@ def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]
     except Exception as error:  # a decoder fed with garbage raises whatever it trips over
         reason = "it is empty" if not data else str(error).split("<_io.BytesIO")[0].strip()
         raise InvalidInput(
-            f"a picture is a readable {', '.join(FORMATS)} file; this one is not ({reason}); check the file"
+            f"this is not a readable picture ({reason}); MMS reads {', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
         ) from error
     raise InvalidInput(
         f"a picture has at most {max_pixels:,} pixels of whole numbers; this one has {seen}; make it smaller, or raise "

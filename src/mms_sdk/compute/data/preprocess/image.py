@@ -76,7 +76,7 @@ class Normalize(_Fixed):
     std: tuple[float, ...] | None = None
 
     def fit(self, batches: Iterable[Array]) -> Normalize:
-        """With mean and standard deviation of all pixels of the training rows."""
+        """With mean and standard deviation of all pixels of the training rows, where they are not given."""
         if self.mean is not None and self.std is not None:
             return self
         count, total, squares = 0, np.zeros(1), np.zeros(1)
@@ -85,14 +85,21 @@ class Normalize(_Fixed):
             count += len(pixels)
             total = total + pixels.sum(0)
             squares = squares + (pixels**2).sum(0)
+        if not count:
+            raise InvalidRequest(
+                "Normalize() is measured on the training rows, by one step of a pipeline; none reached this one; give "
+                "it mean= and std="
+            )
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
         # A constant channel would be divided by nothing; its values are all zero anyway.
         std = np.where(std < 1e-4, 1.0, std)
-        return replace(self, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        return replace(self, mean=self.mean or tuple(mean.tolist()), std=self.std or tuple(std.tolist()))
 
     def on_batch(self, batch: jax.Array, key: jax.Array | None) -> jax.Array:
         """Standardised batch of the same shape."""
+        if self.mean is None or self.std is None:
+            raise InvalidRequest("Normalize() knows its mean and std once it is fitted; call fit() first, or give them")
         mean, std = (np.asarray(value, np.float32)[None, None, None] for value in (self.mean, self.std))
         return (batch - mean) / std
 
@@ -175,7 +182,8 @@ class RandomRotate(_Fixed):
             )
             return sample(one)
 
-        return jax.vmap(turn)(batch, angles)
+        turned: jax.Array = jax.vmap(turn)(batch, angles)
+        return turned
 
 
 __all__ = ["Normalize", "RandomFlip", "RandomRotate", "RandomShift", "Resize"]

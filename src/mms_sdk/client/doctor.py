@@ -1,0 +1,76 @@
+"""`mms doctor`: what is installed, what is there, and what may be wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mms_sdk.errors import MmsError
+from mms_sdk.storage.workspace import Workspace
+
+_PACKAGES = ("mms-sdk", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "zarr", "numpy", "jupyterlab", "ray")
+_LOW_DISK_BYTES = 2 * 2**30
+_DEVICES = "import jax; print(', '.join(f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()))"
+
+
+def examine(workspace: Path) -> list[dict[str, Any]]:
+    """One row a finding: what was looked at, whether it is well, and what was seen. Nothing secret is among them."""
+    return [
+        _row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"),
+        *_packages(),
+        _devices(),
+        *_workspace(workspace),
+    ]
+
+
+def _packages() -> list[dict[str, Any]]:
+    rows = []
+    for name in _PACKAGES:
+        try:
+            rows.append(_row(name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            optional = name in ("jupyterlab", "ray")
+            rows.append(_row(name, optional, "not installed (optional)" if optional else "not installed"))
+    return rows
+
+
+def _devices() -> dict[str, Any]:
+    # In a process of its own: a broken driver may hang or crash whoever asks.
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _DEVICES], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return _row("devices", False, "JAX did not answer within 120 s; look at the accelerator's driver")
+    seen = asked.stdout.strip() or asked.stderr.strip().splitlines()[-1:]
+    return _row("devices", asked.returncode == 0, str(seen))
+
+
+def _workspace(folder: Path) -> list[dict[str, Any]]:
+    if not folder.exists():
+        return [_row("workspace", True, f"{folder} does not exist yet; it is made on first use")]
+    try:
+        workspace = Workspace(folder)
+        jobs = len(workspace.catalog.jobs.list(limit=500))
+        workspace.close()
+    except MmsError as error:
+        return [_row("workspace", False, error.message)]
+    mode = os.stat(folder).st_mode & 0o777
+    free = shutil.disk_usage(folder).free
+    return [
+        _row("workspace", True, f"{folder}: {len(workspace.dataset_names())} datasets, {jobs} jobs"),
+        _row(
+            "permissions", mode & 0o077 == 0, f"{mode:o}" + ("" if mode & 0o077 == 0 else f"; run: chmod 700 {folder}")
+        ),
+        _row("free disk", free > _LOW_DISK_BYTES, f"{free / 2**30:.1f} GiB"),
+    ]
+
+
+def _row(what: str, well: bool, seen: str) -> dict[str, Any]:
+    return {"what": what, "ok": "yes" if well else "NO", "seen": seen}

@@ -1,0 +1,114 @@
+"""`mms serve`: the app on a loopback port, with a token it makes itself."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import uvicorn
+
+from mms_sdk.errors import InvalidRequest, Unavailable
+from mms_sdk.schema.names import parse_model_ref
+from mms_sdk.service.app import create_app
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage import files
+from mms_sdk.storage.workspace import Workspace
+
+TOKEN_FILE = "server.token"
+
+
+def serve(
+    workspace: Workspace,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    models: Sequence[str] = (),
+    source_roots: Sequence[Path] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serves a workspace until it is told to stop (SIGINT or SIGTERM, which drain).
+
+    Args:
+        workspace: What is served.
+        host: A loopback address; others need TLS and users, which come with a later version.
+        port: Where to listen; 0 for any free port.
+        models: References deployed under their model's name, besides what was deployed before.
+        source_roots: Folders that ingests and bulk predictions may read.
+        say: Told the address and where the token is.
+
+    Raises:
+        InvalidRequest: The host is not a loopback address.
+        Unavailable: The port is taken.
+    """
+    _check_loopback(host)
+    for model in models:
+        ref = parse_model_ref(model)
+        row = workspace.catalog.models.resolve(ref)
+        workspace.catalog.deployments.keep(ref.name, model=row["model"], version=row["version"])
+    token = own_token(workspace)
+    settings = replace(ServerSettings(), source_roots=tuple(source_roots))
+    app = create_app(workspace, settings, keep_deployments=True)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        limit_concurrency=1024,
+        timeout_graceful_shutdown=30,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = _Server(config, lambda bound: _announce(bound, workspace, token, say))
+    server.run()
+    if not server.started:
+        raise Unavailable(
+            f"a server needs a free port; {host}:{port} is taken or not allowed; choose another with --port"
+        )
+
+
+def own_token(workspace: Workspace) -> Path:
+    """The file, readable by its owner only, with the token of this machine's server; made on first use."""
+    path = workspace.root / TOKEN_FILE
+    if path.is_file() and workspace.catalog.tokens.find(path.read_text().strip()):
+        return path
+    files.replace(path, workspace.catalog.tokens.issue("server", "admin").encode() + b"\n")
+    return path
+
+
+def _announce(bound: str, workspace: Workspace, token: Path, say: Callable[[str], None]) -> None:
+    say(f"MMS serves {workspace.root} at {bound}")
+    for name, ref in workspace.catalog.deployments.list():
+        say(f"  {name} ({ref}): POST {bound}/v1/models/{name}:predict")
+    say(f"  the token is in {token}; try:")
+    say(f'  curl -H "Authorization: Bearer $(cat {token})" {bound}/v1/deployments')
+
+
+def _check_loopback(host: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InvalidRequest(
+            f"without TLS a server listens on a loopback address; got {host!r}; use 127.0.0.1, and a reverse proxy or an "
+            f"SSH tunnel to reach it from elsewhere"
+        )
+
+
+class _Server(uvicorn.Server):
+    """A server that says where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._announce(f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}")

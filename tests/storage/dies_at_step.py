@@ -1,0 +1,203 @@
+"""Does a piece of work again and again, each time in a child process that fails at the next of its steps.
+
+Run as a program: `dies_at_step.py WORK HOW TEMPLATE OUT`. A step is whatever changes the disk below the child's copy of
+the template: opening a file to write, each write to it (which is cut in half), fsync, link, rename, mkdir, unlink.
+
+HOW is `kill` (SIGKILL), or what is raised at that step and, for a full disk, at every later one that needs room:
+`enospc`, `interrupt`. For each step there is a folder OUT/NNN with what was left, and a line of JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+EVENTS = {"os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink"}
+FREES = {"os.remove", "os.rmdir", "os.rename"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Steps:
+    """Counts steps below a folder and fails at one of them."""
+
+    def __init__(self, root: Path, fatal: int, how: str) -> None:
+        self.root = str(root)
+        self.fatal = fatal
+        self.how = how
+        self.taken = 0
+        self.told = ""
+
+    def step(self, what: str, path: object, before: Callable[[], object] = lambda: None) -> None:
+        name = path if isinstance(path, str) else os.fsdecode(path) if isinstance(path, bytes | Path) else ""
+        if not name.startswith(self.root):
+            return
+        self.taken += 1
+        full = self.how == "enospc" and self.taken > self.fatal and what not in FREES
+        if self.taken == self.fatal or full:
+            self.told = self.told or f"{what} {Path(name).name}"
+            before()
+            self.fail(f"{what} {name}")
+
+    def fail(self, what: str) -> None:
+        if self.how == "kill":
+            print(what, file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "interrupt":
+            raise KeyboardInterrupt(what)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
+            self.step("open", arguments[0])
+        elif event in EVENTS:
+            self.step(event, arguments[0])
+
+    def watch(self) -> None:
+        sys.addaudithook(self.audit)
+        fsync, opened = os.fsync, io.open
+
+        def seen_fsync(handle: int) -> None:
+            self.step("fsync", os.readlink(f"/proc/self/fd/{handle}"))
+            fsync(handle)
+
+        def seen_open(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+            stream = opened(file, mode, *arguments, **named)
+            if set(mode) & set("wxa+"):
+                path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.fspath(file)
+                return Watched(stream, path, self)
+            return stream
+
+        os.fsync, io.open, builtins.open = seen_fsync, seen_open, seen_open
+
+
+class Watched:
+    """A file opened for writing, each of whose writes is a step."""
+
+    def __init__(self, stream: Any, path: str, steps: Steps) -> None:
+        self._stream, self._path, self._steps = stream, path, steps
+
+    def write(self, data: Any) -> Any:
+        def half() -> None:
+            self._stream.write(bytes(data)[: len(data) // 2])
+            self._stream.flush()
+
+        self._steps.step("write", self._path, half)
+        return self._stream.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
+def workspace(folder: Path) -> None:
+    from mms_sdk.storage.workspace import Workspace
+
+    Workspace(folder / "workspace").catalog.close()
+
+
+def commit(folder: Path) -> None:
+    from small_datasets import COLUMNS
+
+    from mms_sdk.schema.dataset import Part
+    from mms_sdk.storage.datasets import Addition, Dataset
+
+    dataset = Dataset.open(folder / "flowers", "flowers")
+    part = Part.model_validate_json((folder / "part.json").read_text())
+    dataset.commit(Addition(parts=[part], columns=COLUMNS), base=dataset.record(), rebase=False)
+
+
+def append(folder: Path) -> None:
+    from small_datasets import add, content_of
+
+    from mms_sdk.storage.datasets import Dataset
+
+    add(Dataset.open_or_create(folder / "flowers", "flowers"), content_of(7, seed=9))
+
+
+def ingest(folder: Path) -> None:
+    from mms_sdk.compute.data.ingest import ingest
+    from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, ImageFolder, IngestSpec
+    from mms_sdk.storage.workspace import Workspace
+
+    spec = IngestSpec(source=ImageFolder(folder.parent / "photos"), clean=(DropUnreadable(), DropDuplicates()))
+    workspace = Workspace(folder / "workspace")
+    ingest(
+        workspace.open_or_create_dataset("flowers"),
+        spec,
+        folder=workspace.job_folder("one"),
+        tell=lambda _progress: None,
+    )
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "workspace": workspace,
+    "commit": commit,
+    "append": append,
+    "ingest": ingest,
+}
+
+
+def run_child(work: Callable[[Path], None], folder: Path, steps: Steps, report: int) -> None:
+    error: BaseException | None = None
+    steps.watch()
+    try:
+        work(folder)
+    except BaseException as raised:  # noqa: BLE001
+        error = raised
+    told = {"error": type(error).__name__ if error else "", "message": str(error or ""), "where": steps.told}
+    os.write(report, json.dumps(told).encode())
+    os._exit(0)
+
+
+def one(name: str, how: str, template: Path, out: Path, number: int) -> dict[str, Any]:
+    folder = out / f"{number:03d}"
+    shutil.copytree(template, folder)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.dup2(os.open(out / f"{number:03d}.where", os.O_WRONLY | os.O_CREAT, 0o600), 2)
+        run_child(WORK[name], folder, Steps(folder, number, how), writing)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        told = json.loads(pipe.read() or b"{}")
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status)
+    if killed:
+        told["where"] = (out / f"{number:03d}.where").read_text().splitlines()[-1].replace(str(folder), "")
+    return {"step": number, "killed": killed, **told}
+
+
+def main() -> None:
+    name, how, template, out = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+    # Imported before the first fork, so that a child starts in milliseconds. Zarr starts threads only when it is used.
+    import small_datasets  # noqa: F401
+    import zarr  # noqa: F401
+
+    import mms_sdk.compute.data.ingest
+    import mms_sdk.storage.workspace  # noqa: F401
+
+    number, failed = 1, True
+    while failed:
+        told = one(name, how, template, out, number)
+        failed = bool(told["killed"] or told["where"])
+        print(json.dumps(told), flush=True)
+        number += 1
+
+
+if __name__ == "__main__":
+    main()

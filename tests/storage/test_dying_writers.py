@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_datasets import COLUMNS, add, content_of
+
+from mms_sdk.schema.job import Progress
+from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.workspace import Workspace
+
+DRIVER = Path(__file__).with_name("dies_at_step.py")
+OLD, ADDED = content_of(11, seed=1), content_of(7, seed=9)
+
+
+def die_at_every_step(work: str, how: str, template: Path, out: Path) -> list[dict[str, Any]]:
+    """Lets a piece of work fail at each of its steps; the last one told is the one that went through."""
+    out.mkdir()
+    command = [sys.executable, "-W", "ignore", str(DRIVER), work, how, str(template), str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def assert_old_or_new(dataset: Dataset, old: int) -> str:
+    """Whether it holds the old rows or the old and the added; every byte of either is right."""
+    if not dataset.snapshots():
+        assert old == 0
+        return "old"
+    snapshot = dataset.snapshot()
+    snapshot.verify()
+    images = np.concatenate([OLD["image"][:old], ADDED["image"]])
+    assert snapshot.rows in (old, old + 7)
+    np.testing.assert_array_equal(snapshot.values("image"), images[: snapshot.rows])
+    sources = [*OLD["source"][:old], *ADDED["source"]]
+    assert snapshot.gather("source", np.arange(snapshot.rows)) == sources[: snapshot.rows]
+    return "new" if snapshot.rows > old else "old"
+
+
+@pytest.mark.parametrize("how", ["kill", "enospc", "interrupt"])
+@pytest.mark.parametrize("work", ["commit", "append"])
+def test_a_commit_that_fails_at_any_step_leaves_the_old_or_the_new_snapshot(
+    tmp_path: Path, work: str, how: str
+) -> None:
+    template = tmp_path / "template"
+    dataset = Dataset.create(template / "flowers", "flowers")
+    add(dataset, OLD)
+    with dataset.writer(COLUMNS) as writer:
+        writer.write(ADDED)
+        (template / "part.json").write_text(writer.close().model_dump_json())
+
+    told = die_at_every_step(work, how, template, tmp_path / "out")
+
+    states = []
+    for attempt in told:
+        dataset = Dataset.open(tmp_path / "out" / f"{attempt['step']:03d}" / "flowers", "flowers")
+        states.append(assert_old_or_new(dataset, 11))
+        add(dataset, content_of(3, seed=3))
+        assert dataset.snapshot().verify() > 0
+        assert dataset.snapshot().rows == (21 if states[-1] == "new" else 14)
+    assert states == sorted(states, reverse=True)  # old up to one step, new from there on
+    assert states[0] == "old"
+    assert states[-1] == "new"
+    assert len(told) > {"commit": 6, "append": 40}[work]
+    if how == "enospc":
+        assert all(attempt["error"] in ("StorageFull", "") for attempt in told)
+        assert all("Free space there" in attempt["message"] for attempt in told if attempt["error"])
+
+
+@pytest.mark.parametrize("how", ["kill", "enospc"])
+def test_a_first_commit_that_fails_at_any_step_leaves_no_dataset_or_a_whole_one(tmp_path: Path, how: str) -> None:
+    (tmp_path / "template").mkdir()
+
+    told = die_at_every_step("append", how, tmp_path / "template", tmp_path / "out")
+
+    for attempt in told:
+        folder = tmp_path / "out" / f"{attempt['step']:03d}" / "flowers"
+        dataset = Dataset.open_or_create(folder, "flowers")
+        state = assert_old_or_new(dataset, 0)
+        add(dataset, content_of(3, seed=3))
+        assert dataset.snapshot().verify() > 0
+        assert dataset.snapshot().rows == (10 if state == "new" else 3)
+
+
+@pytest.mark.parametrize("how", ["kill", "enospc", "interrupt"])
+def test_making_a_workspace_can_be_tried_again_after_failing_at_any_step(tmp_path: Path, how: str) -> None:
+    (tmp_path / "template").mkdir()
+
+    told = die_at_every_step("workspace", how, tmp_path / "template", tmp_path / "out")
+
+    assert len(told) > 10
+    for attempt in told:
+        workspace = Workspace(tmp_path / "out" / f"{attempt['step']:03d}" / "workspace")
+        job = workspace.catalog.jobs.start("ingest", "flowers", {})
+        workspace.catalog.jobs.progress(job.id, Progress(done=1))
+        assert workspace.catalog.jobs.get(job.id).progress.done == 1
+        workspace.close()
