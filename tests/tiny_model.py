@@ -87,7 +87,7 @@ def made_once(folder: Path) -> Tiny:
         (photos / label).mkdir(parents=True)
         for number in range(_PER_CLASS):
             picture = rng.integers(0, 160, SHAPE, np.uint8)
-            picture[..., code] += 90
+            picture[..., code] += 30
             Image.fromarray(picture).save(photos / label / f"{number:03}.png")
     with mms.connect(workspace=folder / "workspace") as ws:
         pets = ws.datasets.ingest("pets", photos, split=mms.Split(train=0.6, val=0.2, test=0.2))

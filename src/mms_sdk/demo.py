@@ -142,6 +142,7 @@ def _trainer(dataset: mms.Dataset, optax: Any, epochs: int) -> mms.Trainer:
     shape = next(column.shape for column in dataset.info.columns if column.name == "image")
     batch_size = 128
     steps = epochs * -(-dataset.splits["train"] // batch_size)
+    preprocess: list[Any]
     if shape is not None and max(shape) <= 32:
         preprocess = [mms.image.Normalize(), mms.image.RandomShift(1), mms.image.RandomRotate(10)]
         widths: tuple[int, ...] = (32, 64)
@@ -163,7 +164,8 @@ def _trainer(dataset: mms.Dataset, optax: Any, epochs: int) -> mms.Trainer:
 def _a_test_picture(dataset: mms.Dataset, folder: Path) -> Path:
     rows = dataset.open()
     row = rows.split_rows("test")[:1]
-    return folder / rows.gather("source", row)[0].decode()
+    source: bytes = rows.gather("source", row)[0]
+    return folder / source.decode()
 
 
 class _Story:

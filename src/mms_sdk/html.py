@@ -13,7 +13,8 @@ _CELL = "text-align:left;padding:2px 12px 2px 0"
 def facts(title: str, values: Mapping[str, Any]) -> str:
     """A title and a table of names and values."""
     rows = "".join(
-        f'<tr><th style="{_CELL};font-weight:600">{escape(str(name))}</th><td style="{_CELL}">{escape(str(value))}</td></tr>'
+        f'<tr><th style="{_CELL};font-weight:600">{escape(str(name))}</th>'
+        f'<td style="{_CELL}">{escape(str(value))}</td></tr>'
         for name, value in values.items()
     )
     return f"<div><b>{escape(title)}</b><table>{rows}</table></div>"
@@ -32,7 +33,8 @@ def bars(title: str, values: Iterable[tuple[str, float]]) -> str:
     """A title and one bar for each name; values in [0, 1]."""
     rows = "".join(
         f'<tr><td style="{_CELL}">{escape(name)}</td>'
-        f'<td style="{_CELL}"><div style="background:#4c8bf5;height:10px;width:{max(1, round(160 * value))}px"></div></td>'
+        f'<td style="{_CELL}">'
+        f'<div style="background:#4c8bf5;height:10px;width:{max(1, round(160 * value))}px"></div></td>'
         f'<td style="{_CELL};font-variant-numeric:tabular-nums">{value:.4f}</td></tr>'
         for name, value in values
     )

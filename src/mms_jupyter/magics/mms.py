@@ -16,7 +16,7 @@ _ELSEWHERE = ("serve",)
 
 
 @magics_class
-class MmsMagics(Magics):  # type: ignore[misc]
+class MmsMagics(Magics):
     """`%mms VERB …`; `%mms help` lists the verbs."""
 
     @line_magic

@@ -104,8 +104,8 @@ class Dataset:
         """
         if self._workspace is None:
             raise InvalidRequest(
-                f"training in this process needs the data in this machine's workspace; {self.ref} lies on a server; use "
-                f"mms.connect() without a URL there"
+                f"training in this process needs the data in this machine's workspace; {self.ref} lies on a server; "
+                f"use mms.connect() without a URL there"
             )
         return self._workspace
 
@@ -134,7 +134,7 @@ class Dataset:
 
 
 class Preview:
-    """Some pictures of a dataset, to look at in a notebook. They are re-encoded; nothing else of a file gets through."""
+    """Some pictures of a dataset, to look at in a notebook. They are re-encoded: only pixels come along."""
 
     def __init__(self, ref: str, pngs: Sequence[bytes], captions: Sequence[str]) -> None:
         self._ref = ref

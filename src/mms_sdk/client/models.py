@@ -126,8 +126,8 @@ class Models:
         check_name(name, what="model")
         if self._workspace is None:
             raise InvalidRequest(
-                "a version is registered from the process that trained it, into this machine's workspace; this one is a "
-                "server's; use mms.connect() without a URL"
+                "a version is registered from the process that trained it, into this machine's workspace; this one is "
+                "a server's; use mms.connect() without a URL"
             )
         staged, folder = self._workspace.stage()
         trained.export(folder, metrics=metrics)

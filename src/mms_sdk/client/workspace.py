@@ -9,7 +9,7 @@ import secrets
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
 
@@ -142,7 +142,7 @@ class WorkspaceClient:
         record = self._api.send("POST", "/v1/predictions", JobRecord, asked.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         path = job.download("predictions.parquet", target)
-        told = {name: job.result.get(name) for name in ("rows", "errors", "accuracy", "model")}
+        told: dict[str, Any] = {name: job.result.get(name) for name in ("rows", "errors", "accuracy", "model")}
         return BulkResult(path=path, job=job.id, **told)
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class WorkspaceClient:
             if self._workspace is not None:
                 self._workspace.close()
 
-    def __enter__(self) -> WorkspaceClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -203,7 +203,7 @@ def connect(
         return _embedded(Path(workspace).expanduser() if workspace is not None else default_workspace())
     if workspace is not None:
         raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
-    if not url.startswith(("http://", "https://")):
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"a server's address begins with http:// or https://; got {url!r}; a folder is workspace=")
     token = token or os.environ.get(TOKEN_VARIABLE)
     if not token:

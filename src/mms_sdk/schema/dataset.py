@@ -119,7 +119,8 @@ class ImageFolder(Schema):
     max_pixels: int = Field(default=50_000_000, gt=0)
 
     def __init__(self, path: Any = None, **fields: Any) -> None:
-        super().__init__(path=str(path), **fields)
+        given = {} if path is None else {"path": str(path)}
+        super().__init__(**given, **fields)
 
 
 class DropUnreadable(Schema):

@@ -90,7 +90,7 @@ def _rules(app: FastAPI) -> list[Rule]:
         role = (route.openapi_extra or {}).get(ROLE_KEY)
         if role != "open" and role not in ROLES:
             raise RuntimeError(f"route {route.path} declares no role; pass **needs(…) to it")
-        rules.append(Rule(methods=frozenset(route.methods), path=route.path_regex, role=role))
+        rules.append(Rule(methods=frozenset(route.methods or ()), path=route.path_regex, role=role))
     return rules
 
 

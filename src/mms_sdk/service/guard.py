@@ -114,7 +114,8 @@ class Guard:
         name = re.sub(r":\d{1,5}$", "", hosts[0]).lower() if len(hosts) == 1 else ""
         if name not in self._settings.allowed_hosts:
             raise Forbidden(
-                f"this server answers to the names {sorted(self._settings.allowed_hosts)}; the request's Host is {hosts}"
+                f"this server answers to the names {sorted(self._settings.allowed_hosts)}; the request's Host is "
+                f"{hosts}"
             )
 
     def _check_origin(self, headers: dict[str, list[str]]) -> None:

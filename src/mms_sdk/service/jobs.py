@@ -56,7 +56,7 @@ class JobRunner:
         jobs = self._workspace.catalog.jobs
         try:
             result = work(job, lambda progress: jobs.progress(job.id, progress))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever ended it, the job gets its recorded end)
             if not isinstance(error, MmsError):
                 _log.error("job %s failed", job.id, exc_info=error)
             # The person whose job it is sees what went wrong, expected or not.

@@ -95,8 +95,8 @@ def _check_loopback(host: str) -> None:
         loopback = False
     if not loopback:
         raise InvalidRequest(
-            f"without TLS a server listens on a loopback address; got {host!r}; use 127.0.0.1, and a reverse proxy or an "
-            f"SSH tunnel to reach it from elsewhere"
+            f"without TLS a server listens on a loopback address; got {host!r}; use 127.0.0.1, and a reverse proxy or "
+            f"an SSH tunnel to reach it from elsewhere"
         )
 
 

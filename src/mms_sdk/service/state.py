@@ -36,8 +36,8 @@ class ServiceState:
         asked = Path(path).expanduser().resolve()
         if not any(asked.is_relative_to(root.resolve()) for root in roots):
             raise Forbidden(
-                f"this server reads sources only below {[str(root) for root in roots] or 'no folder at all'}; got {path!r}; "
-                f"start it with mms serve --source-root FOLDER, or ingest with an embedded workspace"
+                f"this server reads sources only below {[str(root) for root in roots] or 'no folder at all'}; got "
+                f"{path!r}; start it with mms serve --source-root FOLDER, or ingest with an embedded workspace"
             )
 
 

@@ -135,7 +135,7 @@ class Batcher:
         rows = batch[0].rows if len(batch) == 1 else np.concatenate([request.rows for request in batch])
         try:
             scores = self._scores(rows)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a model raises what it likes; the thread must outlive it)
             self._fail(batch, error)
             return
         seconds = (time.monotonic() - began) / len(rows)
@@ -163,11 +163,11 @@ class Batcher:
 
 
 def _resolve(request: _Request, scores: Array) -> None:
-    _hand_over(request, lambda: request.future.done() or request.future.set_result(scores))
+    _hand_over(request, lambda: None if request.future.done() else request.future.set_result(scores))
 
 
 def _reject(request: _Request, error: MmsError) -> None:
-    _hand_over(request, lambda: request.future.done() or request.future.set_exception(error))
+    _hand_over(request, lambda: None if request.future.done() else request.future.set_exception(error))
 
 
 def _hand_over(request: _Request, answer: Callable[[], object]) -> None:

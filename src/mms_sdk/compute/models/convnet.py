@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 from flax import nnx
@@ -43,8 +44,7 @@ class _Stage(nnx.Module):
 class _ConvNet(nnx.Module):
     def __init__(self, family: ConvNet, channels: int, *, rngs: nnx.Rngs) -> None:
         sizes = (channels, *family.widths)
-        pairs = zip(sizes, sizes[1:], strict=False)
-        self.stages = nnx.List([_Stage(inputs, outputs, rngs=rngs) for inputs, outputs in pairs])
+        self.stages = nnx.List([_Stage(inputs, outputs, rngs=rngs) for inputs, outputs in pairwise(sizes)])
         self.dropout = nnx.Dropout(family.dropout, rngs=rngs)
         self.head = nnx.Linear(sizes[-1], family.num_classes, rngs=rngs)
 

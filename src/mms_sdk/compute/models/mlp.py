@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import jax
@@ -29,8 +30,7 @@ class MLP:
 class _MLP(nnx.Module):
     def __init__(self, family: MLP, inputs: int, *, rngs: nnx.Rngs) -> None:
         sizes = (inputs, *family.widths)
-        pairs = zip(sizes, sizes[1:], strict=False)
-        self.layers = nnx.List([nnx.Linear(width, outputs, rngs=rngs) for width, outputs in pairs])
+        self.layers = nnx.List([nnx.Linear(width, outputs, rngs=rngs) for width, outputs in pairwise(sizes)])
         self.head = nnx.Linear(sizes[-1], family.num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -90,8 +90,8 @@ def _check(pattern: str, spec: Spec, path: str, shape: Sequence[int], mesh: Mesh
             raise InvalidRequest(f"rule {pattern!r} names axes of the mesh, {list(mesh.shape)}; got {missing}")
         if size % _ways(entry, mesh):
             raise InvalidRequest(
-                f"rule {pattern!r} divides a dimension of {size} of {path} over {_ways(entry, mesh)} devices, which does "
-                f"not come out even; divide another dimension, or leave it whole with None"
+                f"rule {pattern!r} divides a dimension of {size} of {path} over {_ways(entry, mesh)} devices, which "
+                f"does not come out even; divide another dimension, or leave it whole with None"
             )
 
 

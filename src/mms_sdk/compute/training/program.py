@@ -21,7 +21,6 @@ from mms_sdk.compute.training.tasks import Sums, Task
 from mms_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    import jax
     from jax.sharding import Mesh
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from mms_sdk import html
 from mms_sdk.compute.training.loop import Step
@@ -16,7 +16,7 @@ _REDRAW_S = 0.25
 class ProgressView(Protocol):
     """Shown steps; entered before the first and left after the last."""
 
-    def __enter__(self) -> ProgressView: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -36,7 +36,7 @@ def make_progress(how: Literal["auto", "none"], epochs: int) -> ProgressView:
 
 
 class _Silent:
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -75,7 +75,7 @@ class _Bar(_Silent):
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
         self._task = self._progress.add_task("", total=epochs)
 
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -94,13 +94,14 @@ class _Notebook(_Silent):
     """A bar and the losses so far, drawn anew a few times a second in the cell that trains."""
 
     def __init__(self, epochs: int) -> None:
-        from IPython.display import HTML, display
+        import IPython.display
 
-        self._html = HTML
+        display: Any = IPython.display.display
+        self._html: Any = IPython.display.HTML
         self._epochs = epochs
         self._history: list[dict[str, float]] = []
         self._drawn = 0.0
-        self._shown = display(HTML(""), display_id=True)
+        self._shown: Any = display(self._html(""), display_id=True)  # type: ignore[no-untyped-call]
 
     def update(self, step: Step) -> None:
         if step.metrics:
