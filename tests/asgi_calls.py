@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import json as json_module
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-Headers = Iterable[tuple[str, str]]
+import orjson
+
+from mms_sdk.service.app import create_app
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
+Body: TypeAlias = bytes | AsyncIterable[bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +28,11 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        return json.loads(self.body)
+        return json_module.loads(self.body)
 
 
-async def ask(
-    app: Any, method: str, path: str, *, headers: Headers = (), body: bytes | AsyncIterable[bytes] = b""
-) -> Answer:
-    """Sends one request; `path` may hold percent-encoding and a query, as in a request line."""
+async def ask(app: Any, method: str, path: str, *, headers: Headers = (), body: Body = b"") -> Answer:
+    """Sends one request; `path` may hold percent-encoding and a query, as a request line does."""
     raw, _, query = path.partition("?")
     scope = {
         "type": "http",
@@ -43,37 +48,29 @@ async def ask(
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
-    pieces = _pieces(body)
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        try:
-            return {"type": "http.request", "body": await anext(pieces), "more_body": True}
-        except StopAsyncIteration:
-            pass
-        if not ended:
-            ended.append(True)
-            return {"type": "http.request", "body": b"", "more_body": False}
-        return await asyncio.Event().wait()  # type: ignore[return-value]
+    incoming = _messages(body)
+    sent: list[Any] = []
 
     async def send(message: Any) -> None:
-        sent.append(dict(message))
+        sent.append(message)
 
-    ended: list[bool] = []
-    await app(scope, receive, send)
-    assert [message["type"] for message in sent[:1]] == ["http.response.start"], sent
+    await app(scope, lambda: anext(incoming), send)
+    kinds = [message["type"] for message in sent]
+    assert kinds == ["http.response.start", *["http.response.body"] * (len(kinds) - 1)], sent
+    assert not sent[-1].get("more_body", False)
     told = {name.decode("latin-1"): value.decode("latin-1") for name, value in sent[0]["headers"]}
-    return Answer(
-        status=sent[0]["status"], headers=told, body=b"".join(message.get("body", b"") for message in sent[1:])
-    )
+    whole = b"".join(message.get("body", b"") for message in sent[1:])
+    return Answer(status=sent[0]["status"], headers=told, body=whole)
 
 
-async def _pieces(body: bytes | AsyncIterable[bytes]) -> Any:
+async def _messages(body: Body) -> AsyncIterator[dict[str, Any]]:
     if isinstance(body, bytes):
-        yield body
+        yield {"type": "http.request", "body": body, "more_body": False}
     else:
         async for piece in body:
-            yield piece
+            yield {"type": "http.request", "body": piece, "more_body": True}
+        yield {"type": "http.request", "body": b"", "more_body": False}
+    await asyncio.Event().wait()  # the client stays
 
 
 class Lifespan:
@@ -82,15 +79,14 @@ class Lifespan:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    async def __aenter__(self) -> Lifespan:
+    async def begin(self) -> None:
         self._to_app: asyncio.Queue[Any] = asyncio.Queue()
         self._from_app: asyncio.Queue[Any] = asyncio.Queue()
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
         self._task = asyncio.ensure_future(self._app(scope, self._to_app.get, self._from_app.put))
         await self._said("lifespan.startup")
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def end(self) -> None:
         await self._said("lifespan.shutdown")
         await self._task
 
@@ -99,3 +95,54 @@ class Lifespan:
         assert (await self._from_app.get())["type"] == f"{kind}.complete"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """An app, its workspace, a token of each role, and the event loop to ask it on."""
+
+    app: Any
+    workspace: Workspace
+    tokens: dict[str, str]
+    runner: asyncio.Runner
+
+    def ask(self, method: str, path: str, **options: Any) -> Answer:
+        """Sends a request as somebody of a role."""
+        return self.runner.run(self.asking(method, path, **options))
+
+    async def asking(
+        self,
+        method: str,
+        path: str,
+        *,
+        role: str | None = "admin",
+        json: Any = None,
+        headers: Headers = (),
+        body: Body = b"",
+    ) -> Answer:
+        """The same, to await. What `headers` names is sent instead of the usual."""
+        usual = {"host": "localhost"}
+        if role is not None:
+            usual["authorization"] = f"Bearer {self.tokens[role]}"
+        if json is not None:
+            body = orjson.dumps(json)
+            usual["content-type"] = "application/json"
+        named = {name.lower() for name, _ in headers}
+        sent = [*headers, *((name, value) for name, value in usual.items() if name not in named)]
+        return await ask(self.app, method, path, headers=sent, body=body)
+
+    def but(self, **settings: Any) -> Service:
+        """The same workspace behind an app with other settings; nothing is deployed there."""
+        return replace(self, app=create_app(self.workspace, ServerSettings(**settings)))
+
+
+def check_problem(answer: Answer, status: int, *words: str) -> None:
+    """Asserts that an answer is a problem (RFC 9457) of that status, and that its detail has those words."""
+    assert answer.status == status, answer
+    assert answer.headers["content-type"] == "application/problem+json", answer
+    assert answer.headers["content-length"] == str(len(answer.body))
+    problem = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert problem["status"] == status
+    assert problem["type"].startswith("urn:mms:")
+    assert problem["title"] == problem["type"].removeprefix("urn:mms:").replace("-", " ")
+    for word in words:
+        assert word in problem["detail"], (word, problem["detail"])

@@ -98,7 +98,7 @@ def made_once(folder: Path) -> Tiny:
             batch_size=24,
             epochs=2,
         )
-        result = trainer.fit(pets, progress=False)
+        result = trainer.fit(pets, progress="none")
         artifact = folder / "artifact"
         artifact.mkdir()
         result.best.export(artifact, metrics={"test/accuracy": 0.5})

@@ -14,7 +14,7 @@ import mms_sdk as mms
 from mms_sdk.client.workspace import WorkspaceClient
 from mms_sdk.errors import MissingExtra
 from mms_sdk.schema.names import suggest_name
-from mms_sdk.settings import default_workspace
+from mms_sdk.settings import HOME_WORKSPACE
 
 
 def write_digits(folder: Path) -> None:
@@ -168,6 +168,10 @@ def _a_test_picture(dataset: mms.Dataset, folder: Path) -> Path:
     return folder / source.decode()
 
 
+def _short(path: Path) -> str:
+    return min(str(path), os.path.relpath(path), key=len)
+
+
 class _Story:
     """Prints one line for each thing that happened, with the seconds since the one before."""
 
@@ -195,9 +199,10 @@ class _Story:
 
     def _command(self, workspace: WorkspaceClient) -> str:
         own = Path(sys.executable).with_name("mms")
-        command = "mms" if shutil.which("mms") or not own.exists() else min(str(own), os.path.relpath(own), key=len)
+        command = "mms" if shutil.which("mms") or not own.exists() else _short(own)
+        # Said even where the variable is set: it may have been set for this process only.
         where = workspace.folder
-        return command if where == default_workspace().absolute() else f"MMS_WORKSPACE={where} {command}"
+        return command if where == HOME_WORKSPACE else f"MMS_WORKSPACE={_short(where)} {command}"
 
     def _print(self, text: str) -> None:
         if not self._quiet:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 WORKSPACE_VARIABLE = "MMS_WORKSPACE"
 TOKEN_VARIABLE = "MMS_TOKEN"
+HOME_WORKSPACE = Path.home() / "mms-workspace"
 
 
 def default_workspace() -> Path:
     """The folder a workspace is kept in when nobody names one: `$MMS_WORKSPACE`, or `~/mms-workspace`."""
-    return Path(os.environ.get(WORKSPACE_VARIABLE) or Path.home() / "mms-workspace").expanduser()
+    return Path(os.environ.get(WORKSPACE_VARIABLE) or HOME_WORKSPACE).expanduser()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 Run as a program: `dies_at_step.py WORK HOW TEMPLATE OUT`. A step is whatever changes the disk below the child's copy of
 the template: opening a file to write, each write to it (which is cut in half), fsync, link, rename, mkdir, unlink.
 
-HOW is `kill` (SIGKILL), or what is raised at that step and, for a full disk, at every later one that needs room:
-`enospc`, `interrupt`. For each step there is a folder OUT/NNN with what was left, and a line of JSON on standard output.
+HOW is `kill` (SIGKILL), `interrupt` (Ctrl-C), or `enospc` (a full disk, then and whenever room is needed afterwards).
+For each step there is a folder OUT/NNN with what was left, and a line of JSON on standard output.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 EVENTS = {"os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink"}
 FREES = {"os.remove", "os.rmdir", "os.rename"}
@@ -51,9 +52,11 @@ class Steps:
         if self.how == "kill":
             print(what, file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.how == "interrupt":
+        if self.how != "interrupt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt(what)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.kill(os.getpid(), signal.SIGINT)  # Python hands it to the main thread, as it does with Ctrl-C
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
@@ -96,7 +99,7 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -105,7 +105,8 @@ class PartWriter:
             for array in arrays:
                 group.create_array(**array)
         digest = manifest.seal(self.folder)
-        files.fsync_folder(self.folder.parent)
+        with files.writing(self.folder):
+            files.fsync_folder(self.folder.parent)
         self._closed = True
         return Part(id=self.id, rows=self.rows, manifest=digest)
 

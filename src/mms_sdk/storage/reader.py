@@ -17,6 +17,8 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
 _ROUNDS = 6
+_BLOCK_BYTES = 1 << 20  # fits a core's cache, and is a few hundred small rows at least
+_BLOCK_BATCHES = 64
 _WINDOW = 1 << 14  # positions permuted at once, so that NumPy's cost a call is spread over many batches
 
 
@@ -60,9 +62,13 @@ def _feistel(values: Array, bits: int, keys: Array) -> Array:
 
 def _mix(values: Array) -> Array:
     # The finaliser of MurmurHash3 (public domain; A. Appleby), which spreads every input bit over all output bits.
-    values = (values ^ values >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ values >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
-    mixed: Array = values ^ values >> np.uint64(33)
+    # In place, because fresh arrays of a window's size cost more than the arithmetic.
+    mixed: Array = values >> np.uint64(33)
+    mixed ^= values
+    mixed *= np.uint64(0xFF51AFD7ED558CCD)
+    mixed ^= mixed >> np.uint64(33)
+    mixed *= np.uint64(0xC4CEB9FE1A85EC53)
+    mixed ^= mixed >> np.uint64(33)
     return mixed
 
 
@@ -94,6 +100,23 @@ class Batch:
     weight: Array
     rows: Rows
     position: Position
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of several batches that follow one another.
+
+    What costs the same for one row as for a thousand is done once for a block, so that small rows cost little.
+
+    Attributes:
+        rows: Row numbers, int64, shape (batches, batch).
+        weight: float32, shape (batches, batch): 1 for a row, 0 for padding.
+        positions: Where the reader stands after each batch.
+    """
+
+    rows: Array
+    weight: Array
+    positions: tuple[Position, ...]
 
 
 class Reader:
@@ -134,8 +157,8 @@ class Reader:
         self.batch_size = batch_size
         self.seed = seed
         self._rows = snapshot.split_rows(split)
-        self._share = batch_size // count
-        self._first = index * self._share
+        share = batch_size // count
+        self._mine = slice(index * share, (index + 1) * share)
         self._position = Position()
         self._window: tuple[int, int, Rows] = (-1, -1, np.empty(0, np.int64))
 
@@ -159,20 +182,39 @@ class Reader:
 
     def epoch(self) -> Iterator[Batch]:
         """The rest of the current epoch; afterwards the reader stands at the beginning of the next."""
+        together = batches_together(sum(self._row_bytes(name) for name in self.columns) * self.batch_size)
         while self._position.batch < self.batches:
-            batch = self._read(self._position)
-            self._position = batch.position
-            yield batch
+            block = self.block(self._position, together)
+            gathered = {name: self.snapshot.gather(name, block.rows.ravel()) for name in self.columns}
+            share = block.rows.shape[1]
+            for number, self._position in enumerate(block.positions):
+                mine = slice(number * share, (number + 1) * share)
+                columns = {name: values[mine] for name, values in gathered.items()}
+                yield Batch(columns, block.weight[number], block.rows[number], self._position)
         self._position = Position(epoch=self._position.epoch + 1)
 
-    def _read(self, at: Position) -> Batch:
-        start = at.batch * self.batch_size + self._first
-        taken = self._ordered(at.epoch, start, min(start + self._share, self.rows))
-        weight = np.zeros(self._share, np.float32)
-        weight[: len(taken)] = 1
-        padded = taken if len(taken) == self._share else np.resize(taken if len(taken) else self._rows[:1], self._share)
-        columns = {name: self.snapshot.gather(name, padded) for name in self.columns}
-        return Batch(columns, weight, padded, Position(epoch=at.epoch, batch=at.batch + 1))
+    def block(self, at: Position, batches: int) -> Block:
+        """The rows of up to so many batches of one epoch. Leaves the reader where it stands.
+
+        Args:
+            at: Where to begin.
+            batches: How many; fewer if the epoch ends before.
+        """
+        batches = min(batches, self.batches - at.batch)
+        begin = at.batch * self.batch_size
+        end = begin + batches * self.batch_size
+        ordered = self._ordered(at.epoch, begin, min(end, self.rows))
+        padding = np.full(end - begin - len(ordered), -1)
+        rows = np.concatenate([ordered, padding]).reshape(batches, self.batch_size)[:, self._mine]
+        weight = (rows >= 0).astype(np.float32)
+        if len(padding):
+            known = rows[-1][rows[-1] >= 0]
+            rows[-1] = np.resize(known if len(known) else self._rows[:1], rows.shape[1])
+        positions = tuple(Position(epoch=at.epoch, batch=at.batch + number + 1) for number in range(batches))
+        return Block(rows, weight, positions)
+
+    def _row_bytes(self, name: str) -> int:
+        return self.snapshot.column(name).row_bytes or _BLOCK_BYTES  # rows of varying length may be of any
 
     def _ordered(self, epoch: int, start: int, stop: int) -> Rows:
         if self.seed is None:
@@ -180,7 +222,12 @@ class Reader:
         window_epoch, begin, order = self._window
         if window_epoch != epoch or not (begin <= start and stop <= begin + len(order)):
             begin = start
-            positions = np.arange(begin, min(begin + max(_WINDOW, self._share), self.rows), dtype=np.int64)
+            positions = np.arange(begin, min(begin + max(_WINDOW, stop - start), self.rows), dtype=np.int64)
             order = self._rows[permuted(positions, size=self.rows, seed=self.seed, epoch=epoch)]
             self._window = (epoch, begin, order)
-        return order[start - begin : max(stop, start) - begin]
+        return order[start - begin : stop - begin]
+
+
+def batches_together(batch_bytes: int) -> int:
+    """How many batches of such a size are best gathered and handed on in one go."""
+    return min(_BLOCK_BATCHES, max(1, _BLOCK_BYTES // max(1, batch_bytes)))

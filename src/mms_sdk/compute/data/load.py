@@ -1,8 +1,4 @@
-"""Loading: rows of a split become batches on the devices before the loop asks for them.
-
-What costs the same for one row as for a thousand (a gather, a hand-over between threads) is done once for a group of
-batches, so that small rows cost little and large ones are still read one batch at a time.
-"""
+"""Loading: rows of a split become batches on the devices before the loop asks for them."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,13 +16,11 @@ import psutil
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage.reader import Batch, Position, Reader
+from mms_sdk.storage.reader import Position, Reader, batches_together
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
 _AHEAD = 2
-_GROUP_BYTES = 2**20  # of pictures: fits a core's cache, and is a few hundred small rows at least
-_GROUP_BATCHES = 64
 _CACHE_SHARE = 0.25  # of the memory that is free: the rest is for the model and for other people
 _T = TypeVar("_T")
 
@@ -136,7 +129,7 @@ class Loader:
         self._alone = process[1] == 1
         self._place = self._as_it_is if _host_is_device(sharding) else self._placed
         share = batch_size // process[1]
-        self._together = min(_GROUP_BATCHES, max(1, _GROUP_BYTES // (share * int(np.prod(self.pictures.shape)))))
+        self._together = batches_together(share * int(np.prod(self.pictures.shape)))
         self._full = self._placed(np.ones(share, np.float32))
 
     @property
@@ -144,25 +137,22 @@ class Loader:
         """Shape of a row when it reaches the device."""
         return self.pictures.shape
 
-    def epoch(self) -> Iterator[DeviceBatch]:
-        """The rest of the current epoch."""
-        for group in ahead(self._groups(), _AHEAD):
+    def epoch(self, at: Position) -> Iterator[DeviceBatch]:
+        """The rest of an epoch, from a position on."""
+        for group in ahead(self._groups(at), _AHEAD):
             yield from group
 
-    def _groups(self) -> Iterator[list[DeviceBatch]]:
-        batches = self.reader.epoch()
-        while group := list(islice(batches, self._together)):
-            rows = np.concatenate([batch.rows for batch in group])
-            pictures = self.pictures.gather(rows).reshape(len(group), -1, *self.pictures.shape)
-            labels = self._snapshot.gather("label", rows).reshape(len(group), -1)
-            yield [
-                DeviceBatch(self._place(pictures[n]), self._place(labels[n]), self._weight(batch), batch.position)
-                for n, batch in enumerate(group)
-            ]
-
-    def _weight(self, batch: Batch) -> Any:
-        # Padding stands at the end, so most batches need no weights of their own.
-        return self._full if batch.weight[-1] else self._placed(batch.weight)
+    def _groups(self, at: Position) -> Iterator[list[DeviceBatch]]:
+        while at.batch < self.reader.batches:
+            block = self.reader.block(at, self._together)
+            rows = block.rows.ravel()
+            pictures = self.pictures.gather(rows).reshape(*block.rows.shape, *self.pictures.shape)
+            labels = self._snapshot.gather("label", rows).reshape(block.rows.shape)
+            # Padding stands at the end of an epoch, so most batches need no weights of their own.
+            weights = [self._full if weight[-1] else self._placed(weight) for weight in block.weight]
+            placed = map(self._place, pictures), map(self._place, labels)
+            yield list(map(DeviceBatch, *placed, weights, block.positions))
+            at = block.positions[-1]
 
     def _placed(self, array: Array) -> Any:
         import jax

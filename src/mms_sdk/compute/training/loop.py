@@ -82,9 +82,8 @@ def train(run: Run) -> Iterator[Step]:
     in_flight: deque[Totals] = deque()
     batches = run.train.reader.batches
     while run.position.epoch < run.epochs and not run.stopped:
-        run.train.reader.restore({"epoch": run.position.epoch, "batch": run.position.batch})
         asked = time.monotonic()
-        for batch in run.train.epoch():
+        for batch in run.train.epoch(run.position):
             run.input_wait_s += time.monotonic() - asked
             # Dispatched, not awaited: the device works on this while Python goes on.
             run.state, run.totals = run.program.step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
@@ -153,7 +152,6 @@ def _save(run: Run, *, best: bool) -> None:
 def evaluate(program: Program, state: State, loader: Loader) -> Totals:
     """Metric sums over a whole split."""
     totals = program.zero_totals()
-    loader.reader.restore({"epoch": 0, "batch": 0})
-    for batch in loader.epoch():
+    for batch in loader.epoch(Position()):
         totals = program.evaluate(state.params, state.rest, totals, batch.inputs, batch.labels, batch.weight)
     return totals

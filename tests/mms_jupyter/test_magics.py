@@ -1,0 +1,94 @@
+"""`%mms` in a real IPython shell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
+from traitlets.config import Config
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.run_line_magic("load_ext", "mms_jupyter")
+    yield shell
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for label, shade in (("dark", 10), ("light", 240)):
+        for number in range(10):
+            path = tmp_path / "my photos" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), shade + number).save(path)
+    return tmp_path / "my photos"
+
+
+def test_loading_the_extension_loads_no_heavy_library() -> None:
+    probe = (
+        "import sys\n"
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "from traitlets.config import Config\n"
+        "shell = InteractiveShell.instance(config=Config({'HistoryManager': {'enabled': False}}))\n"
+        "shell.run_line_magic('load_ext', 'mms_jupyter')\n"
+        "heavy = {'jax', 'flax', 'orbax', 'zarr', 'fastapi'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_verb_returns_what_the_python_call_would(shell: InteractiveShell, photos: Path) -> None:
+    dataset = shell.run_line_magic("mms", f"data ingest shades '{photos}'")
+    assert (dataset.ref, dataset.rows) == ("shades@1", 20)
+    assert [each.ref for each in shell.run_line_magic("mms", "data")] == ["shades@1"]
+    assert shell.run_line_magic("mms", "status")["datasets"] == "shades@1"
+    assert shell.run_line_magic("mms", "data show shades")._repr_html_().startswith("<div>")
+
+
+def test_variables_on_the_line_are_replaced(shell: InteractiveShell, photos: Path) -> None:
+    shell.user_ns |= {"name": "shades", "folder": str(photos)}
+    ran = shell.run_cell('%mms data ingest {name} "{folder}"')
+    assert ran.success
+    assert ran.result.ref == "shades@1"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("frobnicate", "invalid choice"),
+        ("data show nope", "no dataset 'nope'"),
+        ("data show 'unfinished", "No closing quotation"),
+        ("serve", "would block the notebook"),
+        ("train nope --epochs many", "whole number"),
+    ],
+)
+def test_a_mistake_is_a_usage_error_without_a_traceback(shell: InteractiveShell, line: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        shell.run_line_magic("mms", line)
+
+
+def test_help_is_printed(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shell.run_line_magic("mms", "") is None
+    assert "status" in capsys.readouterr().out
+    assert shell.run_line_magic("mms", "train --help") is None
+    assert "--epochs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_train_and_predict_by_magic(shell: InteractiveShell, photos: Path) -> None:
+    shell.run_line_magic("mms", f"data ingest shades '{photos}'")
+    version = shell.run_line_magic("mms", "train shades --epochs 2 --batch-size 8 --model mlp")
+    assert version.ref == "shades@1"
+    prediction = shell.run_line_magic("mms", f"predict shades '{photos}/dark/1.png'")
+    assert {label for label, _ in prediction.top(2)} == {"dark", "light"}

@@ -1,0 +1,114 @@
+"""The command line: what it prints, what it returns, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mms_sdk import cli
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    return tmp_path / "ws"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_help_loads_no_heavy_library() -> None:
+    probe = (
+        "import sys\n"
+        "from mms_sdk import cli\n"
+        "try:\n    cli.main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'jax', 'flax', 'orbax', 'zarr', 'pandas', 'numpy', 'fastapi', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "datasets" in done.stdout
+
+
+def test_every_verb_has_help_and_takes_json(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = cli.make_parser().parse_args(["help"]).verbs.choices
+    for verb in verbs:
+        code, out, _ = run(capsys, "help", verb)
+        assert code == 0
+        assert "--json" in out
+
+
+@pytest.mark.usefixtures("workspace")
+def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("datasets", "models", "jobs"):
+        assert run(capsys, verb)[:2] == (0, f"no {verb} yet\n")
+        code, out, _ = run(capsys, verb, "--json")
+        assert (code, json.loads(out)) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["frobnicate"], 2, "invalid choice"),
+        (["datasets", "show"], 2, "usage: mms datasets"),
+        (["datasets", "ingest", "flowers"], 2, "usage: mms datasets"),
+        (["datasets", "show", "flowers"], 1, "no dataset 'flowers'"),
+        (["datasets", "show", "../etc"], 1, "a dataset name has"),
+        (["datasets", "show", "flowers@0"], 1, "a dataset reference is"),
+        (["datasets", "ingest", "flowers", "nowhere"], 1, "is not there"),
+        (["models", "flowers"], 1, "no model 'flowers'"),
+        (["jobs", "01ABC"], 1, "no job '01ABC'"),
+        (["predict", "flowers", "x.png"], 1, "no model 'flowers'"),
+        (["predict", "flowers", "a", "b", "--to", "x.parquet"], 2, "--to takes one"),
+        (["train", "flowers", "--epochs", "0"], 2, "a whole number from 1"),
+        (["train", "flowers", "--mesh", "data"], 2, "a mesh is e.g."),
+        (["serve", "--host", "0.0.0.0"], 1, "loopback"),
+        (["status", "--url", "ftp://x"], 1, "http://"),
+        (["status", "--url", "http://127.0.0.1:9"], 1, "token"),
+        (["help", "frob"], 2, "a verb is one of"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_a_mistake_is_one_message_without_a_traceback(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, out, err = run(capsys, *words)
+    assert got == code
+    assert said in err
+    assert "Traceback" not in out + err
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_version", interrupted)
+    assert run(capsys, "version")[0] == 130
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m mms_sdk.cli help train | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_doctor_looks_at_everything_and_shows_no_secret(capsys: pytest.CaptureFixture[str], workspace: Path) -> None:
+    run(capsys, "status")
+    (workspace / "server.token").write_text("mms_secret")
+    code, out, _ = run(capsys, "doctor", "--json")
+    found = {row["what"]: row for row in json.loads(out)}
+    assert code == 0
+    assert {"python", "jax", "devices", "workspace", "permissions", "free disk"} <= found.keys()
+    assert found["devices"]["ok"] == "yes"
+    assert "mms_secret" not in out
+    workspace.chmod(0o755)
+    assert "chmod 700" in run(capsys, "doctor")[1]

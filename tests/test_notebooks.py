@@ -1,0 +1,29 @@
+"""Every notebook runs from its first cell to its last in a real kernel, and shows what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore:Parsing dates involving a day of month:DeprecationWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    monkeypatch.delenv("XLA_FLAGS")  # one device, as on a laptop
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    errors = [output for output in shown if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not errors
+    assert all("text/plain" in output.data for output in shown if output.output_type == "execute_result")
+    assert sum("text/html" in output.get("data", {}) for output in shown) >= 8
+    assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells), "committed without outputs"
