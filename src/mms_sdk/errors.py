@@ -37,6 +37,7 @@ MmsError
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -125,9 +126,18 @@ class DeploymentNotFound(NotFound):
 
 
 class MethodNotAllowed(MmsError):
-    """A path that exists, asked with a method it does not have."""
+    """A path that exists, asked with a method it does not have.
+
+    Args:
+        message: Which methods it has, and the one asked with.
+        allowed: Those it has.
+    """
 
     status = 405
+
+    def __init__(self, message: str, *, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
 
 
 class Conflict(MmsError):

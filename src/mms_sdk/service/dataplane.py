@@ -8,8 +8,6 @@ tensor extension.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,6 +21,7 @@ from mms_sdk.errors import InvalidInput, InvalidRequest, UnsupportedMediaType
 from mms_sdk.schema.names import NAME_PATTERN
 from mms_sdk.service.deployments import Deployments, Served
 from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
+from mms_sdk.service.instances import as_pixels, decode_json, read_instances
 from mms_sdk.service.problems import send_bytes
 from mms_sdk.settings import ServerSettings
 from mms_sdk.types import Array
@@ -32,16 +31,6 @@ _JSON = {"content-type": "application/json"}
 _PICTURES = ("image/", "application/octet-stream")
 
 Handler = Callable[[Served, Scope, dict[str, str], bytes], Awaitable[tuple[bytes, dict[str, str]]]]
-
-
-class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON body of `:predict`.
-
-    Attributes:
-        instances: Each a nested list of 0–255 in the signature's shape, or `{"b64": …}` with the bytes of a picture.
-    """
-
-    instances: list[Any]
 
 
 class InferTensor(msgspec.Struct):
@@ -125,27 +114,26 @@ class DataPlane:
             "deployment": served.name,
             "model": served.model,
             "version": served.version,
-            "predictions": [ranked.model_dump() for ranked in served.predictor.rank(scores, top)],
+            "predictions": [
+                {"ranked": [{"label": label, "score": score} for label, score in ranked]}
+                for ranked in served.predictor.ranked(scores, top)
+            ],
         }
         return orjson.dumps(answer), _JSON
 
     async def _instances(self, served: Served, body: bytes) -> Array:
-        asked = _decode(body, PredictRequest)
-        if not asked.instances:
-            raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
-        if any(isinstance(instance, dict) for instance in asked.instances):
-            pictures = [_picture(instance) for instance in asked.instances]
-            rows = await asyncio.to_thread(lambda: [served.predictor.prepare(picture) for picture in pictures])
-        else:
-            rows = [served.predictor.prepare(_array(instance)) for instance in asked.instances]
-        return np.stack(rows)
+        instances = read_instances(body, served.predictor.input_shape)
+        prepare = served.predictor.prepare
+        if isinstance(instances[0], bytes):
+            return np.stack(await asyncio.to_thread(lambda: [prepare(picture) for picture in instances]))
+        return np.stack([prepare(pixels) for pixels in instances])
 
     async def _infer(
         self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
     ) -> tuple[bytes, dict[str, str]]:
         length = headers.get("inference-header-content-length")
         split = _header_length(length, body)
-        asked = _decode(body[:split], InferRequest)
+        asked = decode_json(body[:split], InferRequest)
         rows = _tensor(served, asked, memoryview(body)[split:])
         scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
         wanted = next((output for output in asked.outputs or () if output.name == "scores"), None)
@@ -197,40 +185,6 @@ class DataPlane:
         return int(given) / 1000
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is a JSON {kind.__name__}; this one is not: {error}") from error
-
-
-def _picture(instance: Any) -> bytes:
-    if not isinstance(instance, dict) or set(instance) != {"b64"} or not isinstance(instance["b64"], str):
-        raise InvalidInput('every instance is a nested list of numbers, or every one is {"b64": "…"}; do not mix them')
-    try:
-        return base64.b64decode(instance["b64"], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"b64 is the base64 of a picture file (RFC 4648); this is not: {error}") from error
-
-
-def _array(instance: Any) -> Array:
-    try:
-        array = np.asarray(instance)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"an instance is a nested list of equal lengths; this one is not: {error}") from error
-    return _as_pixels(array)
-
-
-def _as_pixels(array: Array) -> Array:
-    if array.dtype == object or array.dtype.kind not in "iuf":
-        raise InvalidInput(f"an instance holds numbers only; got {array.dtype}")
-    if not np.isfinite(array).all():
-        raise InvalidInput("an instance holds finite numbers only; this one has NaN or Infinity")
-    if array.size and (array.min() < 0 or array.max() > 255 or (array.dtype.kind == "f" and (array % 1).any())):
-        raise InvalidInput(f"pixels are whole numbers from 0 to 255; got {array.min():g} to {array.max():g}")
-    return array.astype(np.uint8)
-
-
 def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
     shape = served.predictor.input_shape
     if len(asked.inputs) != 1 or asked.inputs[0].name != "image":
@@ -254,7 +208,7 @@ def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
         raise InvalidInput(f"data is a list of equal lengths; this one is not: {error}") from error
     if len(flat) != count:
         raise InvalidInput(f"a tensor of shape {tensor.shape} has {count} values; got {len(flat)}")
-    return _as_pixels(flat).reshape(tensor.shape)
+    return as_pixels(flat).reshape(tensor.shape)
 
 
 def _header_length(given: str | None, body: bytes) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import threading
 from dataclasses import dataclass
 
 from mms_sdk.compute.inference.batcher import Batcher
 from mms_sdk.compute.inference.predictor import BUCKETS, Predictor
-from mms_sdk.errors import DeploymentNotFound
+from mms_sdk.errors import DeploymentNotFound, MmsError
 from mms_sdk.schema.deployment import Deployment
 from mms_sdk.schema.names import ModelRef
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
+
+_log = logging.getLogger("mms.service")
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,12 @@ class Deployments:
             served.batcher.close()
 
     def restore(self) -> None:
-        """Serves again what the last server served."""
+        """Serves again what the last server served; what cannot be is left out and logged, the others are served."""
         for name, ref in self._workspace.catalog.deployments.list():
-            self.put(name, ref)
+            try:
+                self.put(name, ref)
+            except MmsError as error:
+                _log.error("deployment %s is not served: %s", name, error.message)
 
     def close(self) -> None:
         """Answers what is queued, everywhere."""

@@ -7,8 +7,10 @@ exist, whether they may, how large the body is and how fast it comes. Only route
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -35,9 +37,12 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger("mms.service")
+_PORT = re.compile(r":[0-9]{1,5}\Z")
 
 MAX_JSON_DEPTH = 64
 MAX_JSON_BYTES = 2**20  # what the control plane reads; predictions have the server's own limit
+TOKEN_KEPT_S = 1.0  # how long a revoked token may still be let in; asking the catalog each time costs more than a model
+_LOOKED_AT = frozenset({b"host", b"origin", b"sec-fetch-site", b"authorization", b"content-length", b"content-type"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ class Guard:
         app: What is guarded.
         rules: Every route there is; what no rule matches does not exist.
         settings: Limits and allow-lists.
-        find: Whose token it is; called in a thread.
+        find: Whose token it is; called in a thread, and not again for a token found less than a second ago.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class Guard:
         self._rules = tuple(rules)
         self._settings = settings
         self._find = find
+        self._known: dict[bytes, tuple[Principal, float]] = {}  # by SHA-256: tokens themselves are kept nowhere
+        self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets one request through, or answers it with the reason why not."""
@@ -104,14 +111,13 @@ class Guard:
                 return
             if watched.started:  # the status line is gone; ending the connection is the only honest answer left
                 raise
-            extra = {"allow": error.allow} if isinstance(error, _WrongMethod) else None
-            await send_problem(watched, error, extra)
+            await send_problem(watched, error)
         finally:
             watched.done()
 
     def _check_host(self, headers: dict[str, list[str]]) -> None:
         hosts = headers.get("host", [])
-        name = re.sub(r":\d{1,5}$", "", hosts[0]).lower() if len(hosts) == 1 else ""
+        name = _PORT.sub("", hosts[0]).lower() if len(hosts) == 1 else ""
         if name not in self._settings.allowed_hosts:
             raise Forbidden(
                 f"this server answers to the names {sorted(self._settings.allowed_hosts)}; the request's Host is "
@@ -127,16 +133,13 @@ class Guard:
             raise Forbidden("web pages of other sites may not call this server")
 
     async def _admitted(self, scope: Scope, headers: dict[str, list[str]]) -> Rule:
-        matching = [rule for rule in self._rules if rule.path.fullmatch(scope["path"])]
-        rule = next((rule for rule in matching if scope["method"] in rule.methods), None)
+        path, method = scope["path"], scope["method"]
+        rule = next((rule for rule in self._rules if method in rule.methods and rule.path.fullmatch(path)), None)
         if rule is not None and rule.role == "open":
             return rule
         principal = await self._principal(headers)  # before anything is said about what exists
-        if not matching:
-            raise NotFound(f"no such path: {scope['path'][:200]!r}; /openapi.json lists them")
         if rule is None:
-            methods = sorted(method for each in matching for method in each.methods)
-            raise _WrongMethod(scope["method"], methods)
+            raise self._nothing(path, method)
         assert rule.role != "open"
         if not allows(principal.role, rule.role):
             raise Forbidden(
@@ -150,25 +153,42 @@ class Guard:
         kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         found = None
         if kind.lower() == "bearer" and 0 < len(token) <= 256 and token.isascii():
-            found = await asyncio.to_thread(self._find, token)
+            found = await self._found(token)
         if found is None:
             raise Unauthenticated(
                 "every request carries one valid token: Authorization: Bearer mms_…; this one does not"
             )
         return found
 
+    async def _found(self, token: str) -> Principal | None:
+        digest = hashlib.sha256(token.encode()).digest()
+        known, until = self._known.get(digest, (None, 0.0))
+        if time.monotonic() < until:
+            return known
+        asking = self._asking.get(digest)
+        if asking is None:  # one of the requests that come in this moment asks for all of them
+            asking = self._asking[digest] = asyncio.ensure_future(self._ask(token, digest))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, token: str, digest: bytes) -> Principal | None:
+        self._known.pop(digest, None)
+        until = time.monotonic() + TOKEN_KEPT_S
+        try:
+            found = await asyncio.to_thread(self._find, token)
+        finally:
+            del self._asking[digest]
+        if found is not None:
+            self._known[digest] = (found, until)
+        return found
+
+    def _nothing(self, path: str, method: str) -> NotFound | MethodNotAllowed:
+        methods = sorted(each for rule in self._rules if rule.path.fullmatch(path) for each in rule.methods)
+        if methods:
+            return MethodNotAllowed(f"this path has the methods {methods}; got {method}", allowed=methods)
+        return NotFound(f"no such path: {path[:200]!r}; /openapi.json lists them")
+
     def _limit(self, rule: Rule) -> int:
         return self._settings.max_body_bytes if rule.body == "raw" else MAX_JSON_BYTES
-
-
-class _WrongMethod(MethodNotAllowed):
-    def __init__(self, method: str, allowed: list[str]) -> None:
-        super().__init__(f"this path has the methods {allowed}; got {method}")
-        self.allow = ", ".join(allowed)
-
-    @classmethod
-    def code(cls) -> str:
-        return MethodNotAllowed.code()
 
 
 class _Body:
@@ -183,9 +203,11 @@ class _Body:
         self._ended = False
 
     def check_length(self, headers: dict[str, list[str]]) -> None:
-        declared = headers.get("content-length", ["0"])[0]
-        if declared.isdigit() and int(declared) > self._limit:
-            raise self._too_large(f"{int(declared):,}")
+        for declared in headers.get("content-length", ()):
+            if not re.fullmatch("[0-9]{1,15}", declared):
+                raise InvalidRequest(f"Content-Length is a number of bytes; got {declared[:40]!r}")
+            if int(declared) > self._limit:
+                raise self._too_large(f"{int(declared):,}")
 
     async def receive(self) -> MutableMapping[str, Any]:
         """The next message; after the body's end, waits for the disconnect as long as it takes."""
@@ -270,6 +292,7 @@ def check_json(body: bytes) -> None:
 
 def _headers(scope: Scope) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for name, value in scope["headers"]:
-        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    for name, value in scope["headers"]:  # ASGI has lower-cased the names
+        if name in _LOOKED_AT:
+            found.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
     return found

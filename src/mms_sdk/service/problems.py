@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mms_sdk.errors import MmsError, Overloaded, Unauthenticated, Unavailable
+from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
 _log = logging.getLogger("mms.service")
@@ -29,6 +29,8 @@ def headers_for(error: BaseException) -> dict[str, str]:
     """Headers that belong to an error."""
     if isinstance(error, Unauthenticated):
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, MethodNotAllowed):
+        return {"allow": ", ".join(error.allowed)}
     if isinstance(error, Overloaded):
         return {"retry-after": str(math.ceil(error.retry_after_s))}
     if isinstance(error, Unavailable):
@@ -36,12 +38,12 @@ def headers_for(error: BaseException) -> dict[str, str]:
     return {}
 
 
-async def send_problem(send: Any, error: BaseException, extra: Mapping[str, str] | None = None) -> None:
+async def send_problem(send: Any, error: BaseException) -> None:
     """Answers an ASGI request with an error, and logs what nobody expected."""
     if not isinstance(error, MmsError):
         _log.error("unexpected error", exc_info=error)
     problem = as_problem(error)
-    headers = {"content-type": CONTENT_TYPE, **headers_for(error), **(extra or {})}
+    headers = {"content-type": CONTENT_TYPE, **headers_for(error)}
     await send_bytes(send, problem["status"], orjson.dumps(problem), headers)
 
 

@@ -41,12 +41,14 @@ def serve(
 
     Raises:
         InvalidRequest: The host is not a loopback address.
+        ModelNotFound, Damaged: A model that was named does not exist or is not what was registered.
         Unavailable: The port is taken.
     """
     _check_loopback(host)
     for model in models:
         ref = parse_model_ref(model)
         row = workspace.catalog.models.resolve(ref)
+        workspace.artifact(row["artifact"], digest=row["digest"], what=f"model {row['model']}@{row['version']}")
         workspace.catalog.deployments.keep(ref.name, model=row["model"], version=row["version"])
     token = own_token(workspace)
     settings = replace(ServerSettings(), source_roots=tuple(source_roots))

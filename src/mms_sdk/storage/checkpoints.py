@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -117,6 +118,24 @@ class CheckpointFolder:
             draft.mkdir(mode=files.FOLDER_MODE)
             response = ocp.save_async(draft / "state", arrays)
         self._pending = self._worker.submit(self._complete, draft, step, {**meta, "step": step}, response)
+
+    def adopt(self, checkpoint: Checkpoint, *, best: bool) -> None:
+        """Takes over a verified copy of another job's checkpoint, so that a continued run lacks nothing.
+
+        Raises:
+            Damaged: The copy is not what was saved.
+            StorageFull, NotWritable: It could not be written.
+        """
+        if best:
+            self._best = checkpoint.step
+        draft = self.root / f".{checkpoint.step:010d}.partial"
+        files.remove_tree(draft)
+        with files.writing(self.root):
+            shutil.copytree(checkpoint.folder, draft)
+            manifest.check(draft, what=f"the copy of checkpoint {checkpoint.folder}", content=True)
+            files.fsync_tree(draft)
+            draft.rename(self._folder(checkpoint.step))
+            files.fsync_folder(self.root)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.

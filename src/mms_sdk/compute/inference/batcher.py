@@ -7,11 +7,13 @@ themselves, to the size at which the device keeps up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,12 +21,13 @@ from mms_sdk.errors import DeadlineExceeded, InvalidInput, MmsError, Overloaded,
 from mms_sdk.types import Array
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Request:
     rows: Array
-    deadline: float
-    loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Array]
+
+
+_Answer: TypeAlias = "tuple[_Request, Array | MmsError]"
 
 
 class Batcher:
@@ -46,7 +49,7 @@ class Batcher:
         self._name = name
         self._queue: deque[_Request] = deque()
         self._queued_rows = 0
-        self._row_s = 0.0  # seconds a row, a running average: what an estimated wait is made of
+        self._batch_s = 0.0  # seconds a batch, a running average: what an estimated wait is made of
         self._closed = False
         self._changed = threading.Condition()
         self.requests = 0
@@ -72,16 +75,13 @@ class Batcher:
                 f"a request has at most {self._max_batch_rows} rows; got {len(rows)}; send several, or predict in bulk"
             )
         loop = asyncio.get_running_loop()
-        request = _Request(rows, time.monotonic() + deadline_s, loop, loop.create_future())
+        request = _Request(rows, loop.create_future())
         self._admit(request, deadline_s)
+        expiry = loop.call_later(deadline_s, self._expire, request, deadline_s)
         try:
-            async with asyncio.timeout(deadline_s):
-                return await request.future
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the answer of {self._name!r} was due within {deadline_s:g} s and was not ready; try again later, or "
-                f"allow more time with X-MMS-Deadline-Ms"
-            ) from error
+            return await request.future
+        finally:
+            expiry.cancel()
 
     def close(self) -> None:
         """Answers what is queued, then ends the thread."""
@@ -94,7 +94,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Unavailable(f"deployment {self._name!r} is being taken down; try again in a moment")
-            wait = self._queued_rows * self._row_s
+            # Once the queue is long, batches are full; and with an empty one nobody is refused, so the average recovers.
+            wait = self._queued_rows / self._max_batch_rows * self._batch_s
             if self._queued_rows + len(request.rows) > self._max_queue_rows or wait > deadline_s:
                 raise Overloaded(
                     f"deployment {self._name!r} has {self._queued_rows} rows waiting (at most {self._max_queue_rows}), "
@@ -119,12 +120,10 @@ class Batcher:
     def _take(self) -> list[_Request]:
         batch: list[_Request] = []
         room = self._max_batch_rows
-        at = time.monotonic()
         while self._queue and len(self._queue[0].rows) <= room:
             request = self._queue.popleft()
             self._queued_rows -= len(request.rows)
-            # Whoever gave up or was too late costs the device nothing.
-            if request.future.cancelled() or request.deadline < at:
+            if request.future.done():  # whoever gave up or was too late costs the device nothing
                 continue
             batch.append(request)
             room -= len(request.rows)
@@ -135,23 +134,21 @@ class Batcher:
         rows = batch[0].rows if len(batch) == 1 else np.concatenate([request.rows for request in batch])
         try:
             scores = self._scores(rows)
-        except Exception as error:  # noqa: BLE001 (a model raises what it likes; the thread must outlive it)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the next batch deserves its answer)
             self._fail(batch, error)
             return
-        seconds = (time.monotonic() - began) / len(rows)
-        self._row_s = seconds if not self._row_s else 0.9 * self._row_s + 0.1 * seconds
+        seconds = time.monotonic() - began
+        self._batch_s = seconds if not self._batch_s else 0.9 * self._batch_s + 0.1 * seconds
         self.requests += len(batch)
         self.rows += len(rows)
+        finite = np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
+        answers: list[_Answer] = []
         at = 0
         for request in batch:
-            part = scores[at : at + len(request.rows)]
-            at += len(request.rows)
-            if np.isfinite(part).all():
-                _resolve(request, part)
-            else:
-                _reject(
-                    request, InvalidInput("the model's scores for this input are not finite numbers; check the input")
-                )
+            own = slice(at, at + len(request.rows))
+            at = own.stop
+            answers.append((request, scores[own] if finite[own].all() else _not_finite()))
+        _hand_over(answers)
 
     def _fail(self, batch: list[_Request], error: Exception) -> None:
         if len(batch) > 1:  # one of them is to blame; alone each gets what it deserves
@@ -159,19 +156,35 @@ class Batcher:
                 self._answer([request])
             return
         known = error if isinstance(error, MmsError) else Unavailable(f"the model failed on this input: {error}")
-        _reject(batch[0], known)
+        _hand_over([(batch[0], known)])
+
+    def _expire(self, request: _Request, deadline_s: float) -> None:
+        late = DeadlineExceeded(
+            f"the answer of {self._name!r} was due within {deadline_s:g} s and was not ready; try again later, or "
+            f"allow more time with X-MMS-Deadline-Ms"
+        )
+        _settle([(request, late)])
 
 
-def _resolve(request: _Request, scores: Array) -> None:
-    _hand_over(request, lambda: None if request.future.done() else request.future.set_result(scores))
+def _not_finite() -> InvalidInput:
+    return InvalidInput("the model's scores for this input are not finite numbers; check the input")
 
 
-def _reject(request: _Request, error: MmsError) -> None:
-    _hand_over(request, lambda: None if request.future.done() else request.future.set_exception(error))
+def _hand_over(answers: list[_Answer]) -> None:
+    # One call for each event loop, not for each request: waking a loop costs more than all that is done there.
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for request, answer in answers:
+        by_loop.setdefault(request.future.get_loop(), []).append((request, answer))
+    for loop, part in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, part)
 
 
-def _hand_over(request: _Request, answer: Callable[[], object]) -> None:
-    try:
-        request.loop.call_soon_threadsafe(answer)
-    except RuntimeError:  # the loop is closed: nobody waits any more
-        return
+def _settle(answers: list[_Answer]) -> None:
+    for request, answer in answers:
+        if request.future.done():
+            continue
+        if isinstance(answer, MmsError):
+            request.future.set_exception(answer)
+        else:
+            request.future.set_result(answer)

@@ -110,13 +110,21 @@ class Predictor:
             scores: float32, shape (n, classes).
             top: Classes kept; 0 for all.
         """
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : top or None]
-        labels = self.card.labels
         return [
             Prediction.model_construct(
-                ranked=tuple(Ranked.model_construct(label=labels[index], score=float(row[index])) for index in ranked)
+                ranked=tuple(Ranked.model_construct(label=label, score=score) for label, score in ranked)
             )
-            for row, ranked in zip(scores, order, strict=True)
+            for ranked in self.ranked(scores, top)
+        ]
+
+    def ranked(self, scores: Array, top: int = 0) -> list[list[tuple[str, float]]]:
+        """The same as plain (label, score) pairs, for those who count microseconds."""
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : top or None]
+        sorted_scores = np.take_along_axis(scores, order, 1)
+        labels = self.card.labels
+        return [
+            [(labels[index], score) for index, score in zip(indices, values, strict=True)]
+            for indices, values in zip(order.tolist(), sorted_scores.tolist(), strict=True)
         ]
 
     def bucket(self, rows: int) -> int:

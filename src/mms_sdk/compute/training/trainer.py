@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverS
 from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.tasks import Classification, Task
-from mms_sdk.errors import InvalidRequest, MmsError
+from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Job
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
@@ -29,6 +30,7 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 
 _FIT_ROWS = 4096
+_log = logging.getLogger("mms.training")
 
 
 class TrainingData(Protocol):
@@ -206,7 +208,7 @@ class Fitting:
 
     def _make_run(self, resume: str | None) -> Run:
         options = self.trainer.describe()
-        earlier = self._earlier(resume, options) if resume else None
+        earlier = self._earlier(resume, options) if resume else []
         loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
         if "train" not in loaders:
             self.snapshot.split_rows("train")  # says which splits there are
@@ -214,6 +216,9 @@ class Fitting:
         spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
         self.job: Job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec)
         folder = self.workspace.job_folder(self.job.id)
+        checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
+        for checkpoint in earlier:
+            checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
         return Run(
             program=self.program,
             train=loaders["train"],
@@ -221,7 +226,7 @@ class Fitting:
             epochs=self.trainer.epochs,
             stop=self.trainer.stop,
             policy=self.trainer.checkpoint,
-            checkpoints=CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep),
+            checkpoints=checkpoints,
             log=MetricLog(folder / "metrics.jsonl"),
             options=options,
             state=state,
@@ -229,18 +234,23 @@ class Fitting:
             **meta,
         )
 
-    def _state(self, earlier: Checkpoint | None) -> tuple[Any, Any, dict[str, Any]]:
-        if earlier is None:
+    def _state(self, earlier: list[Checkpoint]) -> tuple[Any, Any, dict[str, Any]]:
+        if not earlier:
             return self.program.init(), self.program.zero_totals(), {}
-        state, totals = self.program.from_arrays(earlier.load(self.program.target()))
-        position = Position(**earlier.meta["position"])
-        kept = {"steps": earlier.step, "position": position, "history": list(earlier.meta["history"])}
-        return state, totals, kept
+        best, newest = earlier[0], earlier[-1]
+        state, totals = self.program.from_arrays(newest.load(self.program.target()))
+        position = Position(**newest.meta["position"])
+        kept = {"steps": newest.step, "history": list(newest.meta["history"]), "best_step": best.step}
+        return state, totals, {**kept, "position": position}
 
-    def _earlier(self, job: str, options: dict[str, Any]) -> Checkpoint:
+    def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
+        # The best and the newest good checkpoint of the job; one, if they are the same.
         recorded = self.workspace.catalog.jobs.get(job)
         folder = CheckpointFolder(self.workspace.job_folder(recorded.id) / "checkpoints", keep=1)
-        checkpoint, _ = folder.newest_good()
+        checkpoint, faults = folder.newest_good()
+        for fault in faults:
+            _log.warning("passed over while continuing job %s: %s", job, fault)
+        best = _good(folder, checkpoint.meta["best_step"], newest=checkpoint.step)
         folder.close()
         changed = {
             name: (checkpoint.meta["options"].get(name), value)
@@ -252,7 +262,7 @@ class Fitting:
             raise InvalidRequest(
                 f"a run is continued with the options it began with; changed are {seen}; undo that, or start a new run"
             )
-        return checkpoint
+        return [*best, checkpoint]
 
     def _loader(self, split: str) -> Loader:
         return Loader(
@@ -399,6 +409,19 @@ class Result:
             f"<trained on {self.dataset}: {len(self.history)} epochs, {self.steps} steps in {self.seconds:.1f} s on "
             f"{self.mesh}; best at step {self.best.step}: {told}; {self.stopped}>"
         )
+
+
+def _good(folder: CheckpointFolder, step: int, *, newest: int) -> list[Checkpoint]:
+    # The best checkpoint, if there is one beside the newest and its bytes are right.
+    if step in (0, newest):
+        return []
+    try:
+        checkpoint = folder.at(step)
+        checkpoint.verify()
+    except (CheckpointNotFound, Damaged) as error:
+        _log.warning("the best checkpoint so far is lost; the newest stands in for it: %s", error.message)
+        return []
+    return [checkpoint]
 
 
 def _fitted(pipeline: Pipeline, snapshot: OpenSnapshot) -> tuple[Pipeline, tuple[int, ...]]:

@@ -1,0 +1,125 @@
+"""The JSON of `:predict`, read into rows for the device.
+
+Asking each of a thousand numbers what it is costs more than the model. So whole pixels in the model's own shape, the
+common case, are read in a few calls that each look at all of them; everything else goes the long way, which knows what
+to say.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mms_sdk.errors import InvalidInput, InvalidRequest
+from mms_sdk.types import Array
+
+
+class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `:predict`.
+
+    Attributes:
+        instances: Each a nested list of 0–255 in the signature's shape, or `{"b64": …}` with the bytes of a picture.
+    """
+
+    instances: list[Any]
+
+
+class _Pixels(msgspec.Struct, forbid_unknown_fields=True):
+    instances: list[list[list[list[int]]]]  # height, width, channels
+
+
+class _GrayPixels(msgspec.Struct, forbid_unknown_fields=True):
+    instances: list[list[list[int]]]  # height, width
+
+
+def read_instances(body: bytes, shape: tuple[int, ...]) -> list[bytes] | list[Array]:
+    """The instances of a request: the bytes of pictures, or uint8 arrays of whatever shape was sent.
+
+    Args:
+        body: JSON.
+        shape: (height, width, channels) as the model takes it.
+
+    Raises:
+        InvalidRequest: It is not that JSON.
+        InvalidInput: There is no instance, or one is neither pixels nor a picture.
+    """
+    rows = _whole(body, shape)
+    if rows is not None:
+        return list(rows)
+    instances = decode_json(body, PredictRequest).instances
+    if not instances:
+        raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
+    if any(isinstance(instance, dict) for instance in instances):
+        return [_picture(instance) for instance in instances]
+    return [_array(instance) for instance in instances]
+
+
+def decode_json(body: bytes, kind: type[Any]) -> Any:
+    """JSON as a struct.
+
+    Raises:
+        InvalidRequest: It is not that JSON.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is a JSON {kind.__name__}; this one is not: {error}") from error
+
+
+def as_pixels(array: Array) -> Array:
+    """Numbers as uint8.
+
+    Raises:
+        InvalidInput: Some are none, not finite, not whole, or not from 0 to 255.
+    """
+    if array.dtype.kind not in "iuf":
+        raise InvalidInput(f"an instance holds numbers only; got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise InvalidInput("an instance holds finite numbers only; this one has NaN or Infinity")
+    if array.size and (array.min() < 0 or array.max() > 255 or (array.dtype.kind == "f" and (array % 1).any())):
+        raise InvalidInput(f"pixels are whole numbers from 0 to 255; got {array.min():g} to {array.max():g}")
+    return array.astype(np.uint8)
+
+
+def _whole(body: bytes, shape: tuple[int, ...]) -> Array | None:
+    kinds: list[tuple[type[Any], tuple[int, ...]]] = [(_Pixels, shape)]
+    if shape[-1] == 1:
+        kinds.insert(0, (_GrayPixels, shape[:2]))
+    for kind, lengths in kinds:
+        try:
+            level: Sequence[Any] = msgspec.json.decode(body, type=kind).instances
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        count = len(level)
+        for length in lengths:
+            if set(map(len, level)) != {length}:
+                return None
+            level = list(chain.from_iterable(level))
+        try:
+            return np.frombuffer(bytes(level), np.uint8).reshape(count, *shape)
+        except ValueError:  # `bytes` takes 0 to 255
+            return None
+    return None
+
+
+def _picture(instance: Any) -> bytes:
+    if not isinstance(instance, dict) or set(instance) != {"b64"} or not isinstance(instance["b64"], str):
+        raise InvalidInput('every instance is a nested list of numbers, or every one is {"b64": "…"}; do not mix them')
+    try:
+        return base64.b64decode(instance["b64"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"b64 is the base64 of a picture file (RFC 4648); this is not: {error}") from error
+
+
+def _array(instance: Any) -> Array:
+    try:
+        array = np.asarray(instance)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"an instance is a nested list of equal lengths; this one is not: {error}") from error
+    return as_pixels(array)
