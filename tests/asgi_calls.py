@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import orjson
-
 from mms_sdk.service.app import create_app
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
@@ -123,7 +121,7 @@ class Service:
         if role is not None:
             usual["authorization"] = f"Bearer {self.tokens[role]}"
         if json is not None:
-            body = orjson.dumps(json)
+            body = json_module.dumps(json).encode()
             usual["content-type"] = "application/json"
         named = {name.lower() for name, _ in headers}
         sent = [*headers, *((name, value) for name, value in usual.items() if name not in named)]

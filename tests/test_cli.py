@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mms_sdk import cli
 
@@ -98,6 +99,34 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f"{sys.executable} -m mms_sdk.cli help train | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_verify_counts_what_it_read_and_names_a_damaged_file(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    for number in range(8):
+        path = tmp_path / "photos" / ("even" if number % 2 == 0 else "odd") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * number).save(path)
+    assert run(capsys, "datasets", "ingest", "shades", str(tmp_path / "photos"))[0] == 0
+    code, out, _ = run(capsys, "datasets", "verify", "shades", "--json")
+    (part,) = (workspace / "datasets" / "shades" / "parts").iterdir()
+    assert code == 0
+    assert json.loads(out)["result"] == {
+        "snapshots": 1,
+        "parts": 1,
+        "bytes": sum(path.stat().st_size for path in part.rglob("*") if path.is_file()),
+    }
+
+    label = part / "data.zarr" / "label" / "c" / "0"
+    damaged = bytearray(label.read_bytes())
+    damaged[0] ^= 1
+    label.write_bytes(damaged)
+
+    code, _, err = run(capsys, "datasets", "verify", "shades")
+    assert code == 1
+    assert str(label) in err
+    assert "backup" in err
 
 
 @pytest.mark.usefixtures("workspace")

@@ -53,8 +53,8 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     demo.add_argument("--data", metavar="FOLDER", help="your own pictures: one sub-folder for each class")
     demo.add_argument("--epochs", type=_positive, default=40, help="passes over the training pictures, at most")
 
-    data = verb("datasets", _datasets, "list, show and ingest datasets", aliases=["data"])
-    data.add_argument("action", nargs="?", choices=["list", "show", "ingest"], default="list")
+    data = verb("datasets", _datasets, "list, show, ingest and verify datasets", aliases=["data"])
+    data.add_argument("action", nargs="?", choices=["list", "show", "ingest", "verify"], default="list")
     data.add_argument("name", nargs="?", help="dataset, e.g. flowers or flowers@7")
     data.add_argument("folder", nargs="?", help="for ingest: one sub-folder of pictures for each class")
     data.add_argument("--keep-all", action="store_true", help="for ingest: no cleaning; an unreadable file is an error")
@@ -169,9 +169,12 @@ def _datasets(asked: argparse.Namespace) -> Any:
     if asked.action == "list":
         return _connect(asked).datasets.list()
     if asked.name is None or (asked.action == "ingest") != (asked.folder is not None):
-        raise UsageProblem("usage: mms datasets [list | show NAME | ingest NAME FOLDER]")
+        raise UsageProblem("usage: mms datasets [list | show NAME | ingest NAME FOLDER | verify NAME]")
     if asked.action == "ingest":
         return _ingest(asked)
+    if asked.action == "verify":
+        job = _connect(asked).datasets.verify(asked.name)
+        return job if asked.json or _in_notebook(asked) else _Facts(job.result)
     dataset = _connect(asked).datasets.get(asked.name)
     return dataset if asked.json or _in_notebook(asked) else _Facts(dataset.facts())
 

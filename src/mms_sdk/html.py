@@ -57,7 +57,8 @@ def curves(title: str, series: Mapping[str, Sequence[float]], *, width: int = 36
     top = max((value for values in series.values() for value in values if value == value), default=1.0) or 1.0
     colors = ("#4c8bf5", "#e8710a", "#188038", "#a142f4")
     lines, names = [], []
-    for color, (name, values) in zip(colors, series.items(), strict=False):
+    drawn = {name: values for name, values in series.items() if values}
+    for color, (name, values) in zip(colors, drawn.items(), strict=False):
         step = width / max(1, len(values) - 1)
         points = " ".join(
             f"{at * step:.1f},{height - value / top * height:.1f}" for at, value in enumerate(values) if value == value

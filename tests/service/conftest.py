@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import tiny_model
 from asgi_calls import Lifespan, Service
-from tiny_model import Tiny
-
 from mms_sdk.schema.access import ROLES
 from mms_sdk.service.app import create_app
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
+from tiny_model import Tiny
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +32,10 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="session")
 def service(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, runner: asyncio.Runner) -> Iterator[Service]:
-    """A server's app, with `tiny@1` deployed as `tiny`."""
+    """A server's app, with `tiny@1` deployed as `tiny` and the dataset `pets`."""
     workspace = Workspace(tmp_path_factory.mktemp("service") / "workspace")
     tiny_model.register(tiny, workspace)
+    shutil.copytree(tiny.workspace / "datasets", workspace.root / "datasets")
     tokens = {role: workspace.catalog.tokens.issue(role, role) for role in ROLES}
     app = create_app(workspace, ServerSettings())
     lifespan = Lifespan(app)

@@ -1,7 +1,8 @@
 """Does a piece of work again and again, each time in a child process that fails at the next of its steps.
 
-Run as a program: `dies_at_step.py WORK HOW TEMPLATE OUT`. A step is whatever changes the disk below the child's copy of
-the template: opening a file to write, each write to it (which is cut in half), fsync, link, rename, mkdir, unlink.
+Run as a program: `dies_at_step.py WORK HOW TEMPLATE OUT [STRIDE]`; with STRIDE 3 it tries every third step. A step is
+whatever changes the disk below the child's copy of the template: opening a file to write, each write to it (which is
+cut in half), fsync, link, rename, mkdir, unlink.
 
 HOW is `kill` (SIGKILL), `interrupt` (Ctrl-C), or `enospc` (a full disk, then and whenever room is needed afterwards).
 For each step there is a folder OUT/NNN with what was left, and a line of JSON on standard output.
@@ -194,12 +195,13 @@ def main() -> None:
     import mms_sdk.compute.data.ingest
     import mms_sdk.storage.workspace  # noqa: F401
 
+    stride = int(sys.argv[5]) if len(sys.argv) > 5 else 1
     number, failed = 1, True
     while failed:
         told = one(name, how, template, out, number)
         failed = bool(told["killed"] or told["where"])
         print(json.dumps(told), flush=True)
-        number += 1
+        number += stride
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_other_errors_stay_what_they_are() -> None:
 def test_only_what_publishing_leaves_behind_is_taken_for_a_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise InterruptedError
 
     monkeypatch.setattr(os, "link", killed)

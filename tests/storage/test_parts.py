@@ -129,7 +129,7 @@ def test_rows_of_varying_length_read_back_whatever_their_length(
 
 
 @given(cuts=st.lists(st.integers(0, 37), max_size=8), shard_rows=st.integers(1, 40), chunk_bytes=st.integers(8, 200))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_the_split_into_batches_does_not_change_a_byte_of_a_part(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], shard_rows: int, chunk_bytes: int
 ) -> None:

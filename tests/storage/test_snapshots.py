@@ -240,6 +240,16 @@ def test_a_flipped_bit_anywhere_in_a_part_is_found_by_verify(tmp_path: Path) -> 
     assert snapshot.verify() == sum(sizes.values())
 
 
+def test_a_flipped_bit_anywhere_in_parts_or_snapshots_is_found_by_verifying_the_dataset(tmp_path: Path) -> None:
+    dataset = filled(tmp_path)
+    files = [*part_files(dataset), *(dataset.folder / "snapshots").iterdir()]
+
+    told = damage_of_flips(sizes_of(files), dataset.verify)
+
+    assert [path for path, message in told if path.name not in message or "from a backup" not in message] == []
+    assert dataset.verify() == (len(SIZES), sum(path.stat().st_size for path in part_files(dataset)))
+
+
 def test_a_flipped_bit_in_metadata_that_reading_rests_on_is_reported_when_it_is_read(tmp_path: Path) -> None:
     dataset = filled(tmp_path)
     metadata = [path for path in part_files(dataset) if path.name == "zarr.json" and path.parent.name != "data.zarr"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from mms_sdk.errors import MmsError, Unavailable, from_problem
 from mms_sdk.storage import files
@@ -54,7 +56,7 @@ class Api:
         """Streams a file into `to`, which appears whole or not at all."""
         draft = to.with_name(f".{to.name}.partial")
         try:
-            with files.writing(to), self._http.stream("GET", path) as answer:
+            with files.writing(to), self._reaching(), self._http.stream("GET", path) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise _error(answer)
@@ -71,19 +73,30 @@ class Api:
         self._http.close()
 
     def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        try:
+        with self._reaching():
             answer = self._http.request(method, path, **options)
-        except httpx2.TransportError as error:
-            raise Unavailable(
-                f"the server at {self._http.base_url} does not answer ({error or type(error).__name__}); see that it "
-                f"runs: mms serve"
-            ) from error
         if answer.status_code >= 400:
             raise _error(answer)
         return answer
 
     def _decoded(self, answer: httpx2.Response, kind: type[_T]) -> _T:
-        return TypeAdapter(kind).validate_json(answer.content)
+        try:
+            return TypeAdapter(kind).validate_json(answer.content)
+        except ValidationError as error:
+            raise MmsError(
+                f"the server at {self._http.base_url} answered {answer.status_code} with something else than was asked "
+                f"for; is it an MMS server of this version?"
+            ) from error
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.TransportError as error:
+            raise Unavailable(
+                f"the server at {self._http.base_url} does not answer ({error or type(error).__name__}); see that it "
+                f"runs: mms serve"
+            ) from error
 
 
 def _error(answer: httpx2.Response) -> MmsError:

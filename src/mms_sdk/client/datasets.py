@@ -104,8 +104,8 @@ class Dataset:
         """
         if self._workspace is None:
             raise InvalidRequest(
-                f"training in this process needs the data in this machine's workspace; {self.ref} lies on a server; "
-                f"use mms.connect() without a URL there"
+                f"training and looking at rows need a dataset of this machine's workspace; {self.ref} lies on a "
+                f"server; run it there, with mms.connect() without a URL"
             )
         return self._workspace
 
@@ -170,6 +170,20 @@ class Datasets:
             raise InvalidRequest(f"a dataset is NAME or NAME@SNAPSHOT here, without a split; got {ref!r}")
         info = self._api.get(f"/v1/datasets/{asked.name}", DatasetInfo, snapshot=asked.snapshot)
         return Dataset(info, self._workspace)
+
+    def verify(self, name: str, *, progress: bool = True) -> Job:
+        """Reads every byte of all snapshots of a dataset and compares it with the digests written at commit.
+
+        Returns:
+            The finished job; its result counts snapshots, parts and bytes.
+
+        Raises:
+            DatasetNotFound: There is none.
+            Damaged: Something is not what was written; the message names the file.
+        """
+        check_name(name, what="dataset")
+        record = self._api.send("POST", f"/v1/datasets/{name}:verify", JobRecord)
+        return Job(self._api, record).wait(progress=progress)
 
     def ingest(
         self,

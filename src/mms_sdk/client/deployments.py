@@ -14,7 +14,6 @@ from mms_sdk import html
 from mms_sdk.client.api import Api
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidInput
-from mms_sdk.schema.deployment import CreateDeployment
 from mms_sdk.schema.deployment import Deployment as DeploymentRecord
 from mms_sdk.schema.names import check_name, parse_model_ref
 from mms_sdk.schema.prediction import Prediction as PredictionRecord
@@ -92,7 +91,10 @@ class Deployment:
             picture.tolist() if isinstance(picture, np.ndarray) else {"b64": base64.b64encode(_read(picture)).decode()}
             for picture in pictures
         ]
-        body = orjson.dumps({"instances": instances})
+        try:
+            body = orjson.dumps({"instances": instances})
+        except orjson.JSONEncodeError as error:
+            raise InvalidInput(f"a picture is an array of numbers from 0 to 255; this one is not: {error}") from error
         answer = self._api.post_bytes(self.path, body, dict[str, Any], content_type="application/json", top=top)
         return [Prediction.model_validate(one) for one in answer["predictions"]]
 
@@ -138,9 +140,9 @@ class Deployments:
         """
         check_name(name, what="deployment")
         parse_model_ref(model)
-        asked = CreateDeployment(model=model, max_batch=max_batch)
+        asked = {"model": model, "max_batch": max_batch}
         path = f"/v1/deployments/{name}"
-        return Deployment(self._api, self._api.send("PUT", path, DeploymentRecord, asked.model_dump()))
+        return Deployment(self._api, self._api.send("PUT", path, DeploymentRecord, asked))
 
 
 def _row(deployment: Deployment) -> dict[str, Any]:
@@ -157,8 +159,12 @@ def _row(deployment: Deployment) -> dict[str, Any]:
 def _read(picture: Any) -> bytes:
     if isinstance(picture, bytes):
         return picture
+    if not isinstance(picture, str | Path):
+        raise InvalidInput(f"a picture is a path, bytes or a uint8 array; got {type(picture).__name__}")
     try:
         return Path(picture).expanduser().read_bytes()
+    except ValueError as error:  # a zero byte
+        raise InvalidInput(f"a picture is a readable file; {picture!r} is no path: {error}; check it") from error
     except OSError as error:
         raise InvalidInput(
             f"a picture is a readable file; {picture} is not: {error.strerror}; check the path"

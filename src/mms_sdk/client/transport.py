@@ -30,7 +30,11 @@ class InProcessTransport(httpx2.BaseTransport):
         self._thread = threading.Thread(target=self._loop.run_forever, name="mms-embedded", daemon=True)
         self._thread.start()
         self._lifespan = _Lifespan(app)
-        asyncio.run_coroutine_threadsafe(self._lifespan.begin(), self._loop).result()
+        try:
+            asyncio.run_coroutine_threadsafe(self._lifespan.begin(), self._loop).result()
+        except BaseException:
+            self._end_loop()
+            raise
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends one request to the application."""
@@ -44,7 +48,12 @@ class InProcessTransport(httpx2.BaseTransport):
         """Ends the application's lifespan and the loop."""
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._lifespan.end(), self._loop).result()
+        try:
+            asyncio.run_coroutine_threadsafe(self._lifespan.end(), self._loop).result()
+        finally:
+            self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -126,8 +135,15 @@ class _Lifespan:
             await self._task
 
     async def _tell(self, kind: str) -> None:
+        assert self._task is not None
         await self._to_app.put({"type": kind})
-        answer = await self._from_app.get()
+        told = asyncio.ensure_future(self._from_app.get())
+        await asyncio.wait({told, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():  # it ended without a word, and would be waited for to the end of time
+            told.cancel()
+            self._task.result()
+            raise RuntimeError(f"the application ended at {kind}")
+        answer = told.result()
         if answer["type"] == f"{kind}.failed":
             raise RuntimeError(answer.get("message", kind))
 

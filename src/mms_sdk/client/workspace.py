@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -25,7 +26,6 @@ from mms_sdk.schema.access import Principal
 from mms_sdk.schema.dataset import ImageFolder
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
-from mms_sdk.schema.prediction import PredictJob
 from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_workspace
 from mms_sdk.storage.workspace import Workspace
 
@@ -138,8 +138,8 @@ class WorkspaceClient:
             raise InvalidRequest(
                 f"predictions are written into an existing folder; {target.parent} is none; make it first"
             )
-        asked = PredictJob(model=model, top=top, **self._data(data))
-        record = self._api.send("POST", "/v1/predictions", JobRecord, asked.model_dump(mode="json"))
+        asked = {"model": model, "top": top, **self._data(data)}
+        record = self._api.send("POST", "/v1/predictions", JobRecord, asked)
         job = Job(self._api, record).wait(progress=progress)
         path = job.download("predictions.parquet", target)
         told: dict[str, Any] = {name: job.result.get(name) for name in ("rows", "errors", "accuracy", "model")}
@@ -175,7 +175,7 @@ class WorkspaceClient:
             else:
                 return {"dataset": data}
         folder = data if isinstance(data, ImageFolder) else ImageFolder(data)
-        return {"source": folder.model_copy(update={"path": str(Path(folder.path).expanduser().absolute())})}
+        return {"source": {**folder.model_dump(), "path": str(Path(folder.path).expanduser().absolute())}}
 
 
 def connect(
@@ -205,11 +205,17 @@ def connect(
         raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"a server's address begins with http:// or https://; got {url!r}; a folder is workspace=")
-    token = token or os.environ.get(TOKEN_VARIABLE)
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise InvalidRequest(f"a server's address is e.g. http://127.0.0.1:8765; got {url!r}: {error}") from error
+    token = (token or os.environ.get(TOKEN_VARIABLE) or "").strip()  # a file of one ends with a newline
     if not token:
         raise Unauthenticated(
             f"a server wants a token; pass token=, or set {TOKEN_VARIABLE}; mms serve says where its is"
         )
+    if not (token.isascii() and token.isprintable()):  # HTTP would refuse it, and show it
+        raise Unauthenticated(f"a token is one line of ASCII; this one is not; look at token= and {TOKEN_VARIABLE}")
     return WorkspaceClient(Api(url, token), url, None)
 
 
@@ -217,7 +223,7 @@ def _embedded(folder: Path) -> WorkspaceClient:
     from mms_sdk.service.app import create_app
 
     with _opening:
-        workspace = Workspace(folder)
+        workspace = Workspace(folder.resolve())  # one folder, whichever way it was named
         if workspace.root in _open:
             return _open[workspace.root]
         # The token never leaves this process; it is there so that embedded requests pass the same door as all others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -119,7 +120,7 @@ class ImageFolder(Schema):
     max_pixels: int = Field(default=50_000_000, gt=0)
 
     def __init__(self, path: Any = None, **fields: Any) -> None:
-        given = {} if path is None else {"path": str(path)}
+        given = {} if path is None else {"path": str(path) if isinstance(path, PurePath) else path}
         super().__init__(**given, **fields)
 
 

@@ -95,4 +95,4 @@ class RegisterVersion(Schema):
 class SetAlias(Schema):
     """Asks for an alias to point at a version."""
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=99_999_999)

@@ -31,8 +31,9 @@ def check_name(name: str, *, what: str) -> str:
         InvalidName: The name has other characters or is too long.
     """
     if not _NAME.match(name):
+        article = "an" if what[0] in "aeiou" else "a"
         raise InvalidName(
-            f"a {what} name has 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit; got {name!r}; "
+            f"{article} {what} name has 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit; got {name!r}; "
             f"try {suggest_name(name)!r}"
         )
     return name
@@ -69,14 +70,14 @@ def parse_dataset_ref(text: str) -> DatasetRef:
     Raises:
         InvalidName: The text is none of these.
     """
-    whole, _, split = text.partition("/")
+    whole, slash, split = text.partition("/")
     name, at, number = whole.partition("@")
     if at and not re.fullmatch(r"[1-9][0-9]{0,7}", number):
         raise InvalidName(f"a dataset reference is NAME[@SNAPSHOT][/SPLIT] with a snapshot number from 1; got {text!r}")
     check_name(name, what="dataset")
-    if split:
+    if slash:
         check_name(split, what="split")
-    return DatasetRef(name=name, snapshot=int(number) if at else None, split=split or None)
+    return DatasetRef(name=name, snapshot=int(number) if at else None, split=split if slash else None)
 
 
 @dataclass(frozen=True, kw_only=True)

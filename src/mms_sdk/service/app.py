@@ -34,7 +34,7 @@ def create_app(
     settings: ServerSettings | None = None,
     *,
     find: Callable[[str], Principal | None] | None = None,
-    keep_deployments: bool = False,
+    deployments: Deployments | None = None,
 ) -> Guard:
     """The ASGI application of one workspace; embedded and server mode are this very thing.
 
@@ -42,7 +42,7 @@ def create_app(
         workspace: What it serves. The caller closes it after the app's lifespan has ended.
         settings: Limits and allow-lists.
         find: Whose token it is; None asks the catalog.
-        keep_deployments: Record deployments and bring them back at the next start.
+        deployments: What the app serves models with; None for one that ends with it.
 
     Raises:
         RuntimeError: A route declares no role; such an app must not start.
@@ -52,7 +52,7 @@ def create_app(
         workspace,
         settings,
         JobRunner(workspace),
-        Deployments(workspace, settings, keep=keep_deployments),
+        deployments or Deployments(workspace, settings, keep=False),
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
@@ -90,7 +90,9 @@ def _rules(app: FastAPI) -> list[Rule]:
         role = (route.openapi_extra or {}).get(ROLE_KEY)
         if role != "open" and role not in ROLES:
             raise RuntimeError(f"route {route.path} declares no role; pass **needs(…) to it")
-        rules.append(Rule(methods=frozenset(route.methods or ()), path=route.path_regex, role=role))
+        # No name has a colon in it, so `{name}:ingest` is not also a `{name}`.
+        path = re.compile(route.path_regex.pattern.replace("[^/]+", "[^/:]+"))
+        rules.append(Rule(methods=frozenset(route.methods or ()), path=path, role=role))
     return rules
 
 
@@ -105,7 +107,10 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
-    return await _on_error(request, NotFound(f"no such path: {request.url.path[:200]!r}"))
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return await _on_error(request, NotFound(f"no such path: {request.url.path[:200]!r}"))
+    return await _on_error(request, InvalidRequest(f"the request does not fit: {error.detail}"))
 
 
 def _told(errors: Sequence[Any]) -> str:

@@ -8,16 +8,18 @@ tensor extension.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
 import orjson
 
-from mms_sdk.errors import InvalidInput, InvalidRequest, UnsupportedMediaType
+from mms_sdk.errors import InvalidInput, InvalidRequest, Unavailable, UnsupportedMediaType
 from mms_sdk.schema.names import NAME_PATTERN
 from mms_sdk.service.deployments import Deployments, Served
 from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
@@ -29,6 +31,9 @@ from mms_sdk.types import Array
 _NAME = NAME_PATTERN.removeprefix("^").removesuffix("$")
 _JSON = {"content-type": "application/json"}
 _PICTURES = ("image/", "application/octet-stream")
+_HEADER_LENGTH = "inference-header-content-length"
+_DEADLINE = "x-mms-deadline-ms"
+_LOOKED_AT = frozenset({b"content-type", _HEADER_LENGTH.encode(), _DEADLINE.encode()})
 
 Handler = Callable[[Served, Scope, dict[str, str], bytes], Awaitable[tuple[bytes, dict[str, str]]]]
 
@@ -37,7 +42,7 @@ class InferTensor(msgspec.Struct):
     """An input tensor of the Open Inference Protocol v2."""
 
     name: str
-    shape: list[int]
+    shape: list[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]]
     datatype: str
     data: list[Any] | None = None
     parameters: dict[str, Any] = {}
@@ -72,6 +77,7 @@ class DataPlane:
         self._deployments = deployments
         self._settings = settings
         self._otherwise = otherwise
+        self._route = lru_cache(256)(self._first_route)
         self._routes: list[tuple[re.Pattern[str], str, Handler]] = [
             (re.compile(rf"/v1/models/({_NAME}):predict"), "POST", self._predict),
             (re.compile(rf"/v2/models/({_NAME})/infer"), "POST", self._infer),
@@ -87,16 +93,29 @@ class DataPlane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a prediction, or hands the request on."""
-        if scope["type"] == "http":
-            for path, method, handler in self._routes:
-                match = path.fullmatch(scope["path"])
-                if match and scope["method"] == method:
-                    body = await read_body(receive) if method == "POST" else b""
-                    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-                    answer, told = await handler(self._deployments.get(match[1]), scope, headers, body)
-                    await send_bytes(send, 200, answer, told)
-                    return
-        await self._otherwise(scope, receive, send)
+        found = self._route(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            await self._otherwise(scope, receive, send)
+            return
+        name, handler = found
+        body = await read_body(receive) if scope["method"] == "POST" else b""
+        answer, told = await self._answer(name, handler, scope, body)
+        await send_bytes(send, 200, answer, told)
+
+    def _first_route(self, method: str, path: str) -> tuple[str, Handler] | None:
+        matches = ((pattern.fullmatch(path), handler) for pattern, asked, handler in self._routes if asked == method)
+        return next(((match[1], handler) for match, handler in matches if match), None)
+
+    async def _answer(self, name: str, handler: Handler, scope: Scope, body: bytes) -> tuple[bytes, dict[str, str]]:
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"] if n in _LOOKED_AT}
+        while True:
+            served = self._deployments.get(name)
+            try:
+                return await handler(served, scope, headers, body)
+            except Unavailable:
+                # Another version took over while this request was being read: it is for that one to answer.
+                if self._deployments.get(name) is served:
+                    raise
 
     async def _predict(
         self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
@@ -122,7 +141,7 @@ class DataPlane:
         return orjson.dumps(answer), _JSON
 
     async def _instances(self, served: Served, body: bytes) -> Array:
-        instances = read_instances(body, served.predictor.input_shape)
+        instances = read_instances(body, served.predictor.input_shape, at_most=served.batcher.max_batch_rows)
         prepare = served.predictor.prepare
         if isinstance(instances[0], bytes):
             return np.stack(await asyncio.to_thread(lambda: [prepare(picture) for picture in instances]))
@@ -131,18 +150,15 @@ class DataPlane:
     async def _infer(
         self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
     ) -> tuple[bytes, dict[str, str]]:
-        length = headers.get("inference-header-content-length")
+        length = headers.get(_HEADER_LENGTH)
         split = _header_length(length, body)
         asked = decode_json(body[:split], InferRequest)
+        outputs = asked.outputs or [InferOutput("scores")]
+        if [output.name for output in outputs] != ["scores"]:
+            raise InvalidInput(f"this model has one output, 'scores'; asked for {[output.name for output in outputs]}")
+        binary = bool(outputs[0].parameters.get("binary_data", asked.parameters.get("binary_data_output")))
         rows = _tensor(served, asked, memoryview(body)[split:])
         scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
-        wanted = next((output for output in asked.outputs or () if output.name == "scores"), None)
-        if asked.outputs and wanted is None:
-            raise InvalidInput(
-                f"this model's output is 'scores'; asked for {[output.name for output in asked.outputs]}"
-            )
-        parameters = wanted.parameters if wanted else asked.parameters
-        binary = bool(parameters.get("binary_data") or asked.parameters.get("binary_data_output"))
         output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
         answer = {"model_name": served.name, "model_version": str(served.version), "outputs": [output]}
         if asked.id is not None:
@@ -153,7 +169,7 @@ class DataPlane:
         data = np.ascontiguousarray(scores, "<f4").tobytes()
         output["parameters"] = {"binary_data_size": len(data)}
         head = orjson.dumps(answer)
-        told = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+        told = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
         return head + data, told
 
     async def _ready(
@@ -175,12 +191,12 @@ class DataPlane:
         return orjson.dumps(told), _JSON
 
     def _deadline_s(self, headers: dict[str, str]) -> float:
-        given = headers.get("x-mms-deadline-ms")
+        given = headers.get(_DEADLINE)
         if given is None:
             return self._settings.default_deadline_s
-        if not re.fullmatch(r"[1-9]\d{0,6}", given):
+        if not re.fullmatch("[1-9][0-9]{0,6}", given):
             raise InvalidRequest(
-                f"X-MMS-Deadline-Ms is a whole number of milliseconds from 1 to 9999999; got {given!r}"
+                f"X-MMS-Deadline-Ms is a whole number of milliseconds from 1 to 9999999; got {given[:40]!r}"
             )
         return int(given) / 1000
 
@@ -194,12 +210,13 @@ def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
         raise InvalidInput(f"input 'image' has datatype UINT8; got {tensor.datatype!r}")
     if tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
         raise InvalidInput(f"input 'image' has shape {[-1, *shape]} with at least one row; got {tensor.shape}")
-    count = int(np.prod(tensor.shape, dtype=np.float64))
+    count = math.prod(tensor.shape)
     size = tensor.parameters.get("binary_data_size")
-    if size is not None:
-        if size != len(binary) or size != count:
+    if size is not None or len(binary):
+        if tensor.data is not None or size != len(binary) or size != count:
             raise InvalidInput(
-                f"a tensor of shape {tensor.shape} has {count} bytes; got {len(binary)}, declared {size}"
+                f"a tensor of shape {tensor.shape} is {count} bytes behind the JSON, declared as binary_data_size, and "
+                f"no data in it; got {len(binary)} bytes, declared {size!r}"
             )
         return np.frombuffer(binary, np.uint8).reshape(tensor.shape)
     try:
@@ -214,13 +231,18 @@ def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
 def _header_length(given: str | None, body: bytes) -> int:
     if given is None:
         return len(body)
-    if not given.isdigit() or int(given) > len(body):
-        raise InvalidRequest(f"Inference-Header-Content-Length is at most the body's {len(body)} bytes; got {given!r}")
+    if not re.fullmatch("[0-9]{1,15}", given) or int(given) > len(body):
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length is at most the body's {len(body)} bytes; got {given[:40]!r}"
+        )
     return int(given)
 
 
 def _top(scope: Scope) -> int:
-    given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("top", ["0"])[-1]
-    if not re.fullmatch(r"\d{1,6}", given):
-        raise InvalidRequest(f"top is how many classes to rank, 0 for all; got {given!r}")
+    query = scope.get("query_string", b"")
+    if not query:
+        return 0
+    given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("top", ["0"])[-1]
+    if not re.fullmatch("[0-9]{1,6}", given):
+        raise InvalidRequest(f"top is how many classes to rank, 0 for all; got {given[:40]!r}")
     return int(given)

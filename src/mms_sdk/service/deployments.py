@@ -73,7 +73,7 @@ class Deployments:
             row = self._workspace.catalog.models.resolve(ref)
             what = f"model {row['model']}@{row['version']}"
             folder = self._workspace.artifact(row["artifact"], digest=row["digest"], what=what)
-            buckets = BUCKETS[: bisect.bisect_left(BUCKETS, max_batch) + 1]
+            buckets = (*BUCKETS[: bisect.bisect_left(BUCKETS, max_batch)], max_batch)
             predictor = Predictor(folder, buckets=buckets, max_pixels=self._settings.max_pixels)
             batcher = Batcher(
                 predictor.scores,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -41,7 +44,10 @@ _PORT = re.compile(r":[0-9]{1,5}\Z")
 
 MAX_JSON_DEPTH = 64
 MAX_JSON_BYTES = 2**20  # what the control plane reads; predictions have the server's own limit
-TOKEN_KEPT_S = 1.0  # how long a revoked token may still be let in; asking the catalog each time costs more than a model
+# Asking the catalog whose token it is costs more than a model. What it said holds for the first time, is asked again
+# behind the requests' back until the second, and never holds longer: so long may a revoked token still be let in.
+TOKEN_FRESH_S = 1.0
+TOKEN_KEPT_S = 2.0
 _LOOKED_AT = frozenset({b"host", b"origin", b"sec-fetch-site", b"authorization", b"content-length", b"content-type"})
 
 
@@ -69,7 +75,7 @@ class Guard:
         app: What is guarded.
         rules: Every route there is; what no rule matches does not exist.
         settings: Limits and allow-lists.
-        find: Whose token it is; called in a thread, and not again for a token found less than a second ago.
+        find: Whose token it is; called in a thread, and not for each request of a token that was found.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._rules = tuple(rules)
+        self._rule = lru_cache(256)(self._first_rule)
         self._settings = settings
         self._find = find
         self._known: dict[bytes, tuple[Principal, float]] = {}  # by SHA-256: tokens themselves are kept nowhere
@@ -134,7 +141,7 @@ class Guard:
 
     async def _admitted(self, scope: Scope, headers: dict[str, list[str]]) -> Rule:
         path, method = scope["path"], scope["method"]
-        rule = next((rule for rule in self._rules if method in rule.methods and rule.path.fullmatch(path)), None)
+        rule = self._rule(method, path)
         if rule is not None and rule.role == "open":
             return rule
         principal = await self._principal(headers)  # before anything is said about what exists
@@ -162,24 +169,29 @@ class Guard:
 
     async def _found(self, token: str) -> Principal | None:
         digest = hashlib.sha256(token.encode()).digest()
-        known, until = self._known.get(digest, (None, 0.0))
-        if time.monotonic() < until:
-            return known
+        principal, asked_at = self._known.get(digest, (None, -math.inf))
+        age_s = time.monotonic() - asked_at
+        if age_s < TOKEN_FRESH_S:
+            return principal
         asking = self._asking.get(digest)
         if asking is None:  # one of the requests that come in this moment asks for all of them
             asking = self._asking[digest] = asyncio.ensure_future(self._ask(token, digest))
-        return await asyncio.shield(asking)
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return principal if age_s < TOKEN_KEPT_S else await asyncio.shield(asking)
 
     async def _ask(self, token: str, digest: bytes) -> Principal | None:
-        self._known.pop(digest, None)
-        until = time.monotonic() + TOKEN_KEPT_S
+        asked_at = time.monotonic()
         try:
             found = await asyncio.to_thread(self._find, token)
         finally:
             del self._asking[digest]
+        self._known.pop(digest, None)
         if found is not None:
-            self._known[digest] = (found, until)
+            self._known[digest] = (found, asked_at)
         return found
+
+    def _first_rule(self, method: str, path: str) -> Rule | None:
+        return next((rule for rule in self._rules if method in rule.methods and rule.path.fullmatch(path)), None)
 
     def _nothing(self, path: str, method: str) -> NotFound | MethodNotAllowed:
         methods = sorted(each for rule in self._rules if rule.path.fullmatch(path) for each in rule.methods)
@@ -268,15 +280,17 @@ async def read_body(receive: Receive) -> bytes:
 
 
 def check_json(body: bytes) -> None:
-    """Refuses what is not JSON (RFC 8259: no NaN, no trailing comma, UTF-8), and what is nested absurdly deep.
+    """Refuses what is no JSON object (RFC 8259: no NaN, no trailing comma, UTF-8), absurdly deep, or ambiguous.
 
     Raises:
-        InvalidRequest: It is not.
+        InvalidRequest: It is that.
     """
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is JSON (RFC 8259); this one is not: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"the body is a JSON object; this one is a {type(parsed).__name__}")
     level: list[Any] = [parsed]
     for _ in range(MAX_JSON_DEPTH):
         level = [
@@ -286,8 +300,16 @@ def check_json(body: bytes) -> None:
             for child in (value.values() if isinstance(value, dict) else value)
         ]
         if not level:
-            return
-    raise InvalidRequest(f"JSON here is nested at most {MAX_JSON_DEPTH} deep; this is deeper")
+            break
+    else:
+        raise InvalidRequest(f"JSON here is nested at most {MAX_JSON_DEPTH} deep; this is deeper")
+    json.loads(body, object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):  # which of the two counts, each parser decides differently
+        raise InvalidRequest(f"a name stands once in a JSON object; got {sorted(names)}")
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from mms_sdk.compute.inference.batcher import too_many_rows
 from mms_sdk.errors import InvalidInput, InvalidRequest
 from mms_sdk.types import Array
 
@@ -38,23 +39,26 @@ class _GrayPixels(msgspec.Struct, forbid_unknown_fields=True):
     instances: list[list[list[int]]]  # height, width
 
 
-def read_instances(body: bytes, shape: tuple[int, ...]) -> list[bytes] | list[Array]:
+def read_instances(body: bytes, shape: tuple[int, ...], *, at_most: int) -> list[bytes] | list[Array]:
     """The instances of a request: the bytes of pictures, or uint8 arrays of whatever shape was sent.
 
     Args:
         body: JSON.
         shape: (height, width, channels) as the model takes it.
+        at_most: Instances that one request may have.
 
     Raises:
         InvalidRequest: It is not that JSON.
-        InvalidInput: There is no instance, or one is neither pixels nor a picture.
+        InvalidInput: There is no instance, there are too many, or one is neither pixels nor a picture.
     """
-    rows = _whole(body, shape)
+    rows = _whole(body, shape, at_most)
     if rows is not None:
         return list(rows)
     instances = decode_json(body, PredictRequest).instances
     if not instances:
         raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
+    if len(instances) > at_most:
+        raise too_many_rows(len(instances), at_most)
     if any(isinstance(instance, dict) for instance in instances):
         return [_picture(instance) for instance in instances]
     return [_array(instance) for instance in instances]
@@ -87,7 +91,7 @@ def as_pixels(array: Array) -> Array:
     return array.astype(np.uint8)
 
 
-def _whole(body: bytes, shape: tuple[int, ...]) -> Array | None:
+def _whole(body: bytes, shape: tuple[int, ...], at_most: int) -> Array | None:
     kinds: list[tuple[type[Any], tuple[int, ...]]] = [(_Pixels, shape)]
     if shape[-1] == 1:
         kinds.insert(0, (_GrayPixels, shape[:2]))
@@ -97,14 +101,19 @@ def _whole(body: bytes, shape: tuple[int, ...]) -> Array | None:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
         count = len(level)
-        for length in lengths:
+        if count > at_most:  # a million empty ones are a small body and seconds of work
+            raise too_many_rows(count, at_most)
+        for length in lengths[:-1]:
             if set(map(len, level)) != {length}:
                 return None
             level = list(chain.from_iterable(level))
-        try:
-            return np.frombuffer(bytes(level), np.uint8).reshape(count, *shape)
-        except ValueError:  # `bytes` takes 0 to 255
+        if set(map(len, level)) != {lengths[-1]}:
             return None
+        try:
+            pixels = bytearray(chain.from_iterable(level))
+        except ValueError:  # it takes 0 to 255
+            return None
+        return np.frombuffer(pixels, np.uint8).reshape(count, *shape)
     return None
 
 

@@ -12,13 +12,14 @@ import orjson
 from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
+_LONGEST_DETAIL = 2000  # messages quote what they were given, which may be a whole body
 _log = logging.getLogger("mms.service")
 
 
 def as_problem(error: BaseException) -> dict[str, Any]:
     """An error as a problem object. What was not raised on purpose keeps its details to itself."""
     if isinstance(error, MmsError):
-        code, status, detail = error.code(), error.status, error.message
+        code, status, detail = error.code(), error.status, error.message[:_LONGEST_DETAIL]
     else:
         code, status = "internal-error", 500
         detail = "the server met an error it did not expect; its log has the details"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
 from mms_sdk.errors import InvalidRequest, Unavailable
 from mms_sdk.schema.names import parse_model_ref
 from mms_sdk.service.app import create_app
+from mms_sdk.service.deployments import Deployments
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage import files
 from mms_sdk.storage.workspace import Workspace
@@ -45,6 +49,7 @@ def serve(
         Unavailable: The port is taken.
     """
     _check_loopback(host)
+    listening = _bind(host, port)  # first, because loading models takes longer than being told that a port is taken
     for model in models:
         ref = parse_model_ref(model)
         row = workspace.catalog.models.resolve(ref)
@@ -52,25 +57,38 @@ def serve(
         workspace.catalog.deployments.keep(ref.name, model=row["model"], version=row["version"])
     token = own_token(workspace)
     settings = replace(ServerSettings(), source_roots=tuple(source_roots))
-    app = create_app(workspace, settings, keep_deployments=True)
+    deployments = Deployments(workspace, settings, keep=True)
+    app = create_app(workspace, settings, deployments=deployments)
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         lifespan="on",
         limit_concurrency=1024,
         timeout_graceful_shutdown=30,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, lambda bound: _announce(bound, workspace, token, say))
-    server.run()
+    server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say))
+    server.run([listening])
     if not server.started:
+        raise Unavailable(f"the server of {workspace.root} could not start; what is above says why")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just ended does not hold it
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
         raise Unavailable(
-            f"a server needs a free port; {host}:{port} is taken or not allowed; choose another with --port"
-        )
+            f"a server needs a free port from 1 to 65535, or 0 for any; {host}:{port} is taken or not allowed "
+            f"({error}); choose another with --port"
+        ) from error
+    return bound
 
 
 def own_token(workspace: Workspace) -> Path:
@@ -82,10 +100,12 @@ def own_token(workspace: Workspace) -> Path:
     return path
 
 
-def _announce(bound: str, workspace: Workspace, token: Path, say: Callable[[str], None]) -> None:
+def _announce(
+    bound: str, workspace: Workspace, deployments: Deployments, token: Path, say: Callable[[str], None]
+) -> None:
     say(f"MMS serves {workspace.root} at {bound}")
-    for name, ref in workspace.catalog.deployments.list():
-        say(f"  {name} ({ref}): POST {bound}/v1/models/{name}:predict")
+    for each in deployments.list():
+        say(f"  {each.name} ({each.model}@{each.version}): POST {bound}/v1/models/{each.name}:predict")
     say(f"  the token is in {token}; try:")
     say(f'  curl -H "Authorization: Bearer $(cat {token})" {bound}/v1/deployments')
 
@@ -109,8 +129,18 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._announce = announce
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM:
+            self.should_exit = True  # uvicorn would drain and then kill the process by it, which looks like a failure
+        else:
+            super().handle_exit(sig, frame)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # The libraries and models loaded by now stay until the end. Looking through them for garbage over and over
+        # would hold every request up for a tenth of a second each time.
+        gc.collect()
+        gc.freeze()
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._announce(f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}")

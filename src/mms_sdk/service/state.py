@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from mms_sdk.errors import Forbidden
+from mms_sdk.errors import Forbidden, InvalidRequest
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -28,17 +32,39 @@ class ServiceState:
         """Refuses a folder that callers may not have read.
 
         Raises:
-            Forbidden: It lies outside the declared roots, links followed.
+            Forbidden: It, or something that a link in it leads to, lies outside the declared roots.
+            InvalidRequest: It is no path.
         """
         roots = self.settings.source_roots
         if roots is None:
             return
-        asked = Path(path).expanduser().resolve()
-        if not any(asked.is_relative_to(root.resolve()) for root in roots):
-            raise Forbidden(
-                f"this server reads sources only below {[str(root) for root in roots] or 'no folder at all'}; got "
-                f"{path!r}; start it with mms serve --source-root FOLDER, or ingest with an embedded workspace"
-            )
+        try:
+            asked = Path(os.path.realpath(Path(path).expanduser()))
+        except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows
+            raise InvalidRequest(f"a source is the path of a folder; {path[:200]!r} is none: {error}") from error
+        allowed = [root.resolve() for root in roots]
+        for place in chain([asked], _behind_links(asked) if allowed else ()):
+            if not any(place.is_relative_to(root) for root in allowed):
+                through = "" if place == asked else f", which has a link to {str(place)!r}"
+                raise Forbidden(
+                    f"this server reads sources only below {[str(root) for root in roots] or 'no folder at all'}; got "
+                    f"{path!r}{through}; start it with mms serve --source-root FOLDER, or ingest with an embedded "
+                    f"workspace"
+                )
+
+
+def _behind_links(folder: Path) -> Iterator[Path]:
+    pending, seen = [folder], {folder}
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_symlink():
+                    path = Path(os.path.realpath(path))
+                    yield path
+                if path not in seen and path.is_dir():
+                    seen.add(path)
+                    pending.append(path)
 
 
 def service_state(request: Request) -> ServiceState:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
-from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound
+from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.access import Principal, Role
 from mms_sdk.schema.job import Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
@@ -50,7 +50,11 @@ class Catalog:
         try:
             self._migrate()
         except sa.exc.DatabaseError as error:
+            self.close()
             raise Damaged(f"{path} is not a readable catalog ({error.orig}); restore it from a backup") from error
+        except BaseException:
+            self.close()
+            raise
         self.jobs = Jobs(self)
         self.models = Models(self)
         self.deployments = Deployments(self)
@@ -63,7 +67,7 @@ class Catalog:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that only reads."""
-        with self._engine.begin() as connection:
+        with files.writing(self.path), _sqlite_errors(), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -71,7 +75,7 @@ class Catalog:
         """A transaction that holds the write lock from its beginning, so that reading and then writing is safe."""
         with (
             files.writing(self.path),
-            _full_disk_as_os_error(),
+            _sqlite_errors(),
             self._engine.connect().execution_options(mms_write=True) as connection,
             connection.begin(),
         ):
@@ -369,13 +373,18 @@ def _begin(connection: sa.Connection) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_as_os_error() -> Iterator[None]:
+def _sqlite_errors() -> Iterator[None]:
     try:
         yield
     except sa.exc.OperationalError as error:
         code = getattr(error.orig, "sqlite_errorname", "")
-        if code == "SQLITE_FULL":
+        if code in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):  # the second: no room for the index of its log
             raise OSError(28, "the disk is full") from error
         if code.startswith("SQLITE_READONLY"):
             raise OSError(30, "the catalog is read-only") from error
+        if code.startswith("SQLITE_BUSY"):
+            raise Unavailable(
+                f"a catalog is held by one writer at a time; another process has held it for "
+                f"{_BUSY_TIMEOUT_MS / 1000:g} s; try again"
+            ) from error
         raise

@@ -15,7 +15,7 @@ import orjson
 from mms_sdk.errors import Conflict, Damaged, DatasetNotFound, InvalidRequest, SnapshotConflict, SnapshotNotFound
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Part, Snapshot
 from mms_sdk.schema.names import check_name
-from mms_sdk.storage import files
+from mms_sdk.storage import files, manifest
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -136,6 +136,25 @@ class Dataset:
     def snapshot(self, number: int | None = None) -> OpenSnapshot:
         """Opens a snapshot for reading; it stays the same whatever is committed meanwhile."""
         return OpenSnapshot(self.folder / "parts", self.record(number))
+
+    def verify(self) -> tuple[int, int]:
+        """Reads every byte of every snapshot and of every part they name, and compares digests.
+
+        Returns:
+            Parts and bytes read.
+
+        Raises:
+            Damaged: Something is not what was written; the message names the file.
+        """
+        checked: dict[str, int] = {}
+        for number in self.snapshots():
+            for part in self.record(number).parts:
+                if part.id not in checked:
+                    folder = self.folder / "parts" / part.id
+                    what = f"part {part.id} of dataset {self.name!r}"
+                    manifest.check(folder, what=what, expected=part.manifest, content=True)
+                    checked[part.id] = files.tree_bytes(folder)
+        return len(checked), sum(checked.values())
 
     def writer(self, columns: Sequence[Column]) -> PartWriter:
         """A writer for one new part; commit what it returns."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from datetime import UTC, datetime
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford base 32, as in the ULID specification
+_ID = re.compile(f"[{_ALPHABET}]{{26}}")
 
 
 def new_id() -> str:
     """A ULID: 48 bits of milliseconds and 80 random bits, as 26 letters and digits."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is such an identifier, and so no path."""
+    return _ID.fullmatch(text) is not None
 
 
 def now() -> str:

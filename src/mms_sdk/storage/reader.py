@@ -37,7 +37,7 @@ def permuted(positions: Rows, *, size: int, seed: int, epoch: int) -> Rows:
     if size <= 1:
         return np.zeros_like(positions)
     bits = max(2, int(size - 1).bit_length())
-    keys = _keys(seed, epoch)
+    keys = _keys(seed, epoch, _ROUNDS if bits >= 8 else 2 * _ROUNDS)  # halves of a few bits mix slowly
     out = _feistel(positions.astype(np.uint64), bits, keys)
     outside = np.flatnonzero(out >= size)
     while len(outside):
@@ -46,8 +46,8 @@ def permuted(positions: Rows, *, size: int, seed: int, epoch: int) -> Rows:
     return out.astype(np.int64)
 
 
-def _keys(seed: int, epoch: int) -> Array:
-    return np.random.SeedSequence([seed & 2**63 - 1, epoch]).generate_state(_ROUNDS, np.uint64)
+def _keys(seed: int, epoch: int, rounds: int) -> Array:
+    return np.random.SeedSequence([seed & 2**63 - 1, epoch]).generate_state(rounds, np.uint64)
 
 
 def _feistel(values: Array, bits: int, keys: Array) -> Array:

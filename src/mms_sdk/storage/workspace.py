@@ -12,7 +12,7 @@ from mms_sdk.schema.names import check_name
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.ids import new_id, now
+from mms_sdk.storage.ids import is_id, new_id, now
 
 WORKSPACE_VERSION = 1
 
@@ -98,7 +98,7 @@ class Workspace:
             ModelNotFound: Nothing is staged under that id.
         """
         folder = self.root / "staging" / staged
-        if not folder.is_dir():
+        if not is_id(staged) or not folder.is_dir():
             raise ModelNotFound(f"nothing is staged as {staged}; stage an artefact first, then register it once")
         return folder
 

@@ -49,9 +49,10 @@ def place(
             )
         wanted = _shares(total, split.fractions)
         needed = [max(0, wanted[name] - held[name]) for name in names]
-        dealt = np.repeat(codes, needed)[: len(members)]
-        # Old rows may hold more than their share of a split; what is left over is trained on.
-        out[members] = np.concatenate([dealt, np.zeros(len(members) - len(dealt), np.uint8)])
+        dealt = np.repeat(codes, needed)
+        if len(dealt) > len(members):  # old rows hold more than their share of a split; the others share what there is
+            dealt = dealt[np.arange(len(members)) * len(dealt) // len(members)]
+        out[members] = dealt
     return out
 
 
@@ -61,7 +62,7 @@ def _shares(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     exact = {name: max(0.0, fraction * total - 1) for name, fraction in fractions.items()}
     scale = spare / (sum(exact.values()) or 1.0)
     shares = {name: 1 + int(part * scale) for name, part in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: exact[name] * scale % 1, reverse=True)
+    by_remainder = sorted(exact, key=lambda name: round(exact[name] * scale % 1, 9), reverse=True)  # ties: first named
     for name in by_remainder[: total - sum(shares.values())]:
         shares[name] += 1
     return shares

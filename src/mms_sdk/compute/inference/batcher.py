@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -44,14 +44,16 @@ class Batcher:
         self, scores: Callable[[Array], Array], *, max_batch_rows: int, max_queue_rows: int, name: str
     ) -> None:
         self._scores = scores
-        self._max_batch_rows = max_batch_rows
+        self.max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._name = name
-        self._queue: deque[_Request] = deque()
-        self._queued_rows = 0
+        # The dispatch thread takes no lock that an event loop might wait for: each side has a counter of its own.
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._admitting = threading.Lock()
+        self._admitted_rows = 0
+        self._taken_rows = 0
         self._batch_s = 0.0  # seconds a batch, a running average: what an estimated wait is made of
         self._closed = False
-        self._changed = threading.Condition()
         self.requests = 0
         self.rows = 0
         self._thread = threading.Thread(target=self._dispatch, name=f"mms-batcher-{name}", daemon=True)
@@ -70,10 +72,8 @@ class Batcher:
             Unavailable: The deployment is being taken down.
             InvalidInput: More rows than one batch may have, or scores that are no numbers.
         """
-        if len(rows) > self._max_batch_rows:
-            raise InvalidInput(
-                f"a request has at most {self._max_batch_rows} rows; got {len(rows)}; send several, or predict in bulk"
-            )
+        if len(rows) > self.max_batch_rows:
+            raise too_many_rows(len(rows), self.max_batch_rows)
         loop = asyncio.get_running_loop()
         request = _Request(rows, loop.create_future())
         self._admit(request, deadline_s)
@@ -85,54 +85,57 @@ class Batcher:
 
     def close(self) -> None:
         """Answers what is queued, then ends the thread."""
-        with self._changed:
+        with self._admitting:
             self._closed = True
-            self._changed.notify()
+            self._queue.put(None)
         self._thread.join()
 
     def _admit(self, request: _Request, deadline_s: float) -> None:
-        with self._changed:
+        with self._admitting:
             if self._closed:
                 raise Unavailable(f"deployment {self._name!r} is being taken down; try again in a moment")
-            # Once the queue is long, batches are full; and with an empty one nobody is refused, so the average recovers.
-            wait = self._queued_rows / self._max_batch_rows * self._batch_s
-            if self._queued_rows + len(request.rows) > self._max_queue_rows or wait > deadline_s:
+            queued = self._admitted_rows - self._taken_rows
+            # Behind a long queue batches are full; and an empty one refuses nobody, so the average can recover.
+            wait = queued / self.max_batch_rows * self._batch_s
+            if queued + len(request.rows) > self._max_queue_rows or wait > deadline_s:
                 raise Overloaded(
-                    f"deployment {self._name!r} has {self._queued_rows} rows waiting (at most {self._max_queue_rows}), "
-                    f"about {wait:.1f} s of work; try again later",
+                    f"deployment {self._name!r} has {queued} rows waiting (at most {self._max_queue_rows}), about "
+                    f"{wait:.1f} s of work; try again later",
                     retry_after_s=max(1.0, wait),
                 )
-            self._queue.append(request)
-            self._queued_rows += len(request.rows)
-            self._changed.notify()
+            self._admitted_rows += len(request.rows)
+            self._queue.put(request)
 
     def _dispatch(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait()
-                if not self._queue:
-                    return
-                batch = self._take()
-            if batch:
-                self._answer(batch)
-
-    def _take(self) -> list[_Request]:
         batch: list[_Request] = []
-        room = self._max_batch_rows
-        while self._queue and len(self._queue[0].rows) <= room:
-            request = self._queue.popleft()
-            self._queued_rows -= len(request.rows)
+        room = self.max_batch_rows
+        while True:
+            try:
+                request = self._queue.get(block=not batch)
+            except queue.Empty:
+                self._answer(batch)
+                batch, room = [], self.max_batch_rows
+                continue
+            if request is None:
+                break
+            self._taken_rows += len(request.rows)
             if request.future.done():  # whoever gave up or was too late costs the device nothing
                 continue
+            if len(request.rows) > room:
+                self._answer(batch)
+                batch, room = [], self.max_batch_rows
             batch.append(request)
             room -= len(request.rows)
-        return batch
+        if batch:
+            self._answer(batch)
 
     def _answer(self, batch: list[_Request]) -> None:
+        batch = [request for request in batch if not request.future.done()]  # some gave up while others were answered
+        if not batch:
+            return
         began = time.monotonic()
-        rows = batch[0].rows if len(batch) == 1 else np.concatenate([request.rows for request in batch])
         try:
+            rows = batch[0].rows if len(batch) == 1 else np.concatenate([request.rows for request in batch])
             scores = self._scores(rows)
         except Exception as error:  # noqa: BLE001  (whatever it is, the next batch deserves its answer)
             self._fail(batch, error)
@@ -141,7 +144,7 @@ class Batcher:
         self._batch_s = seconds if not self._batch_s else 0.9 * self._batch_s + 0.1 * seconds
         self.requests += len(batch)
         self.rows += len(rows)
-        finite = np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
+        finite = np.isfinite(scores).reshape(len(rows), -1).all(axis=1)
         answers: list[_Answer] = []
         at = 0
         for request in batch:
@@ -164,6 +167,11 @@ class Batcher:
             f"allow more time with X-MMS-Deadline-Ms"
         )
         _settle([(request, late)])
+
+
+def too_many_rows(rows: int, at_most: int) -> InvalidInput:
+    """The error of a request with more rows than a batch may have."""
+    return InvalidInput(f"a request has at most {at_most} rows; got {rows}; send several, or predict in bulk")
 
 
 def _not_finite() -> InvalidInput:

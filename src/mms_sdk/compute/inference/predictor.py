@@ -46,7 +46,7 @@ class Predictor:
         self.input_shape = self.card.signature.inputs[0].shape
         self._max_pixels = max_pixels
         self._pipeline = Pipeline(host=tuple(from_json(step) for step in self.card.host))
-        self._weights, self._compile = _load(folder, self.input_shape)
+        self._weights, self._compile = _load(folder, self.input_shape, len(self.card.labels))
         self.buckets = tuple(buckets)
         self.compiles_after_ready = 0
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -74,9 +74,11 @@ class Predictor:
             item = item[:, :, None]
         if item.dtype != np.uint8 or item.ndim != 3 or 0 in item.shape:
             raise InvalidInput(
-                f"a picture is uint8 of shape (height, width, channels); got {item.dtype} of shape {item.shape}"
+                f"a picture is uint8 of shape (height, width, channels); got {item.dtype} of shape {item.shape}; "
+                f"convert it first"
             )
-        row = self._pipeline.on_row(item)
+        # Host steps keep the channels, and cannot work on as many as pictures never have.
+        row = self._pipeline.on_row(item) if item.shape[-1] == self.input_shape[-1] else item
         if row.shape != self.input_shape:
             raise InvalidInput(
                 f"this model takes pictures of shape {self.input_shape} (height, width, channels); got {row.shape}; "
@@ -120,11 +122,10 @@ class Predictor:
     def ranked(self, scores: Array, top: int = 0) -> list[list[tuple[str, float]]]:
         """The same as plain (label, score) pairs, for those who count microseconds."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : top or None]
-        sorted_scores = np.take_along_axis(scores, order, 1)
         labels = self.card.labels
         return [
-            [(labels[index], score) for index, score in zip(indices, values, strict=True)]
-            for indices, values in zip(order.tolist(), sorted_scores.tolist(), strict=True)
+            [(labels[index], row[index]) for index in indices]
+            for row, indices in zip(scores.tolist(), order.tolist(), strict=True)
         ]
 
     def bucket(self, rows: int) -> int:
@@ -148,13 +149,14 @@ class Predictor:
         return self._programs[size]
 
 
-def _load(folder: Path, input_shape: tuple[int, ...]) -> tuple[Any, Any]:
+def _load(folder: Path, input_shape: tuple[int, ...], labels: int) -> tuple[Any, Any]:
     import jax
     from orbax.checkpoint import v1 as ocp
 
     try:
         exported = jax.export.deserialize(bytearray((folder / "forward.stablehlo").read_bytes()))
-        (shapes, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        (shapes, batch), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        (scores,) = exported.out_avals
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=device) for path, value in shapes.items()
@@ -162,6 +164,11 @@ def _load(folder: Path, input_shape: tuple[int, ...]) -> tuple[Any, Any]:
         weights = ocp.load(folder / "weights", target)
     except Exception as error:  # the bytes are those registered, so this is a format this jax or Orbax cannot read
         raise Damaged(f"the artefact {folder} does not load with the installed jax and Orbax: {error}") from error
+    if (batch.shape[1:], scores.shape[1:]) != (input_shape, (labels,)):
+        raise Damaged(
+            f"the artefact {folder} has a program from {batch.shape} to {scores.shape}, its model.json says from "
+            f"{input_shape} to {labels} labels; export the model again"
+        )
 
     def compiled(rows: int) -> Any:
         batch = jax.ShapeDtypeStruct((rows, *input_shape), np.uint8)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.training.policies import Checkpoints, StopPolicy
-from mms_sdk.compute.training.program import Program, State, Totals
+from mms_sdk.compute.training.program import Leaves, Program, State, Totals
 from mms_sdk.errors import TrainingFailed
 from mms_sdk.storage.checkpoints import CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
@@ -65,7 +65,7 @@ class Run:
     checkpoints: CheckpointFolder
     log: MetricLog
     options: dict[str, Any]
-    state: State
+    state: Leaves
     totals: Totals
     steps: int = 0
     position: Position = field(default_factory=Position)
@@ -80,13 +80,13 @@ def train(run: Run) -> Iterator[Step]:
     every_steps, every_s = run.policy.interval()
     saved_at = logged_at = looked_at = time.monotonic()
     in_flight: deque[Totals] = deque()
-    batches = run.train.reader.batches
+    step, batches = run.program.step, run.train.reader.batches
     while run.position.epoch < run.epochs and not run.stopped:
         asked = time.monotonic()
         for batch in run.train.epoch(run.position):
             run.input_wait_s += time.monotonic() - asked
             # Dispatched, not awaited: the device works on this while Python goes on.
-            run.state, run.totals = run.program.step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
+            run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
             run.steps += 1
             run.position = batch.position
             # Every now and then wait until no more than two steps are in flight: that bounds memory and shows errors
@@ -127,7 +127,7 @@ def _end_epoch(run: Run) -> None:
             f"lower the learning rate or look at the data; the checkpoint of the epoch before is intact"
         )
     if run.val is not None:
-        metrics |= run.program.averages(evaluate(run.program, run.state, run.val), "val")
+        metrics |= run.program.averages(evaluate(run.program, run.program.tree(run.state), run.val), "val")
     run.history.append(metrics)
     run.log.write({"step": run.steps, "time": time.time(), "epoch": epoch, **metrics})
     run.totals = run.program.zero_totals()
@@ -141,12 +141,22 @@ def _save(run: Run, *, best: bool) -> None:
         run.best_step = run.steps
     meta = {
         "position": {"epoch": run.position.epoch, "batch": run.position.batch},
-        "history": run.history,
+        # A copy, because the next epoch adds to the list while this is written; and JSON has no NaN.
+        "history": [{name: _plain(value) for name, value in epoch.items()} for epoch in run.history],
         "best_step": run.best_step,
         "stopped": run.stopped,
         "options": run.options,
     }
-    run.checkpoints.save(run.steps, run.program.to_arrays(run.state, run.totals), meta, best=best)
+    run.checkpoints.save(run.steps, run.program.to_arrays(run.program.tree(run.state), run.totals), meta, best=best)
+
+
+def history_in(meta: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The history that was saved with a checkpoint."""
+    return [{name: float(value) for name, value in epoch.items()} for epoch in meta["history"]]
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def evaluate(program: Program, state: State, loader: Loader) -> Totals:

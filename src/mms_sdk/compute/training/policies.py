@@ -46,6 +46,10 @@ class EarlyStopping:
     patience: int = 5
     min_delta: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InvalidRequest(f"an early stop waits for at least one epoch; got patience={self.patience}")
+
     def reason(self, history: History) -> str | None:
         """Why to stop, if the best value is `patience` epochs old."""
         values = [epoch[self.metric] for epoch in history]

@@ -1,7 +1,8 @@
 """The compiled side of a training run: state, step and evaluation as pure functions over flat arrays.
 
-`(state, totals, batch) → (state, totals)`: the state is donated, the totals are one small vector that the loop may look
-at later. Everything random in step n comes from a key made of the seed and n.
+`(state, totals, batch) → (state, totals)`: the state is donated and flat, because JAX takes a tree apart and puts one
+together in every call, which is a fifth of what a call costs; the totals are one small vector that the loop may look at
+later. Everything random in step n comes from a key made of the seed and n.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mms_sdk.compute.models.functional import Arrays, Functional
 from mms_sdk.compute.sharding.mesh import batch_sharding
 from mms_sdk.compute.sharding.rules import PartitionRules
 from mms_sdk.compute.training.tasks import Sums, Task
-from mms_sdk.errors import InvalidRequest
+from mms_sdk.errors import InvalidRequest, MmsError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 Totals: TypeAlias = Any
 """Metric sums and the sum of weights over the rows seen so far: float32, shape (metrics + 1,)."""
+
+Leaves: TypeAlias = tuple[Any, ...]
+"""The arrays of a `State` in order, as the loop carries them."""
 
 
 class State(NamedTuple):
@@ -74,7 +78,21 @@ class Program:
         """The state before the first step, made where it will lie."""
         import jax
 
-        return jax.jit(self._init, out_shardings=self.shardings)()
+        state: State = jax.jit(self._init, out_shardings=self.shardings)()
+        return state
+
+    def flat(self, state: State) -> Leaves:
+        """A state as the step takes it."""
+        import jax
+
+        return tuple(jax.tree.leaves(state))
+
+    def tree(self, leaves: Leaves) -> State:
+        """A state as people and checkpoints take it."""
+        import jax
+
+        state: State = jax.tree.unflatten(jax.tree.structure(self.abstract), leaves)
+        return state
 
     def zero_totals(self) -> Totals:
         """Sums over no rows."""
@@ -89,11 +107,11 @@ class Program:
         return {f"{prefix}/{name}": value / weight for name, value in told.items()}
 
     @cached_property
-    def step(self) -> Callable[[State, Totals, Any, Any, Any], tuple[State, Totals]]:
+    def step(self) -> Callable[[Leaves, Totals, Any, Any, Any], tuple[Leaves, Totals]]:
         """The compiled training step: state, totals, inputs, labels, weight → state, totals."""
         import jax
 
-        return jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, self._whole))
+        return jax.jit(self._step, donate_argnums=0, out_shardings=(self.flat(self.shardings), self._whole))
 
     @cached_property
     def evaluate(self) -> Callable[[Arrays, Arrays, Totals, Any, Any, Any], Totals]:
@@ -111,15 +129,17 @@ class Program:
         """
         import jax
 
-        state = jax.eval_shape(self._init)
+        state: State = jax.eval_shape(self._init)
         row = jax.ShapeDtypeStruct((2, *self.input_shape), np.float32)
         forward = partial(self._forward, key=None)
         try:
             output, _ = jax.eval_shape(forward, state.params, state.rest, row)
-        except TypeError as error:
+        except MmsError:
+            raise
+        except (TypeError, ValueError, IndexError) as error:  # what JAX, Flax and NumPy say of shapes that do not fit
             raise InvalidRequest(
                 f"the model takes batches of shape (batch, {', '.join(map(str, self.input_shape))}) here and fails on "
-                f"them: {error}"
+                f"them: {error}; change the model, or begin preprocess with e.g. mms.image.Resize(64)"
             ) from error
         if output.shape != (2, self.num_classes):
             raise InvalidRequest(
@@ -214,11 +234,12 @@ class Program:
 
         return totals + jnp.stack([sums[name] for name in self._totals])
 
-    def _step(self, state: State, totals: Totals, inputs: Any, labels: Any, weight: Any) -> tuple[State, Totals]:
+    def _step(self, leaves: Leaves, totals: Totals, inputs: Any, labels: Any, weight: Any) -> tuple[Leaves, Totals]:
         import jax
         import jax.numpy as jnp
         import optax
 
+        state = self.tree(leaves)
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
 
         def loss(params: Arrays) -> tuple[Any, tuple[Arrays, Sums]]:
@@ -229,7 +250,7 @@ class Program:
         grads, (rest, sums) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt = self.optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(params, rest, opt, state.step + 1), self._added(totals, sums)
+        return self.flat(State(params, rest, opt, state.step + 1)), self._added(totals, sums)
 
     def _evaluate(self, params: Arrays, rest: Arrays, totals: Totals, inputs: Any, labels: Any, weight: Any) -> Totals:
         outputs, _ = self._forward(params, rest, inputs, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from mms_sdk.errors import DataError
+from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ class Classification:
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidRequest(f"label smoothing is a share in [0, 1); got label_smoothing={self.label_smoothing}")
+
     def check(self, snapshot: OpenSnapshot) -> tuple[str, ...]:
         """Class names, of which there are at least two."""
         labels = snapshot.column("label").labels or ()
@@ -66,8 +70,10 @@ class Classification:
         targets = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
         targets = optax.smooth_labels(targets, self.label_smoothing)
         losses = optax.softmax_cross_entropy(outputs, targets)
-        correct = (outputs.argmax(-1) == labels).astype(jnp.float32)
-        return {"loss": (losses * weight).sum(), "accuracy": (correct * weight).sum(), "weight": weight.sum()}
+        correct = (outputs.argmax(-1) == labels).astype(losses.dtype)
+        # Summed together: one reduction, and one exchange between devices, instead of three.
+        sums = (jnp.stack([losses, correct, jnp.ones_like(losses)]) * weight[None]).sum(1)
+        return dict(zip((*self.metrics, "weight"), sums, strict=True))
 
     def scores(self, outputs: jax.Array) -> jax.Array:
         """Probabilities, float32, adding up to 1 in each row."""

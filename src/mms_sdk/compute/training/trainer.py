@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipel
 from mms_sdk.compute.models import functional as models
 from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
 from mms_sdk.compute.sharding.rules import PartitionRules
-from mms_sdk.compute.training.loop import Run, Step, evaluate, train
+from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverStop, StopPolicy, check_metric
 from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
@@ -75,6 +76,10 @@ class Trainer:
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InvalidRequest(f"training takes at least one pass over the rows; got epochs={self.epochs}")
+
     def fit(
         self, data: TrainingData, *, resume: str | None = None, progress: Literal["auto", "none"] = "auto"
     ) -> Result:
@@ -92,8 +97,9 @@ class Trainer:
             StorageFull: A checkpoint could not be written; those before it are intact.
         """
         fitting = Fitting(self, data, resume=resume)
-        with make_progress(progress, self.epochs) as bar:
-            for step in fitting.steps():
+        # Closed at once, not when the last reference to a traceback goes: an interrupt may come between two steps.
+        with make_progress(progress, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
+            for step in steps:
                 bar.update(step)
         return fitting.result()
 
@@ -167,11 +173,21 @@ class Fitting:
         self._began = time.monotonic()
         self.run = self._make_run(resume)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step]:
         """Trains, and records how it ended."""
+        try:
+            with self._end_recorded():
+                yield from train(self.run)
+                self.workspace.catalog.jobs.finish(self.job.id, "succeeded", result=self.result().summary())
+        finally:
+            self.run.log.close()
+            self.run.checkpoints.close()
+
+    @contextlib.contextmanager
+    def _end_recorded(self) -> Iterator[None]:
         jobs = self.workspace.catalog.jobs
         try:
-            yield from train(self.run)
+            yield
         except MmsError as error:
             jobs.finish(self.job.id, "failed", error={"title": error.code(), "detail": error.message})
             raise
@@ -181,11 +197,6 @@ class Fitting:
         except BaseException as error:
             jobs.finish(self.job.id, "failed", error={"title": type(error).__name__, "detail": str(error)})
             raise
-        else:
-            jobs.finish(self.job.id, "succeeded", result=self.result().summary())
-        finally:
-            self.run.log.close()
-            self.run.checkpoints.close()
 
     def result(self) -> Result:
         """What came out."""
@@ -215,10 +226,12 @@ class Fitting:
         state, totals, meta = self._state(earlier)
         spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
         self.job: Job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec)
-        folder = self.workspace.job_folder(self.job.id)
-        checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
-        for checkpoint in earlier:
-            checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
+        with self._end_recorded():
+            folder = self.workspace.job_folder(self.job.id)
+            checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
+            for checkpoint in earlier:
+                checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
+            log = MetricLog(folder / "metrics.jsonl")
         return Run(
             program=self.program,
             train=loaders["train"],
@@ -227,7 +240,7 @@ class Fitting:
             stop=self.trainer.stop,
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
-            log=MetricLog(folder / "metrics.jsonl"),
+            log=log,
             options=options,
             state=state,
             totals=totals,
@@ -236,12 +249,20 @@ class Fitting:
 
     def _state(self, earlier: list[Checkpoint]) -> tuple[Any, Any, dict[str, Any]]:
         if not earlier:
-            return self.program.init(), self.program.zero_totals(), {}
+            return self.program.flat(self.program.init()), self.program.zero_totals(), {}
         best, newest = earlier[0], earlier[-1]
-        state, totals = self.program.from_arrays(newest.load(self.program.target()))
+        try:
+            state, totals = self.program.from_arrays(newest.load(self.program.target()))
+        except ValueError as error:  # Orbax lists what differs, array by array
+            raise InvalidRequest(
+                f"a run is continued with the model and the optimiser it began with; those given keep other arrays "
+                f"than {newest.folder} holds; undo that, or start a new run"
+            ) from error
         position = Position(**newest.meta["position"])
-        kept = {"steps": newest.step, "history": list(newest.meta["history"]), "best_step": best.step}
-        return state, totals, {**kept, "position": position}
+        history = history_in(newest.meta)
+        stopped = self.trainer.stop.reason(history) or ""  # asked anew: a later stop may have been asked for
+        kept = {"steps": newest.step, "history": history, "best_step": best.step, "stopped": stopped}
+        return self.program.flat(state), totals, {**kept, "position": position}
 
     def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
         # The best and the newest good checkpoint of the job; one, if they are the same.
@@ -315,8 +336,8 @@ class TrainedCheckpoint:
     @property
     def metrics(self) -> dict[str, float]:
         """Metrics of the last epoch finished before it."""
-        history = self.checkpoint.meta["history"]
-        return dict(history[-1]) if history else {}
+        history = history_in(self.checkpoint.meta)
+        return history[-1] if history else {}
 
     @cached_property
     def state(self) -> Any:

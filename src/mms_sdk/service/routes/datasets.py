@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from mms_sdk.schema.dataset import DatasetInfo, IngestSpec
 from mms_sdk.schema.job import Job
@@ -10,6 +12,8 @@ from mms_sdk.schema.names import Name
 from mms_sdk.service.jobs import Tell
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState
+
+Number = Annotated[int, Query(ge=1, le=99_999_999)]
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -21,7 +25,7 @@ def list_datasets(service: Service) -> list[DatasetInfo]:
 
 
 @router.get("/{name}", **needs("viewer"))
-def get_dataset(service: Service, name: Name, snapshot: int | None = None) -> DatasetInfo:
+def get_dataset(service: Service, name: Name, snapshot: Number | None = None) -> DatasetInfo:
     """One dataset at a snapshot."""
     return _info(service, name, snapshot)
 
@@ -39,6 +43,18 @@ def ingest_dataset(service: Service, name: Name, spec: IngestSpec) -> Job:
         return {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
 
     return service.jobs.submit("ingest", name, spec.model_dump(mode="json"), work)
+
+
+@router.post("/{name}:verify", status_code=202, **needs("editor"))
+def verify_dataset(service: Service, name: Name) -> Job:
+    """Starts reading every byte of a dataset and comparing digests; damage ends the job as failed, naming the file."""
+    dataset = service.workspace.dataset(name)
+
+    def work(_: Job, __: Tell) -> dict[str, object]:
+        parts, size = dataset.verify()
+        return {"snapshots": len(dataset.snapshots()), "parts": parts, "bytes": size}
+
+    return service.jobs.submit("verify", name, {}, work)
 
 
 def _info(service: ServiceState, name: str, number: int | None) -> DatasetInfo:

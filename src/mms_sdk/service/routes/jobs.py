@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 
-from mms_sdk.errors import NotFound
+from mms_sdk.errors import InvalidRequest, NotFound
 from mms_sdk.schema.job import Job, JobPage
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
@@ -15,6 +16,7 @@ from mms_sdk.storage import metric_log
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+_LONGEST_LOG = 2**40  # no file system refuses to seek there
 JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl"]
 
 
@@ -33,10 +35,14 @@ def get_job(service: Service, job: str) -> Job:
 
 
 @router.get("/{job}/metrics", **needs("viewer"))
-def get_metrics(service: Service, job: str, offset: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+def get_metrics(service: Service, job: str, offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0) -> dict[str, Any]:
     """Metrics written since a byte offset, and the offset to go on from."""
     recorded = service.workspace.catalog.jobs.get(job)
-    rows, end = metric_log.read(service.workspace.job_folder(recorded.id) / "metrics.jsonl", offset)
+    log = service.workspace.job_folder(recorded.id) / "metrics.jsonl"
+    try:
+        rows, end = metric_log.read(log, offset)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"an offset is 0 or what an earlier answer gave; {offset} is within a line") from error
     return {"rows": rows, "offset": end}
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from fastapi import APIRouter
 
+from mms_sdk.errors import InvalidName
 from mms_sdk.schema.model import ModelCard, ModelVersion, RegisterVersion, SetAlias
-from mms_sdk.schema.names import ModelRef, Name, check_name, parse_model_ref
+from mms_sdk.schema.names import ModelRef, Name, parse_model_ref
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState
-from mms_sdk.storage import files
+from mms_sdk.storage import files, manifest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+NEWEST = "newest"
+_registering = threading.Lock()
 
 
 @router.get("", **needs("viewer"))
@@ -31,7 +35,7 @@ def list_versions(service: Service, name: Name) -> list[ModelVersion]:
 @router.get("/{name}/versions/{version}", **needs("viewer"))
 def get_version(service: Service, name: Name, version: str) -> ModelVersion:
     """One version, by number or alias, or the `newest`."""
-    ref = ModelRef(name=name) if version == "newest" else parse_model_ref(f"{name}@{version}")
+    ref = ModelRef(name=name) if version == NEWEST else parse_model_ref(f"{name}@{version}")
     return _version(service, service.workspace.catalog.models.resolve(ref))
 
 
@@ -42,10 +46,12 @@ def register_version(service: Service, name: Name, asked: RegisterVersion) -> Mo
     from mms_sdk.compute.inference.predictor import Predictor
 
     workspace = service.workspace
-    staged = workspace.staged(asked.staged)
-    card = read_card(staged)
-    Predictor(staged, buckets=(1,))  # what does not load here will not load in the night it is deployed
-    artifact, folder, digest = workspace.keep_artifact(asked.staged)
+    with _registering:  # whoever registers the same one twice at once finds it gone, not half of it
+        staged = workspace.staged(asked.staged)
+        manifest.check(staged, what=f"staged artefact {asked.staged}", content=True)
+        card = read_card(staged)
+        Predictor(staged, buckets=(1,))  # what does not load here will not load in the night it is deployed
+        artifact, folder, digest = workspace.keep_artifact(asked.staged)
     size = files.tree_bytes(folder)
     version = workspace.catalog.models.add(name, artifact=artifact, digest=digest, size=size, card=card)
     return _version(service, workspace.catalog.models.resolve(ModelRef(name=name, version=version)))
@@ -54,7 +60,9 @@ def register_version(service: Service, name: Name, asked: RegisterVersion) -> Mo
 @router.put("/{name}/aliases/{alias}", **needs("editor"))
 def set_alias(service: Service, name: Name, alias: Name, asked: SetAlias) -> ModelVersion:
     """Points an alias at a version."""
-    parse_model_ref(f"{name}@{check_name(alias, what='alias')}")
+    ref = parse_model_ref(f"{name}@{alias}")
+    if isinstance(ref.version, int) or alias == NEWEST:
+        raise InvalidName(f"an alias is neither a number nor {NEWEST!r}, which name versions already; got {alias!r}")
     service.workspace.catalog.models.set_alias(name, alias, asked.version)
     return _version(service, service.workspace.catalog.models.resolve(ModelRef(name=name, version=asked.version)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter
 
 from mms_sdk.errors import InvalidRequest
@@ -39,9 +41,11 @@ def predict_in_bulk(service: Service, asked: PredictJob) -> Job:
         to = workspace.job_folder(job.id) / "predictions.parquet"
         if ref is not None and snapshot is not None:
             told = bulk.predict_snapshot(predictor, snapshot, ref.split, to=to, top=asked.top, tell=tell)
+            data = str(replace(ref, snapshot=snapshot.record.number))  # which rows, whatever is committed later
         else:
             assert asked.source is not None
             told = bulk.predict_folder(predictor, asked.source, to=to, top=asked.top, tell=tell)
-        return {**told, "model": f"{row['model']}@{row['version']}", "data": str(ref or asked.source)}
+            data = asked.source.path
+        return {**told, "model": f"{row['model']}@{row['version']}", "data": data}
 
     return service.jobs.submit("predict", row["model"], asked.model_dump(mode="json"), work)

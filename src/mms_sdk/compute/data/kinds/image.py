@@ -53,7 +53,7 @@ def inspect(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
         InvalidInput: It does not decode, or is too large.
     """
     image, notes = _open(data, max_pixels=max_pixels)
-    return Facts(size=(image.height, image.width), gray=image.mode in _GRAY_MODES, notes=notes)
+    return Facts(size=(image.height, image.width), gray=_is_gray(image), notes=notes)
 
 
 def decode(data: bytes, *, color: Color, max_pixels: int = DEFAULT_MAX_PIXELS) -> Array:
@@ -140,6 +140,13 @@ def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]
         f"a picture has at most {max_pixels:,} pixels of whole numbers; this one has {seen}; make it smaller, or raise "
         f"max_pixels"
     )
+
+
+def _is_gray(image: Image.Image) -> bool:
+    if image.mode != "P":
+        return image.mode in _GRAY_MODES
+    colours = np.reshape(image.getpalette() or [], (-1, 3))
+    return bool((colours == colours[:, :1]).all())
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:

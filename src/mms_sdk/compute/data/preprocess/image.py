@@ -182,8 +182,8 @@ class RandomRotate(_Fixed):
             )
             return sample(one)
 
-        turned: jax.Array = jax.vmap(turn)(batch, angles)
-        return turned
+        turn_all: Any = jax.vmap(turn)
+        return turn_all(batch, angles)  # type: ignore[no-any-return]
 
 
 __all__ = ["Normalize", "RandomFlip", "RandomRotate", "RandomShift", "Resize"]

@@ -111,10 +111,10 @@ class Pipeline:
         host: list[HostStep] = []
         device: list[DeviceStep] = []
         for step in steps:
+            if isinstance(step, type) or not isinstance(step, HostStep | DeviceStep):  # a class: parentheses forgotten
+                raise InvalidRequest(f"a preprocessing step is e.g. mms.image.Resize(64); got {step!r}")
             if isinstance(step, DeviceStep):
                 device.append(step)
-            elif not isinstance(step, HostStep):
-                raise InvalidRequest(f"a preprocessing step is e.g. mms.image.Resize(64); got {step!r}")
             elif device:
                 raise InvalidRequest(
                     f"host steps come before device steps; {step.name} stands behind {device[-1].name}; move it forward"

@@ -1,0 +1,24 @@
+"""Datasets made by ingesting folders, in a test's temporary folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mms_sdk.compute.data.ingest import ingest
+from mms_sdk.schema.dataset import CleaningReport, ImageFolder, IngestSpec, Snapshot
+from mms_sdk.schema.job import Progress
+from mms_sdk.storage.datasets import Dataset
+
+TOLD: list[Progress] = []
+
+
+def ingested(root: Path, photos: Path, *, color: Any = "auto", **spec: Any) -> tuple[Dataset, Snapshot, CleaningReport]:
+    """Ingests a folder into the dataset `flowers` below a folder, as a job would."""
+    dataset = Dataset.open_or_create(root / "flowers", "flowers")
+    job = root / "job"
+    job.mkdir(exist_ok=True)
+    TOLD.clear()
+    wanted = IngestSpec(source=ImageFolder(photos, color=color), **spec)
+    snapshot, report = ingest(dataset, wanted, folder=job, tell=TOLD.append)
+    return dataset, snapshot, report

@@ -1,0 +1,75 @@
+"""The mesh: which sizes make one, what is refused, how a batch lies on it. Eight devices, see `tests/conftest.py`."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from mms_sdk.compute.sharding.mesh import batch_parts, batch_sharding, describe, make_mesh
+from mms_sdk.errors import InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ({"data": -1}, {"data": 8}),
+        ({"data": 8}, {"data": 8}),
+        ({"data": -1, "fsdp": 2}, {"data": 4, "fsdp": 2}),
+        ({"fsdp": 4, "data": -1}, {"fsdp": 4, "data": 2}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ({"fsdp": 8, "data": -1}, {"fsdp": 8, "data": 1}),
+    ],
+)
+def test_a_mesh_has_the_asked_axes_in_order_and_minus_one_takes_what_is_left(
+    asked: dict[str, int], sizes: dict[str, int]
+) -> None:
+    mesh = make_mesh(asked)
+
+    assert list(mesh.shape.items()) == list(sizes.items())
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in jax.devices()}
+    # Models written for propagation fail on the explicit axes that JAX makes by default.
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"batch": 8}, ["mesh axes are data, fsdp, tensor", "['batch']", "rename"]),
+        ({}, ["sizes from 1", "{}"]),
+        ({"data": 0}, ["sizes from 1", "{'data': 0}"]),
+        ({"data": -2}, ["sizes from 1", "{'data': -2}"]),
+        ({"data": -1, "fsdp": -1}, ["one of them may be -1", "{'data': -1, 'fsdp': -1}"]),
+        ({"data": 4}, ["uses every device", "{'data': 4}", "there are 8", '{"data": -1}']),
+        ({"data": 16}, ["uses every device", "there are 8"]),
+        ({"data": -1, "fsdp": 3}, ["uses every device", "multiple of 3", "there are 8"]),
+        ({"data": -1, "fsdp": 16}, ["uses every device", "multiple of 16", "there are 8"]),
+    ],
+)
+def test_other_axes_and_sizes_are_refused_with_the_rule_the_value_and_the_next_step(
+    asked: dict[str, int], words: list[str]
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        make_mesh(asked)
+
+    assert all(word in refused.value.message for word in words), refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [({"data": 8}, 8), ({"data": 4, "fsdp": 2}, 8), ({"data": 2, "tensor": 4}, 2), ({"tensor": 8}, 1)],
+)
+def test_a_batch_is_divided_over_the_batch_axes_and_whole_along_the_others(asked: dict[str, int], parts: int) -> None:
+    mesh = make_mesh(asked)
+    rows = np.arange(16 * 3).reshape(16, 3)
+
+    placed = jax.device_put(rows, batch_sharding(mesh))
+
+    assert batch_parts(mesh) == parts
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(16 // parts, 3)}
+    np.testing.assert_array_equal(placed, rows)
+
+
+def test_a_mesh_is_told_in_words() -> None:
+    assert describe(make_mesh({"data": -1, "fsdp": 2})) == "8 cpu devices: data=4, fsdp=2"

@@ -1,0 +1,140 @@
+"""Which folders a caller over REST may have read: those below the declared roots, whatever leads elsewhere."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgi_calls import Answer, Lifespan, Service, check_problem
+from mms_sdk.service.app import create_app
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
+from tiny_model import Tiny
+
+
+@pytest.fixture
+def root(tmp_path: Path, tiny: Tiny) -> Path:
+    """The one folder that may be read; beside it lies one that may not."""
+    for name in ("root/photos/ant", "root/empty", "secret/photos/ant", "root-too"):
+        (tmp_path / name).mkdir(parents=True)
+    picture = (tiny.photos / "ant" / "000.png").read_bytes()
+    (tmp_path / "root" / "photos" / "ant" / "a.png").write_bytes(picture)
+    (tmp_path / "secret" / "photos" / "ant" / "b.png").write_bytes(picture)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def at(root: Path, empty: Workspace, service: Service) -> Iterator[Service]:
+    """A server that may read below `root`, with an empty workspace."""
+    app = create_app(empty, ServerSettings(source_roots=(root,)))
+    lifespan = Lifespan(app)
+    service.runner.run(lifespan.begin())
+    yield replace(service, app=app, workspace=empty, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
+    service.runner.run(lifespan.end())
+
+
+def ingest(service: Service, path: Any) -> Answer:
+    body = {"source": {"path": str(path)}, "split": {"train": 1, "val": 0, "test": 0}}
+    return service.ask("POST", "/v1/datasets/new:ingest", json=body)
+
+
+def predict(service: Service, path: Any) -> Answer:
+    return service.ask("POST", "/v1/predictions", json={"model": "tiny", "source": {"path": str(path)}})
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "photos", ".", "..", "~", "", "/proc/self/root/etc", "file:///etc"])
+def test_a_server_without_roots_reads_no_folder_at_all(service: Service, path: str) -> None:
+    jobs = len(service.workspace.catalog.jobs.list(limit=500))
+
+    for answer in (ingest(service, path), predict(service, path)):
+        check_problem(answer, 403, "no folder at all", "--source-root", "embedded")
+    assert len(service.workspace.catalog.jobs.list(limit=500)) == jobs
+
+
+def test_a_folder_below_a_root_is_read(at: Service, root: Path) -> None:
+    for path in (root / "photos", root / "empty" / ".." / "photos", f"{root}/./photos/"):
+        answer = ingest(at, path)
+
+        assert answer.status == 202, answer
+        assert (job := ended(at, answer))["state"] == "succeeded", job
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["{root}/..", "{root}/../secret", "{root}/photos/../../secret/photos", "{root}-too", "{root}/../root-too", "/"],
+)
+def test_a_way_out_of_the_root_is_refused(at: Service, root: Path, path: str) -> None:
+    check_problem(ingest(at, path.format(root=root)), 403, "only below", str(root))
+
+
+def test_a_link_out_of_the_root_is_refused_as_the_folder_itself_and_within_it(at: Service, root: Path) -> None:
+    secret = root.parent / "secret"
+    (root / "out").symlink_to(secret / "photos")
+    check_problem(ingest(at, root / "out"), 403, "only below")
+    check_problem(ingest(at, root / "out" / "ant"), 403, "only below")
+    check_problem(ingest(at, root), 403, "has a link to", str(secret))
+
+
+@pytest.mark.parametrize("target", ["../../../secret/photos/ant/b.png", "../../../secret/photos", "../../../nowhere"])
+def test_a_link_deep_within_the_folder_that_leads_out_is_refused(at: Service, root: Path, target: str) -> None:
+    (root / "photos" / "ant" / "c.png").symlink_to(target)
+
+    check_problem(ingest(at, root / "photos"), 403, "has a link to")
+
+
+def test_a_link_behind_a_link_is_followed_before_it_is_allowed(at: Service, root: Path) -> None:
+    (root / "photos" / "bee").symlink_to(root / "empty")
+    assert ingest(at, root / "photos").status == 202
+
+    (root / "empty" / "deeper").symlink_to(root.parent / "secret")
+    check_problem(ingest(at, root / "photos"), 403, "has a link to", "secret")
+
+
+def test_links_in_a_circle_within_the_root_end(at: Service, root: Path) -> None:
+    (root / "photos" / "again").symlink_to(root / "photos")
+    (root / "photos" / "ant" / "self.png").symlink_to("self.png")
+    os.link(root / "photos" / "ant" / "a.png", root / "photos" / "ant" / "same.png")
+
+    answer = ingest(at, root / "photos")
+
+    assert answer.status == 202
+    assert ended(at, answer)["result"]["rows"] == 2
+
+
+def test_a_root_that_is_a_link_allows_what_it_leads_to(empty: Workspace, service: Service, root: Path) -> None:
+    link = root.parent / "link"
+    link.symlink_to(root)
+    app = create_app(empty, ServerSettings(source_roots=(link,)))
+    at = replace(service, app=app, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
+
+    assert ingest(at, link / "photos").status == 202
+    assert ingest(at, root / "photos").status == 202
+    check_problem(ingest(at, root.parent / "secret"), 403)
+    app._app._otherwise.state.service.jobs.close()
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~nobody-of-that-name/x"])
+def test_what_is_no_path_is_the_askers_mistake(service: Service, at: Service, path: str) -> None:
+    for each in (service, at):
+        check_problem(ingest(each, path), 400, "path of a folder")
+
+
+def test_a_source_without_a_path_is_refused(at: Service) -> None:
+    for source in ({}, {"type": "image-folder"}, {"path": None}, {"path": 5}, {"path": ["/"]}):
+        check_problem(at.ask("POST", "/v1/datasets/new:ingest", json={"source": source}), 400, "path")
+
+
+def ended(service: Service, answer: Answer) -> Any:
+    """The job, once it has ended."""
+    for _ in range(1000):
+        job = service.ask("GET", f"/v1/jobs/{answer.json()['id']}").json()
+        if job["state"] != "running":
+            return job
+        time.sleep(0.01)
+    raise AssertionError(job)

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
+from mms_sdk.schema.job import Progress
+from mms_sdk.schema.model import Lineage, ModelCard, Signature
+from mms_sdk.schema.names import ModelRef, parse_model_ref
+from mms_sdk.storage import catalog as module
+from mms_sdk.storage import tables
+from mms_sdk.storage.catalog import Catalog
+from mms_sdk.storage.ids import new_id
+from mms_sdk.storage.workspace import Workspace
+
+DRIVER = Path(__file__).with_name("opens_at_once.py")
+CARD = ModelCard(
+    task="classification",
+    kind="image",
+    signature=Signature(inputs=(), outputs=()),
+    host=(),
+    device=(),
+    labels=("cat", "dog"),
+    metrics={"test/accuracy": 0.5},
+    lineage=Lineage(dataset="flowers@1", job="01J", step=7),
+    platforms=("cpu",),
+    parameters=3,
+    created_at="2025-01-01T00:00:00.000Z",
+)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    opened = Catalog(tmp_path / "catalog.sqlite")
+    yield opened
+    opened.close()
+
+
+def add_version(catalog: Catalog, model: str = "flowers") -> int:
+    return catalog.models.add(model, artifact=new_id(), digest="0" * 64, size=10, card=CARD)
+
+
+@contextmanager
+def running(command: list[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many processes of one program, ended in the end whatever happens."""
+    with ExitStack() as stack:
+        started = []
+        for _ in range(count):
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            started.append(process)
+        yield started
+
+
+def next_lines(processes: list[subprocess.Popen[str]]) -> list[str]:
+    return [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+
+
+# The file -------------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_and_the_migrations_describe_the_same_schema(catalog: Catalog) -> None:
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(catalog.path)))
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        differences = compare_metadata(context, tables.metadata)
+        revision = context.get_current_revision()
+    engine.dispose()
+
+    assert differences == []
+    assert revision == module.HEAD
+
+
+def test_the_newest_migration_is_the_one_the_catalog_asks_for() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(module.__file__).with_name("migrations")))
+
+    assert ScriptDirectory.from_config(config).get_heads() == [module.HEAD]
+
+
+def test_a_catalog_keeps_what_it_was_told_when_it_is_opened_again(tmp_path: Path) -> None:
+    first = Catalog(tmp_path / "catalog.sqlite")
+    job = first.jobs.start("ingest", "flowers", {"source": "ü"})
+    first.close()
+
+    second = Catalog(tmp_path / "catalog.sqlite")
+
+    assert second.jobs.get(job.id) == job
+    second.close()
+
+
+@pytest.mark.parametrize("body", [b"garbage " * 1000, b"SQLite format 3\0" + bytes(4080)])
+def test_a_file_that_is_no_catalog_is_damage(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "catalog.sqlite"
+    path.write_bytes(body)
+
+    with pytest.raises(Damaged, match=r"catalog\.sqlite is not a readable catalog \(.+\); restore it from a backup"):
+        Catalog(path)
+    assert path.read_bytes() == body
+
+
+def test_somebody_elses_database_is_damage_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    theirs = sqlite3.connect(path)
+    theirs.execute("create table jobs (theirs text)")
+    theirs.close()
+
+    with pytest.raises(Damaged, match="is not a readable catalog"):
+        Catalog(path)
+
+    theirs = sqlite3.connect(path)
+    assert [row[0] for row in theirs.execute("select name from sqlite_master")] == ["jobs"]
+    theirs.close()
+
+
+def test_a_catalog_of_a_newer_mms_asks_for_an_upgrade(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    Catalog(path).close()
+    newer = sqlite3.connect(path)
+    newer.execute("update alembic_version set version_num = '9999'")
+    newer.commit()
+    newer.close()
+
+    with pytest.raises(Damaged, match=r"comes from a newer MMS .*9999.*; upgrade mms-sdk"):
+        Catalog(path)
+
+
+def test_a_lock_that_is_held_too_long_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_TIMEOUT_MS", 50)
+    catalog = Catalog(tmp_path / "catalog.sqlite")
+    other = sqlite3.connect(catalog.path, isolation_level=None)
+    other.execute("begin immediate")
+
+    with pytest.raises(Unavailable, match=r"another process has held it for 0\.05 s; try again"):
+        catalog.jobs.start("train", "flowers", {})
+    assert catalog.jobs.list() == []  # reading goes on
+
+    other.execute("rollback")
+    other.close()
+    assert catalog.jobs.start("train", "flowers", {}).state == "running"
+    catalog.close()
+
+
+@pytest.mark.parametrize("name", ["a b", "what?", "50%20#1", "ü&x=y;z", "colon:8@host"])
+def test_a_workspace_may_have_any_name(tmp_path: Path, name: str) -> None:
+    workspace = Workspace(tmp_path / name)
+    workspace.catalog.jobs.start("train", "flowers", {})
+
+    assert (tmp_path / name / "catalog.sqlite").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    workspace.close()
+
+
+def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        workspace = Workspace(tmp_path / "new" / "workspace")
+        workspace.catalog.tokens.issue("ada", "admin")
+        workspace.open_or_create_dataset("flowers")
+        workspace.job_folder("01J")
+        found = [workspace.root.parent, workspace.root, *workspace.root.rglob("*")]
+        modes = {path.relative_to(tmp_path): stat.S_IMODE(path.stat().st_mode) for path in found}
+    finally:
+        os.umask(before)
+    workspace.close()
+
+    assert {"catalog.sqlite", "catalog.sqlite-wal", "workspace.json"} <= {path.name for path in modes}
+    wanted = {path: 0o700 if (tmp_path / path).is_dir() else 0o600 for path in modes}
+    assert {path: oct(mode) for path, mode in modes.items() if mode != wanted[path]} == {}
+
+
+# Jobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_has_one_end_and_the_first_one_stays(catalog: Catalog) -> None:
+    job = catalog.jobs.start("train", "flowers", {})
+
+    assert catalog.jobs.finish(job.id, "succeeded", result={"accuracy": 1.0})
+    assert not catalog.jobs.finish(job.id, "failed", error={"title": "late"})
+
+    ended = catalog.jobs.get(job.id)
+    assert ended.state == "succeeded"
+    assert ended.result == {"accuracy": 1.0}
+    assert ended.error is None
+    assert ended.ended
+
+
+def test_an_ended_job_makes_no_more_progress(catalog: Catalog) -> None:
+    job = catalog.jobs.start("train", "flowers", {})
+    catalog.jobs.progress(job.id, Progress(done=1, total=2))
+    catalog.jobs.finish(job.id, "cancelled")
+    catalog.jobs.progress(job.id, Progress(done=2, total=2))
+
+    assert catalog.jobs.get(job.id).progress == Progress(done=1, total=2)
+
+
+def test_of_threads_that_end_one_job_one_wins(catalog: Catalog) -> None:
+    for _ in range(5):
+        job = catalog.jobs.start("train", "flowers", {})
+        barrier = threading.Barrier(8)
+
+        def finish(number: int, job: str = job.id, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return catalog.jobs.finish(job, "succeeded", result={"by": number})
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(finish, range(8)))
+
+        assert sum(won) == 1
+        assert catalog.jobs.get(job.id).result == {"by": won.index(True)}
+
+
+@pytest.mark.slow
+def test_of_processes_that_make_one_workspace_and_end_one_job_none_fails_and_one_wins(tmp_path: Path) -> None:
+    rounds = 4
+
+    with running([sys.executable, str(DRIVER), str(tmp_path), str(rounds)], 3) as processes:
+        assert next_lines(processes) == ["ready"] * 3
+        for number in range(rounds):
+            job = ""
+            if number % 2:  # every other workspace is made by all of them at once
+                workspace = Workspace(tmp_path / str(number))
+                job = workspace.catalog.jobs.start("train", "flowers", {}).id
+                workspace.close()
+            draft = tmp_path / f"{number}.draft"
+            draft.write_text(job)
+            draft.rename(tmp_path / f"{number}.go")
+
+            assert sorted(next_lines(processes)) == ["False"] * 2 + ["True" if job else "False"]
+            workspace = Workspace(tmp_path / str(number))
+            assert len(workspace.catalog.jobs.list()) == 3 + bool(job)
+            workspace.close()
+
+
+@pytest.mark.slow
+def test_jobs_of_dead_processes_are_lost_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.sqlite")
+    mine = catalog.jobs.start("train", "flowers", {}).id
+    ended = catalog.jobs.start("train", "flowers", {}).id
+    catalog.jobs.finish(ended, "failed", error={"title": "out of memory"})
+    code = "import sys, time; from pathlib import Path; from mms_sdk.storage.catalog import Catalog;"
+    code += "print(Catalog(Path(sys.argv[1])).jobs.start('train', 'flowers', {}).id, flush=True); time.sleep(60)"
+
+    with running([sys.executable, "-c", code, str(catalog.path)], 3) as started:
+        killed, unwaited, living = next_lines(started)
+        started[0].kill()
+        started[0].wait()
+        started[1].kill()  # nobody waits for it: a zombie, whose number and start time are still there
+        os.waitid(os.P_PID, started[1].pid, os.WEXITED | os.WNOWAIT)
+        lost = catalog.jobs.reconcile()
+
+    assert sorted(lost) == sorted([killed, unwaited])
+    states = {job.id: job.state for job in catalog.jobs.list()}
+    assert states == {killed: "lost", unwaited: "lost", living: "running", mine: "running", ended: "failed"}
+    assert "start the job again" in (catalog.jobs.get(killed).error or {})["detail"]
+    assert catalog.jobs.reconcile() == [living]  # which was ended with the block above
+    catalog.close()
+
+
+def test_a_process_number_that_was_given_out_again_does_not_keep_a_job_alive(catalog: Catalog) -> None:
+    job = catalog.jobs.start("train", "flowers", {})
+    with catalog.writing() as connection:
+        connection.execute(sa.update(tables.jobs).values(owner=f"{os.getpid()}:1.00"))
+
+    assert catalog.jobs.reconcile() == [job.id]
+
+
+def test_jobs_are_listed_newest_first_in_pages(catalog: Catalog) -> None:
+    made = []
+    for _ in range(7):
+        made.append(catalog.jobs.start("train", "flowers", {}).id)
+        threading.Event().wait(0.002)  # ids sort by the millisecond
+
+    first = catalog.jobs.list(limit=3)
+    second = catalog.jobs.list(limit=10, before=first[-1].id)
+
+    assert [job.id for job in (*first, *second)] == made[::-1]
+
+
+def test_a_job_nobody_knows_is_not_found(catalog: Catalog) -> None:
+    with pytest.raises(JobNotFound, match="no job '01J'; list them with: mms jobs"):
+        catalog.jobs.get("01J")
+
+
+# Models ---------------------------------------------------------------------------------------------------------
+
+
+def test_versions_count_from_one_within_each_model_and_threads_never_share_one(catalog: Catalog) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(lambda number: add_version(catalog, f"model-{number % 2}"), range(24)))
+
+    assert sorted(versions) == sorted([*range(1, 13)] * 2)
+    for model in ("model-0", "model-1"):
+        assert [row["version"] for row in catalog.models.list(model)] == list(range(12, 0, -1))
+
+
+def test_an_artefact_is_registered_once(catalog: Catalog) -> None:
+    artifact = new_id()
+    catalog.models.add("flowers", artifact=artifact, digest="0" * 64, size=1, card=CARD)
+
+    with pytest.raises(Conflict, match="is registered already"):
+        catalog.models.add("flowers", artifact=artifact, digest="0" * 64, size=1, card=CARD)
+    assert len(catalog.models.list("flowers")) == 1
+
+
+def test_a_reference_finds_the_newest_a_number_or_where_an_alias_points(catalog: Catalog) -> None:
+    for _ in range(3):
+        add_version(catalog)
+    add_version(catalog, "other")
+    catalog.models.set_alias("flowers", "champion", 1)
+    catalog.models.set_alias("flowers", "champion", 2)
+    catalog.models.set_alias("flowers", "first", 2)
+
+    found = {text: catalog.models.resolve(parse_model_ref(text))["version"] for text in ("flowers", "flowers@1")}
+
+    assert found == {"flowers": 3, "flowers@1": 1}
+    assert catalog.models.resolve(ModelRef(name="flowers", version="champion"))["version"] == 2
+    assert catalog.models.aliases() == {("flowers", 2): ("champion", "first")}
+    assert ModelCard.model_validate(catalog.models.resolve(ModelRef(name="flowers"))["card"]) == CARD
+
+
+def test_a_model_version_or_alias_nobody_knows_is_answered_with_those_that_are(catalog: Catalog) -> None:
+    with pytest.raises(ModelNotFound, match="no model 'flowers'; there are none yet"):
+        catalog.models.resolve(ModelRef(name="flowers"))
+    add_version(catalog)
+    catalog.models.set_alias("flowers", "champion", 1)
+
+    with pytest.raises(ModelNotFound, match=r"no version or alias 9; it has versions \[1\] and aliases \['champion'\]"):
+        catalog.models.resolve(ModelRef(name="flowers", version=9))
+    with pytest.raises(ModelNotFound, match=r"no model 'flower'; there are \['flowers'\]"):
+        catalog.models.resolve(ModelRef(name="flower"))
+    with pytest.raises(ModelNotFound):
+        catalog.models.set_alias("flowers", "champion", 2)
+    assert catalog.models.aliases() == {("flowers", 1): ("champion",)}
+
+
+def test_deployments_are_kept_until_they_are_forgotten(catalog: Catalog) -> None:
+    add_version(catalog)
+    add_version(catalog)
+    catalog.deployments.keep("api", model="flowers", version=1)
+    catalog.deployments.keep("api", model="flowers", version=2)
+    catalog.deployments.keep("other", model="flowers", version=1)
+    catalog.deployments.forget("other")
+
+    assert catalog.deployments.list() == [("api", ModelRef(name="flowers", version=2))]
+    with pytest.raises(sa.exc.IntegrityError):
+        catalog.deployments.keep("api", model="flowers", version=3)
+
+
+# Tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_known_but_kept_nowhere(catalog: Catalog) -> None:
+    token = catalog.tokens.issue("ada", "editor")
+    found = catalog.tokens.find(token)
+
+    assert found is not None
+    assert (found.name, found.role) == ("ada", "editor")
+    kept = b"".join(path.read_bytes() for path in catalog.path.parent.glob("catalog.sqlite*"))
+    assert token.encode() not in kept
+    assert token.removeprefix("mms_").encode() not in kept
+    assert hashlib.sha256(token.encode()).hexdigest().encode() in kept
+    assert len(token) > 40
+
+
+def test_only_the_newest_token_of_a_name_is_good(catalog: Catalog) -> None:
+    old = catalog.tokens.issue("ada", "editor")
+    new = catalog.tokens.issue("ada", "viewer")
+
+    assert catalog.tokens.find(old) is None
+    assert catalog.tokens.find(new) is not None
+    for wrong in ("", "mms_", new[:-1], new + " ", new.upper(), "' or 1=1 --"):
+        assert catalog.tokens.find(wrong) is None
