@@ -56,6 +56,7 @@ class JobRunner:
         jobs = self._workspace.catalog.jobs
         try:
             result = work(job, lambda progress: jobs.progress(job.id, progress))
+            jobs.finish(job.id, "succeeded", result=result)
         except BaseException as error:  # noqa: BLE001 (whatever ended it, the job gets its recorded end)
             if not isinstance(error, MmsError):
                 _log.error("job %s failed", job.id, exc_info=error)
@@ -64,5 +65,3 @@ class JobRunner:
             if not isinstance(error, MmsError):
                 problem["detail"] = f"{type(error).__name__}: {error}"
             jobs.finish(job.id, "failed", error=problem)
-        else:
-            jobs.finish(job.id, "succeeded", result=result)

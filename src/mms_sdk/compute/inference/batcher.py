@@ -144,7 +144,7 @@ class Batcher:
         self._batch_s = seconds if not self._batch_s else 0.9 * self._batch_s + 0.1 * seconds
         self.requests += len(batch)
         self.rows += len(rows)
-        finite = np.isfinite(scores).reshape(len(rows), -1).all(axis=1)
+        finite = np.atleast_1d(np.isfinite(scores).reshape(len(rows), -1).all(axis=1))
         answers: list[_Answer] = []
         at = 0
         for request in batch:

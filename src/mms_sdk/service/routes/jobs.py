@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from mms_sdk.errors import InvalidRequest, NotFound
 from mms_sdk.schema.job import Job, JobPage
@@ -53,4 +54,11 @@ def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
     path = service.workspace.job_folder(recorded.id) / name
     if not path.is_file():
         raise NotFound(f"job {job} has no file {name}; it is {recorded.state}")
-    return FileResponse(path, media_type="application/octet-stream", filename=name)
+    return _WholeFile(path, media_type="application/octet-stream", filename=name, headers={"accept-ranges": "none"})
+
+
+class _WholeFile(FileResponse):
+    # Starlette answers a Range that it does not understand in plain text. RFC 9110 lets a server ignore all of them.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [header for header in scope["headers"] if header[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)

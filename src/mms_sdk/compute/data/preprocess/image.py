@@ -175,15 +175,15 @@ class RandomRotate(_Fixed):
         def turn(one: jax.Array, angle: jax.Array) -> jax.Array:
             sine, cosine = jnp.sin(angle), jnp.cos(angle)
             where = [cosine * y + sine * x + (height - 1) / 2, cosine * x - sine * y + (width - 1) / 2]
-            sample = jax.vmap(
+            sample: Any = jax.vmap(
                 lambda channel: jax.scipy.ndimage.map_coordinates(channel, where, order=1, mode="nearest"),
                 in_axes=-1,
                 out_axes=-1,
             )
-            return sample(one)
+            return sample(one)  # type: ignore[no-any-return, no-untyped-call]
 
-        turn_all: Any = jax.vmap(turn)
-        return turn_all(batch, angles)  # type: ignore[no-any-return]
+        turned: jax.Array = jax.vmap(turn)(batch, angles)
+        return turned
 
 
 __all__ = ["Normalize", "RandomFlip", "RandomRotate", "RandomShift", "Resize"]
