@@ -11,11 +11,15 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # JAX_NUMPY_DTYPE_PROMOTION=strict is left out: optax.adam raises a float to the int32 step count, and Flax's BatchNorm
 # and avg_pool mix int32 with float32; each raises TypePromotionError under it.
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# What a shell starts in the background ignores interrupts, and so do its children; some tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first call of a jitted function compiles, which no deadline for one example allows for.
 hypothesis.settings.register_profile("mms", deadline=None)

@@ -145,7 +145,10 @@ BAD: dict[str, tuple[Any, int, tuple[str, ...]]] = {
 def test_what_is_no_tensor_of_this_model_is_refused_with_the_reason(service: Service, what: str) -> None:
     inputs, status, words = BAD[what]
 
-    check_problem(service.ask("POST", INFER, json={"inputs": inputs}, role="predict"), status, *words)
+    answer = service.ask("POST", INFER, json={"inputs": inputs}, role="predict")
+
+    check_problem(answer, status, *words)
+    assert answer.json()["error"] == answer.json()["detail"]  # where the protocol's clients look
 
     good = service.ask("POST", INFER, json={"inputs": [tensor(P, data=DATA)]}, role="predict")
     assert good.status == 200

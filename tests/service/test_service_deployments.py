@@ -72,12 +72,14 @@ def test_a_model_can_be_named_by_number_alias_or_neither(at: Service) -> None:
 
 
 def test_a_deployment_that_was_removed_is_gone_and_so_is_its_thread(at: Service) -> None:
+    before = set(threading.enumerate())
     put(at)
-    assert "mms-batcher-pets" in {thread.name for thread in threading.enumerate()}
+    threads = [thread for thread in set(threading.enumerate()) - before if thread.name == "mms-batcher-pets"]
+    assert len(threads) == 1
 
     assert at.ask("DELETE", "/v1/deployments/pets").status == 204
 
-    assert "mms-batcher-pets" not in {thread.name for thread in threading.enumerate()}
+    assert not threads[0].is_alive()
     check_problem(at.ask("POST", "/v1/models/pets:predict", json={"instances": []}), 404)
     check_problem(at.ask("DELETE", "/v1/deployments/pets"), 404)
     assert at.ask("GET", "/v1/deployments").json() == []

@@ -118,7 +118,7 @@ class Guard:
                 return
             if watched.started:  # the status line is gone; ending the connection is the only honest answer left
                 raise
-            await send_problem(watched, error)
+            await send_problem(watched, error, oip=scope["path"].startswith("/v2/"))
         finally:
             watched.done()
 

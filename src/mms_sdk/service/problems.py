@@ -39,11 +39,19 @@ def headers_for(error: BaseException) -> dict[str, str]:
     return {}
 
 
-async def send_problem(send: Any, error: BaseException) -> None:
-    """Answers an ASGI request with an error, and logs what nobody expected."""
+async def send_problem(send: Any, error: BaseException, *, oip: bool = False) -> None:
+    """Answers an ASGI request with an error, and logs what nobody expected.
+
+    Args:
+        send: ASGI's.
+        error: What went wrong.
+        oip: Say it in the member `error` too, where clients of the Open Inference Protocol look for it.
+    """
     if not isinstance(error, MmsError):
         _log.error("unexpected error", exc_info=error)
     problem = as_problem(error)
+    if oip:
+        problem["error"] = problem["detail"]
     headers = {"content-type": CONTENT_TYPE, **headers_for(error)}
     await send_bytes(send, problem["status"], orjson.dumps(problem), headers)
 

@@ -6,10 +6,12 @@ import gc
 import ipaddress
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -22,6 +24,7 @@ from mms_sdk.storage import files
 from mms_sdk.storage.workspace import Workspace
 
 TOKEN_FILE = "server.token"
+HEADERS_TIMEOUT_S = 10.0  # how long a connection may be open before the headers of its next request are complete
 
 
 def serve(
@@ -123,11 +126,12 @@ def _check_loopback(host: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that says where it listens, once it does."""
+    """A server that says where it listens, once it does, and does not wait for those who connect and say nothing."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
         super().__init__(config)
         self._announce = announce
+        self._silent: dict[Any, tuple[Any, float]] = {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM:
@@ -144,3 +148,21 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._announce(f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}")
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # once a second
+            self._close_silent()
+        return await super().on_tick(counter)
+
+    def _close_silent(self) -> None:
+        # uvicorn waits for the headers of a request as long as they take; enough connections that send none would keep
+        # everybody else out. One with the same finished request as before, or none, has been silent since then.
+        now, before, self._silent = time.monotonic(), self._silent, {}
+        for connection in self.server_state.connections:
+            request = getattr(connection, "cycle", None)
+            if request is not None and not request.response_complete:
+                continue
+            seen, since = before.get(connection, (None, now))
+            self._silent[connection] = (request, since if seen is request else now)
+            if now - self._silent[connection][1] > HEADERS_TIMEOUT_S:
+                connection.transport.close()

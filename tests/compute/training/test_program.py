@@ -354,3 +354,20 @@ def test_one_compilation_serves_full_and_padded_batches(pets: SmallData) -> None
     assert program.step._cache_size() == 1
     assert program.averages(totals, "train")["train/loss"] > 0
     np.testing.assert_equal(np.asarray(totals)[-1], 2 * 70)
+
+
+@pytest.mark.slow
+def test_hundreds_of_evaluation_batches_on_several_devices_do_not_wait_for_one_another_for_ever(
+    pets: SmallData,
+) -> None:
+    # Without a bound on the batches in flight, XLA's CPU devices run out of threads and end the process after 60 s.
+    program = make_program(mesh=make_mesh({"data": 8}))
+    loader = Loader(
+        pets.open(), "train", pipeline=program.pipeline, batch_size=8, seed=None, sharding=program.batch_sharding
+    )
+    one_epoch = loader.epoch
+    loader.epoch = lambda at: (batch for _ in range(80) for batch in one_epoch(at))  # type: ignore[method-assign]
+
+    totals = evaluate(program, program.init(), loader)
+
+    np.testing.assert_equal(np.asarray(totals)[-1], 80 * 70)

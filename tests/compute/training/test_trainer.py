@@ -371,19 +371,23 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_it_is_said(
 # A run that does not succeed --------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_fails_the_run_and_leaves_the_checkpoint_before(pets: SmallData) -> None:
-    exploding = optax.sgd(lambda step: jnp.where(step < BATCHES + 2, 0.01, jnp.nan))
+@pytest.mark.parametrize(("every", "by", "kept"), [("epoch", 18, [9]), ("4steps", 12, [8, 9])])
+def test_a_loss_that_is_no_number_fails_the_run_and_only_good_checkpoints_stay(
+    pets: SmallData, every: str, by: int, kept: list[int]
+) -> None:
+    exploding = optax.sgd(lambda step: jnp.where(step < BATCHES + 1, 0.01, jnp.nan))
 
     with pytest.raises(TrainingFailed) as failed:
-        fit(replace(SMALL, optimizer=exploding), pets)
+        fit(replace(SMALL, optimizer=exploding, checkpoint=Checkpoints(every=every, keep=2)), pets)
 
-    assert "it became nan in epoch 2 (step 18); lower the learning rate" in failed.value.message
+    assert f"it became nan in epoch 2, by step {by}; lower the learning rate" in failed.value.message
     job = newest_job(pets)
     assert (job.state, job.error) == ("failed", {"title": "training-failed", "detail": failed.value.message})
-    (checkpoint,) = checkpoints_of(pets, job.id)
-    checkpoint.verify()
-    assert checkpoint.step == BATCHES
-    assert all(np.isfinite(value).all() for value in plain_orbax(checkpoint.folder)["params"].values())
+    checkpoints = checkpoints_of(pets, job.id)
+    assert [checkpoint.step for checkpoint in checkpoints] == kept
+    for checkpoint in checkpoints:
+        checkpoint.verify()
+        assert all(np.isfinite(value).all() for value in plain_orbax(checkpoint.folder)["params"].values())
 
 
 class Spoiling(nnx.Module):

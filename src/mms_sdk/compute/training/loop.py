@@ -75,11 +75,37 @@ class Run:
     input_wait_s: float = 0.0
 
 
+class InFlight:
+    """Steps that the devices were given and that nobody has seen done.
+
+    Now and then it waits until no more than two are left: that bounds memory and shows errors soon, and two keep a
+    device busy. Waiting after every step would cost as much as a small step does. Where several devices exchange sums
+    it waits after every step all the same: on CPUs they do that on a few shared threads, and many steps in flight wait
+    for one another for ever.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._pause_s = _LOOK_EVERY_S if program.mesh.size == 1 else 0.0
+        self._looked_at = time.monotonic()
+        self._totals: deque[Totals] = deque()
+
+    def add(self, totals: Totals) -> Totals | None:
+        """Adds a step's totals; returns those of the last step that is done, if it looked."""
+        self._totals.append(totals)
+        if len(self._totals) <= _IN_FLIGHT or time.monotonic() - self._looked_at < self._pause_s:
+            return None
+        while len(self._totals) > _IN_FLIGHT:
+            seen = self._totals.popleft()
+        seen.block_until_ready()
+        self._looked_at = time.monotonic()
+        return seen
+
+
 def train(run: Run) -> Iterator[Step]:
     """Trains until the epochs are over or the stop policy says so, and yields after every step."""
     every_steps, every_s = run.policy.interval()
-    saved_at = logged_at = looked_at = time.monotonic()
-    in_flight: deque[Totals] = deque()
+    saved_at = logged_at = time.monotonic()
+    in_flight = InFlight(run.program)
     step, batches = run.program.step, run.train.reader.batches
     while run.position.epoch < run.epochs and not run.stopped:
         asked = time.monotonic()
@@ -89,21 +115,13 @@ def train(run: Run) -> Iterator[Step]:
             run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
             run.steps += 1
             run.position = batch.position
-            # Every now and then wait until no more than two steps are in flight: that bounds memory and shows errors
-            # soon, and two keep the device busy. Waiting after every step would cost as much as a small step does.
-            in_flight.append(run.totals)
-            if len(in_flight) > _IN_FLIGHT and time.monotonic() - looked_at > _LOOK_EVERY_S:
-                while len(in_flight) > _IN_FLIGHT:
-                    seen = in_flight.popleft()
-                seen.block_until_ready()
-                looked_at = time.monotonic()
-                if looked_at - logged_at > _LOG_EVERY_S:
-                    logged_at = looked_at
-                    metrics = run.program.averages(seen, "running")
-                    run.log.write({"step": run.steps - _IN_FLIGHT, "time": time.time(), **metrics})
+            seen = in_flight.add(run.totals)
+            if seen is not None and time.monotonic() - logged_at > _LOG_EVERY_S:
+                logged_at = time.monotonic()
+                running = run.program.averages(seen, "running")
+                run.log.write({"step": run.steps - _IN_FLIGHT, "time": time.time(), **running})
             last = batch.position.batch == batches
             if last:
-                in_flight.clear()
                 _end_epoch(run)
                 saved_at = time.monotonic()
             elif (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s):
@@ -120,12 +138,7 @@ def train(run: Run) -> Iterator[Step]:
 
 def _end_epoch(run: Run) -> None:
     epoch = run.position.epoch + 1
-    metrics = run.program.averages(run.totals, "train")
-    if not math.isfinite(metrics["train/loss"]):
-        raise TrainingFailed(
-            f"the training loss stays finite; it became {metrics['train/loss']} in epoch {epoch} (step {run.steps}); "
-            f"lower the learning rate or look at the data; the checkpoint of the epoch before is intact"
-        )
+    metrics = _finite(run)
     if run.val is not None:
         metrics |= run.program.averages(evaluate(run.program, run.program.tree(run.state), run.val), "val")
     run.history.append(metrics)
@@ -136,7 +149,19 @@ def _end_epoch(run: Run) -> None:
     _save(run, best=run.policy.is_best(run.history))
 
 
+def _finite(run: Run) -> dict[str, float]:
+    metrics = run.program.averages(run.totals, "train")
+    loss = metrics["train/loss"]
+    if not math.isfinite(loss):
+        raise TrainingFailed(
+            f"the training loss stays finite; it became {loss} in epoch {run.position.epoch + 1}, by step {run.steps}; "
+            f"lower the learning rate or look at the data; the checkpoints made before are intact"
+        )
+    return metrics
+
+
 def _save(run: Run, *, best: bool) -> None:
+    _finite(run)  # no checkpoint to go on from holds a state that is spoilt
     if best:
         run.best_step = run.steps
     meta = {
@@ -162,6 +187,8 @@ def _plain(value: float) -> float | str:
 def evaluate(program: Program, state: State, loader: Loader) -> Totals:
     """Metric sums over a whole split."""
     totals = program.zero_totals()
+    in_flight = InFlight(program)
     for batch in loader.epoch(Position()):
         totals = program.evaluate(state.params, state.rest, totals, batch.inputs, batch.labels, batch.weight)
+        in_flight.add(totals)
     return totals
