@@ -121,7 +121,12 @@ class Deployments:
             served.batcher.close()
 
     def restore(self) -> None:
-        """Serves again what the last server served; what cannot be is left out and logged, the others are served."""
+        """Serves again what the last server served; what cannot be is left out and logged, the others are served.
+
+        A workspace that keeps no deployments restores none: looking at it must not load what a server serves.
+        """
+        if not self._keep:
+            return
         for name, ref in self._workspace.catalog.deployments.list():
             try:
                 self.put(name, ref)
