@@ -30,6 +30,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks.table import Row
+
 SIDE = 28
 CLASSES = 10
 BINARY_HEAD = "inference-header-content-length"
@@ -93,6 +95,26 @@ def measure(*, seconds: float, rounds: int) -> list[dict[str, Any]]:
                         peers.append(_load(raw, call, clients=clients, seconds=seconds))
                     found.append(_row(kind, clients, ours, peers))
             return [*found, {"idle CPU of the server": f"{idle:.2%}"}]
+
+
+def rows(_folder: Path, *, quick: bool) -> list[Row]:
+    """The figures of `measure` as rows of the common table."""
+    *found, idle = measure(seconds=1.0 if quick else 4.0, rounds=2 if quick else 3)
+    told = [
+        Row(
+            what=f"serving an MLP, {each['request']}, {each['clients']} clients",
+            mms=f"{each['mms/s']:,} requests/s, p50 {each['p50 ms']} ms, p99 {each['p99 ms']} ms",
+            beside=f"raw ASGI batcher {each['raw/s']:,} requests/s, p50 {each['raw p50 ms']} ms",
+            ratio=each["ratio"],
+            target=">= 1.0" if each["clients"] > 1 else "",
+        )
+        for each in found
+    ]
+    busy = float(next(iter(idle.values())).rstrip("%")) / 100
+    return [
+        *told,
+        Row(what="idle server", mms=f"{busy:.2%} of a core", beside="1 %", ratio=busy / 0.01, target="<= 1.0"),
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

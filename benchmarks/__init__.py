@@ -1,0 +1,1 @@
+"""What MMS costs, beside what it is built on: `python -m benchmarks`."""
