@@ -179,7 +179,7 @@ def test_a_connection_in_use_is_kept_however_long_it_is_open(service: Service, p
         while time.monotonic() < until:
             connection.sendall(asked)
             assert status(connection.recv(65536)) == 200
-            time.sleep(0.4)
+            time.sleep(0.1)
 
 
 @pytest.mark.slow

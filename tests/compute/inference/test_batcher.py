@@ -15,7 +15,7 @@ from mms_sdk.compute.inference.batcher import Batcher
 from mms_sdk.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 
 Rows = NDArray[Any]
-LONG = 30.0
+LONG = 3600.0
 POISON, NAN, INF = -1.0, -2.0, -3.0
 
 
