@@ -84,23 +84,23 @@ def test_a_position_has_its_row_whichever_others_are_asked_with_it(size: int, se
 
 
 def test_the_order_is_the_published_one_so_that_runs_can_be_continued_after_an_upgrade() -> None:
-    """Written a second time with Python's whole numbers: Feistel rounds, keys of NumPy's SeedSequence, MurmurHash3."""
-    everything = 2**64 - 1
+    """Written a second time with Python's whole numbers: Feistel rounds, keys of NumPy's SeedSequence, two products."""
+    everything = 2**32 - 1
 
-    def mix(value: int) -> int:
-        value = (value ^ value >> 33) * 0xFF51AFD7ED558CCD & everything
-        value = (value ^ value >> 33) * 0xC4CEB9FE1A85EC53 & everything
-        return value ^ value >> 33
+    def mix(value: int, bits: int) -> int:
+        value = value * 0x85EBCA6B & everything
+        value = (value ^ value >> 15) * 0xC2B2AE35 & everything
+        return value >> 32 - bits
 
     def at(position: int, size: int, seed: int, epoch: int) -> int:
         bits = max(2, (size - 1).bit_length())
         rounds = 6 if bits >= 8 else 12
-        keys = np.random.SeedSequence([seed, epoch]).generate_state(rounds, np.uint64).tolist()
+        keys = np.random.SeedSequence([seed, epoch]).generate_state(rounds, np.uint32).tolist()
         while True:
             low_bits = bits // 2
             high, low = divmod(position, 2**low_bits)
             for key in keys:
-                low, high = high, low ^ mix((high + key) & everything) % 2**low_bits
+                low, high = high, low ^ mix((high + key) & everything, low_bits)
                 low_bits = bits - low_bits
             position = high * 2 ** (bits // 2) + low
             if position < size:

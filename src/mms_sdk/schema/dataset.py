@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mms_sdk.schema.base import Schema
+from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
 
 FORMAT_VERSION = 1
@@ -47,9 +48,8 @@ class Column(Schema):
         """Bytes of one row, or None where rows vary."""
         import numpy as np
 
-        if self.shape is None:
-            return None
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+        # `math.prod`: the reader asks for every batch, and NumPy's takes longer than the rest of the question.
+        return None if self.shape is None else np.dtype(self.dtype).itemsize * prod(self.shape)
 
 
 class Part(Schema):
@@ -105,7 +105,7 @@ class Snapshot(Schema):
 # What a person asks for when they ingest ------------------------------------------------------------------------
 
 
-class ImageFolder(Schema):
+class ImageFolder(Asked):
     """A folder with one sub-folder of pictures for each class.
 
     Attributes:
@@ -123,20 +123,22 @@ class ImageFolder(Schema):
         given = {} if path is None else {"path": str(path) if isinstance(path, PurePath) else path}
         super().__init__(**given, **fields)
 
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
-class DropUnreadable(Schema):
+
+class DropUnreadable(Asked):
     """Drops files that do not decode to a picture."""
 
     step: Literal["drop-unreadable"] = "drop-unreadable"
 
 
-class DropDuplicates(Schema):
+class DropDuplicates(Asked):
     """Drops pictures whose bytes were seen before, in this ingest or in the dataset; the first one stays."""
 
     step: Literal["drop-duplicates"] = "drop-duplicates"
 
 
-class DropOddSizes(Schema):
+class DropOddSizes(Asked):
     """Drops pictures whose size differs from the one nearly all others have.
 
     Attributes:
@@ -151,7 +153,7 @@ class DropOddSizes(Schema):
 CleanStep = Annotated[DropUnreadable | DropDuplicates | DropOddSizes, Field(discriminator="step")]
 
 
-class Split(Schema):
+class Split(Asked):
     """How rows are placed into train, val and test.
 
     Fractions are held within each class, and a row's place never changes afterwards: rows added later are placed so
@@ -182,7 +184,7 @@ class Split(Schema):
         return {name: getattr(self, name) for name in SPLITS if getattr(self, name) > 0}
 
 
-class IngestSpec(Schema):
+class IngestSpec(Asked):
     """Everything an ingest job needs to know."""
 
     source: ImageFolder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,33 +47,34 @@ def permuted(positions: Rows, *, size: int, seed: int, epoch: int) -> Rows:
 
 
 def _keys(seed: int, epoch: int, rounds: int) -> Array:
-    return np.random.SeedSequence([seed & 2**63 - 1, epoch]).generate_state(rounds, np.uint64)
+    return np.random.SeedSequence([seed & 2**63 - 1, epoch]).generate_state(rounds, np.uint32)
 
 
 def _feistel(values: Array, bits: int, keys: Array) -> Array:
     # Unbalanced halves that swap sizes each round cover any number of bits, so at most half the range is walked.
     low_bits, high_bits = bits // 2, bits - bits // 2
-    low, high = values & np.uint64((1 << low_bits) - 1), values >> np.uint64(low_bits)
+    low = (values & np.uint64((1 << low_bits) - 1)).astype(np.uint32)
+    high = (values >> np.uint64(low_bits)).astype(np.uint32)
     for key in keys:
-        low, high = high, low ^ (_mix(high + key) & np.uint64((1 << low_bits) - 1))
+        mixed = _mix(high + key, low_bits)
+        mixed ^= low
+        low, high = high, mixed
         low_bits, high_bits = high_bits, low_bits
-    return high << np.uint64(low_bits) | low
+    joined: Array = high.astype(np.uint64) << np.uint64(low_bits) | low
+    return joined
 
 
-def _mix(values: Array) -> Array:
-    # The finaliser of MurmurHash3 (public domain; A. Appleby), which spreads every input bit over all output bits.
-    # In place, because fresh arrays of a window's size cost more than the arithmetic.
-    mixed: Array = values >> np.uint64(33)
-    mixed ^= values
-    mixed *= np.uint64(0xFF51AFD7ED558CCD)
-    mixed ^= mixed >> np.uint64(33)
-    mixed *= np.uint64(0xC4CEB9FE1A85EC53)
-    mixed ^= mixed >> np.uint64(33)
-    return mixed
+def _mix(values: Array, bits: int) -> Array:
+    # The top bits of a product depend on all below: two products, with the multipliers of MurmurHash3 (public domain;
+    # A. Appleby). In place and in 32 bits, because what this costs is the memory it goes through.
+    values *= np.uint32(0x85EBCA6B)
+    values ^= values >> np.uint32(15)
+    values *= np.uint32(0xC2B2AE35)
+    values >>= np.uint32(32 - bits)
+    return values
 
 
-@dataclass(frozen=True, kw_only=True)
-class Position:
+class Position(NamedTuple):
     """Where a reader stands: all of its state.
 
     Attributes:
@@ -204,10 +205,12 @@ class Reader:
         begin = at.batch * self.batch_size
         end = begin + batches * self.batch_size
         ordered = self._ordered(at.epoch, begin, min(end, self.rows))
-        padding = np.full(end - begin - len(ordered), -1)
-        rows = np.concatenate([ordered, padding]).reshape(batches, self.batch_size)[:, self._mine]
+        padding = end - begin - len(ordered)
+        if padding:
+            ordered = np.concatenate([ordered, np.full(padding, -1)])
+        rows = ordered.reshape(batches, self.batch_size)[:, self._mine]
         weight = (rows >= 0).astype(np.float32)
-        if len(padding):
+        if padding:
             known = rows[-1][rows[-1] >= 0]
             rows[-1] = np.resize(known if len(known) else self._rows[:1], rows.shape[1])
         positions = tuple(Position(epoch=at.epoch, batch=at.batch + number + 1) for number in range(batches))

@@ -7,8 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -25,8 +24,7 @@ _CACHE_SHARE = 0.25  # of the memory that is free: the rest is for the model and
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class DeviceBatch:
+class DeviceBatch(NamedTuple):  # made for every step, and half as dear as a frozen dataclass
     """One batch on the devices.
 
     Attributes:

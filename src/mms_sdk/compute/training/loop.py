@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.training.policies import Checkpoints, StopPolicy
@@ -22,12 +23,12 @@ from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
 
 _IN_FLIGHT = 2
-_LOOK_EVERY_S = 0.002
+_LOOK_EVERY_S = 0.01
 _LOG_EVERY_S = 0.25
+_NO_METRICS: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What the loop reports after each step, without waiting for the device.
 
     Attributes:
@@ -42,7 +43,7 @@ class Step:
     epoch: int
     batch: int
     batches: int
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = _NO_METRICS
 
 
 @dataclass(kw_only=True)
@@ -78,25 +79,26 @@ class Run:
 class InFlight:
     """Steps that the devices were given and that nobody has seen done.
 
-    Now and then it waits until no more than two are left: that bounds memory and shows errors soon, and two keep a
-    device busy. Waiting after every step would cost as much as a small step does. Where several devices exchange sums
-    it waits after every step all the same: on CPUs they do that on a few shared threads, and many steps in flight wait
-    for one another for ever.
+    A look at a step waits for the one looked at two looks before: that bounds memory, shows errors soon, and leaves a
+    device busy whatever Python does meanwhile. Steps of ten milliseconds or more are each looked at, so two of them
+    are in flight; tiny ones a hundred times a second, because waiting for each would cost as much as it does. Where
+    several devices exchange sums each step is looked at: on CPUs they do that on a few shared threads, and many steps
+    in flight wait for one another for ever.
     """
 
     def __init__(self, program: Program) -> None:
         self._pause_s = _LOOK_EVERY_S if program.mesh.size == 1 else 0.0
-        self._looked_at = time.monotonic()
-        self._totals: deque[Totals] = deque()
+        self._looked_at = 0.0
+        self._looks: deque[tuple[int, Totals]] = deque()
 
-    def add(self, totals: Totals) -> Totals | None:
-        """Adds a step's totals; returns those of the last step that is done, if it looked."""
-        self._totals.append(totals)
-        if len(self._totals) <= _IN_FLIGHT or time.monotonic() - self._looked_at < self._pause_s:
+    def add(self, number: int, totals: Totals) -> tuple[int, Totals] | None:
+        """Adds a step; if it looked, returns the number and totals of one that is done."""
+        if time.monotonic() - self._looked_at < self._pause_s:
             return None
-        while len(self._totals) > _IN_FLIGHT:
-            seen = self._totals.popleft()
-        seen.block_until_ready()
+        self._looks.append((number, totals))
+        seen = self._looks.popleft() if len(self._looks) > _IN_FLIGHT else None
+        if seen is not None:
+            seen[1].block_until_ready()
         self._looked_at = time.monotonic()
         return seen
 
@@ -115,11 +117,12 @@ def train(run: Run) -> Iterator[Step]:
             run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
             run.steps += 1
             run.position = batch.position
-            seen = in_flight.add(run.totals)
+            seen = in_flight.add(run.steps, run.totals)
             if seen is not None and time.monotonic() - logged_at > _LOG_EVERY_S:
                 logged_at = time.monotonic()
-                running = run.program.averages(seen, "running")
-                run.log.write({"step": run.steps - _IN_FLIGHT, "time": time.time(), **running})
+                number, totals = seen
+                running = run.program.averages(totals, "running")
+                run.log.write({"step": number, "time": time.time(), **running})
             last = batch.position.batch == batches
             if last:
                 _end_epoch(run)
@@ -127,9 +130,8 @@ def train(run: Run) -> Iterator[Step]:
             elif (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s):
                 _save(run, best=False)
                 saved_at = time.monotonic()
-            yield Step(
-                run.steps, batch.position.epoch + 1, batch.position.batch, batches, run.history[-1] if last else {}
-            )
+            metrics = run.history[-1] if last else _NO_METRICS
+            yield Step(run.steps, batch.position.epoch + 1, batch.position.batch, batches, metrics)
             asked = time.monotonic()
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
     # The promise of a finished run is that its checkpoints are on the disk.
@@ -188,7 +190,7 @@ def evaluate(program: Program, state: State, loader: Loader) -> Totals:
     """Metric sums over a whole split."""
     totals = program.zero_totals()
     in_flight = InFlight(program)
-    for batch in loader.epoch(Position()):
+    for number, batch in enumerate(loader.epoch(Position())):
         totals = program.evaluate(state.params, state.rest, totals, batch.inputs, batch.labels, batch.weight)
-        in_flight.add(totals)
+        in_flight.add(number, totals)
     return totals
