@@ -1,8 +1,7 @@
 """Serving: requests a second of one model behind MMS, beside the least code that could serve it.
 
-`python -m benchmarks.serving` from the repository's root. The model is an MLP 784-256-256-10 over 28×28×1 uint8. Both
-servers run in processes of their own under uvicorn on a loopback port; the rounds of the two alternate, and the best
-of each counts, so that what else the machine does falls on neither alone.
+The model is an MLP 784-256-256-10 over 28×28×1 uint8. Both servers run in processes of their own under uvicorn on a
+loopback port, and take turns.
 
 The load comes from `wrk` where it is installed (Debian: `apt-get install wrk`). Without it, it comes from an asyncio
 client in this process, which takes more of the machine than the servers do and so narrows every difference.
@@ -10,7 +9,6 @@ client in this process, which takes more of the machine than the servers do and 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -24,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import numpy as np
 import psutil
@@ -35,6 +33,7 @@ from benchmarks.table import Row
 SIDE = 28
 CLASSES = 10
 BINARY_HEAD = "inference-header-content-length"
+LOAD = "wrk" if shutil.which("wrk") else "asyncio client"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,86 +61,64 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server that answers."""
+    """A server that answers.
+
+    Attributes:
+        ready_s: From the start of its process to the first connection it took.
+    """
 
     port: int
     token: str
     process: psutil.Process
+    ready_s: float
 
 
-def main() -> None:
-    """Measures and prints the table."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seconds", type=float, default=4.0, help="of each round")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--json", action="store_true")
-    asked = options.parse_args()
-    rows = measure(seconds=asked.seconds, rounds=asked.rounds)
-    print(json.dumps(rows, indent=2) if asked.json else table(rows))
+def rows(folder: Path, *, quick: bool) -> list[Row]:
+    """The rows of this topic."""
+    seconds, rounds = (1.0, 1) if quick else (4.0, 5)
+    artifact = _register(folder)
+    with _mms(folder) as mms, _raw(artifact) as raw:
+        found = [
+            _limit("server ready", mms.ready_s, 5.0, "s"),
+            _limit("server's memory", mms.process.memory_info().rss / 2**20, 300, "MiB"),
+            _limit("idle server", 100 * _idle_cpu(mms), 1, "% of a core"),
+        ]
+        for kind, call in _calls().items():
+            for clients in (64, 1):
+                seen: dict[str, list[Figures]] = {"mms": [], "raw": []}
+                for _ in range(rounds):
+                    seen["mms"].append(_load(mms, call, clients=clients, seconds=seconds))
+                    seen["raw"].append(_load(raw, call, clients=clients, seconds=seconds))
+                found += _compared(kind, clients, seen["mms"], seen["raw"])
+    return found
 
 
-def measure(*, seconds: float, rounds: int) -> list[dict[str, Any]]:
-    """One row for each kind of request and number of clients."""
-    with tempfile.TemporaryDirectory(prefix="mms-serving-") as scratch:
-        artifact = _register(Path(scratch))
-        with _mms(Path(scratch)) as mms, _raw(artifact) as raw:
-            idle = _idle_cpu(mms)
-            found = []
-            for kind, call in _calls().items():
-                for clients in (64, 1):
-                    ours, peers = [], []
-                    for _ in range(rounds):
-                        ours.append(_load(mms, call, clients=clients, seconds=seconds))
-                        peers.append(_load(raw, call, clients=clients, seconds=seconds))
-                    found.append(_row(kind, clients, ours, peers))
-            return [*found, {"idle CPU of the server": f"{idle:.2%}"}]
-
-
-def rows(_folder: Path, *, quick: bool) -> list[Row]:
-    """The figures of `measure` as rows of the common table."""
-    *found, idle = measure(seconds=1.0 if quick else 4.0, rounds=2 if quick else 3)
-    told = [
-        Row(
-            what=f"serving an MLP, {each['request']}, {each['clients']} clients",
-            mms=f"{each['mms/s']:,} requests/s, p50 {each['p50 ms']} ms, p99 {each['p99 ms']} ms",
-            beside=f"raw ASGI batcher {each['raw/s']:,} requests/s, p50 {each['raw p50 ms']} ms",
-            ratio=each["ratio"],
-            target=">= 1.0" if each["clients"] > 1 else "",
-        )
-        for each in found
-    ]
-    busy = float(next(iter(idle.values())).rstrip("%")) / 100
+def _compared(kind: str, clients: int, ours: list[Figures], peers: list[Figures]) -> list[Row]:
+    mms, raw = (_median(figures) for figures in (ours, peers))
+    what = f"{kind} from {clients} client{'s' * (clients > 1)} ({LOAD})"
+    speed = Row(
+        what=what,
+        mms=f"{mms.requests_s:,.0f} requests/s, p50 {mms.p50_ms:.2f} ms, p99 {mms.p99_ms:.2f} ms",
+        beside=f"raw ASGI batcher {raw.requests_s:,.0f}/s, {raw.p50_ms:.2f} ms, {raw.p99_ms:.2f} ms",
+        ratio=median(one.requests_s / other.requests_s for one, other in zip(ours, peers, strict=True)),
+        target=">= 1.0" if clients > 1 else "",
+    )
+    if clients == 1:
+        return [speed, _limit(f"{what}: p50", mms.p50_ms, 0.6, "ms")]
     return [
-        *told,
-        Row(what="idle server", mms=f"{busy:.2%} of a core", beside="1 %", ratio=busy / 0.01, target="<= 1.0"),
+        speed,
+        _limit(f"{what}: p99", mms.p99_ms, 3 * mms.p50_ms, "ms"),
+        _limit(f"{what}: CPU of a request", mms.cpu_ms, 0.15, "ms"),
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text."""
-    lines = [f"load: {'wrk' if shutil.which('wrk') else 'asyncio client in Python; wrk is not installed'}"]
-    for row in rows:
-        lines.append("  ".join(f"{name} {value}" for name, value in row.items()))
-    return "\n".join(lines)
+def _limit(what: str, seen: float, limit: float, unit: str) -> Row:
+    beside = f"{limit:.3g} {unit}"
+    return Row(what=what, mms=f"{seen:.3g} {unit}", beside=beside, ratio=seen / limit, target="<= 1.0")
 
 
-def _row(kind: str, clients: int, ours: list[Figures], peers: list[Figures]) -> dict[str, Any]:
-    mms, raw = (max(figures, key=lambda each: each.requests_s) for figures in (ours, peers))
-    return {
-        "request": kind,
-        "clients": clients,
-        "mms/s": round(mms.requests_s),
-        "raw/s": round(raw.requests_s),
-        "ratio": round(mms.requests_s / raw.requests_s, 3),
-        "target": 1.0 if clients > 1 else None,
-        "p50 ms": round(mms.p50_ms, 2),
-        "p99 ms": round(mms.p99_ms, 2),
-        "p99/p50": round(mms.p99_ms / mms.p50_ms, 2),
-        "raw p50 ms": round(raw.p50_ms, 2),
-        "raw p99 ms": round(raw.p99_ms, 2),
-        "cpu ms": round(mms.cpu_ms, 3),
-        "raw cpu ms": round(raw.cpu_ms, 3),
-    }
+def _median(figures: list[Figures]) -> Figures:
+    return sorted(figures, key=lambda each: each.requests_s)[len(figures) // 2]
 
 
 def _calls() -> dict[str, Call]:
@@ -187,30 +164,31 @@ def _mms(scratch: Path) -> Iterator[Server]:
         "serve(Workspace(Path(sys.argv[1])), port=int(sys.argv[2]), models=['mlp'])"
     )
     port = _free_port()
-    with _process([sys.executable, "-c", program, str(scratch / "workspace"), str(port)], port) as process:
+    with _process([sys.executable, "-c", program, str(scratch / "workspace"), str(port)], port) as (process, ready_s):
         token = (scratch / "workspace" / "server.token").read_text().strip()
-        yield Server(port=port, token=token, process=process)
+        yield Server(port=port, token=token, process=process, ready_s=ready_s)
 
 
 @contextlib.contextmanager
 def _raw(artifact: Path) -> Iterator[Server]:
     port = _free_port()
     program = [sys.executable, str(Path(__file__).with_name("raw_asgi.py")), str(artifact), str(port)]
-    with _process(program, port) as process:
-        yield Server(port=port, token="", process=process)
+    with _process(program, port) as (process, ready_s):
+        yield Server(port=port, token="", process=process, ready_s=ready_s)
 
 
 @contextlib.contextmanager
-def _process(command: list[str], port: int) -> Iterator[psutil.Process]:
+def _process(command: list[str], port: int) -> Iterator[tuple[psutil.Process, float]]:
+    began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        for _ in range(1200):
             if process.poll() is not None:
                 raise RuntimeError(f"the server ended with {process.returncode}: {command}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
-            time.sleep(0.1)
-        yield psutil.Process(process.pid)
+            time.sleep(0.05)
+        yield psutil.Process(process.pid), time.monotonic() - began
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -234,7 +212,7 @@ def _cpu_s(server: Server) -> float:
 
 
 def _load(server: Server, call: Call, *, clients: int, seconds: float) -> Figures:
-    load = _with_wrk if shutil.which("wrk") else _with_asyncio
+    load = _with_wrk if LOAD == "wrk" else _with_asyncio
     load(server, call, clients, 0.5)
     before = _cpu_s(server)
     count, requests_s, p50, p99 = load(server, call, clients, seconds)
@@ -296,7 +274,3 @@ def _with_asyncio(server: Server, call: Call, clients: int, seconds: float) -> t
     took = asyncio.run(everybody())
     p50, p99 = np.percentile(taken, (50, 99)) * 1000
     return len(taken), len(taken) / took, float(p50), float(p99)
-
-
-if __name__ == "__main__":
-    main()

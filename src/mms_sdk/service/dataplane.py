@@ -145,7 +145,8 @@ class DataPlane:
         prepare = served.predictor.prepare
         if isinstance(instances[0], bytes):
             return np.stack(await asyncio.to_thread(lambda: [prepare(picture) for picture in instances]))
-        return np.stack([prepare(pixels) for pixels in instances])
+        rows = [prepare(pixels) for pixels in instances]
+        return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
     async def _infer(
         self, served: Served, scope: Scope, headers: dict[str, str], body: bytes

@@ -115,6 +115,18 @@ def test_each_of_many_requests_at_once_gets_its_own_answer() -> None:
     assert device.threads == {"mms-batcher-t"}
 
 
+def test_a_model_that_answers_more_or_fewer_rows_than_it_was_asked_fails_alone() -> None:
+    async def ask(batcher: Batcher) -> Rows:
+        return await batcher.submit(rows_of(1, 2), deadline_s=LONG)
+
+    short = Batcher(lambda rows: answer_to(rows)[1:], max_batch_rows=8, max_queue_rows=8, name="short")
+    with pytest.raises(Unavailable, match="it gave 1 answers to 2 rows"):
+        asyncio.run(ask(short))
+    with pytest.raises(Unavailable, match="it gave 1 answers"):  # the thread that answers goes on
+        asyncio.run(ask(short))
+    short.close()
+
+
 def test_requests_of_several_event_loops_each_get_their_own_answer() -> None:
     device = Device()
     device.takes_s = 0.001

@@ -48,7 +48,8 @@ class Batcher:
         self._max_queue_rows = max_queue_rows
         self._name = name
         # The dispatch thread takes no lock that an event loop might wait for: each side has a counter of its own.
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Request] | None] = queue.SimpleQueue()
+        self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._admitting = threading.Lock()
         self._admitted_rows = 0
         self._taken_rows = 0
@@ -87,6 +88,9 @@ class Batcher:
         """Answers what is queued, then ends the thread."""
         with self._admitting:
             self._closed = True
+            for gathered in self._gathered.values():
+                self._queue.put(gathered)
+            self._gathered.clear()
             self._queue.put(None)
         self._thread.join()
 
@@ -104,28 +108,40 @@ class Batcher:
                     retry_after_s=max(1.0, wait),
                 )
             self._admitted_rows += len(request.rows)
-            self._queue.put(request)
+            # What an event loop reads in one turn goes to the dispatch thread together. Woken by the first of sixty, it
+            # would take the interpreter from the loop and compute that one alone.
+            loop = request.future.get_loop()
+            gathered = self._gathered.setdefault(loop, [])
+            gathered.append(request)
+            if len(gathered) == 1:
+                loop.call_soon(self._send, loop)
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._admitting:
+            if gathered := self._gathered.pop(loop, None):
+                self._queue.put(gathered)
 
     def _dispatch(self) -> None:
         batch: list[_Request] = []
         room = self.max_batch_rows
         while True:
             try:
-                request = self._queue.get(block=not batch)
+                requests = self._queue.get(block=not batch)
             except queue.Empty:
                 self._answer(batch)
                 batch, room = [], self.max_batch_rows
                 continue
-            if request is None:
+            if requests is None:
                 break
-            self._taken_rows += len(request.rows)
-            if request.future.done():  # whoever gave up or was too late costs the device nothing
-                continue
-            if len(request.rows) > room:
-                self._answer(batch)
-                batch, room = [], self.max_batch_rows
-            batch.append(request)
-            room -= len(request.rows)
+            for request in requests:
+                self._taken_rows += len(request.rows)
+                if request.future.done():  # whoever gave up or was too late costs the device nothing
+                    continue
+                if len(request.rows) > room:
+                    self._answer(batch)
+                    batch, room = [], self.max_batch_rows
+                batch.append(request)
+                room -= len(request.rows)
         if batch:
             self._answer(batch)
 
@@ -137,6 +153,8 @@ class Batcher:
         try:
             rows = batch[0].rows if len(batch) == 1 else np.concatenate([request.rows for request in batch])
             scores = self._scores(rows)
+            if len(scores) != len(rows):
+                raise ValueError(f"it gave {len(scores)} answers to {len(rows)} rows")
         except Exception as error:  # noqa: BLE001  (whatever it is, the next batch deserves its answer)
             self._fail(batch, error)
             return
