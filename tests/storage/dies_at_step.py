@@ -25,6 +25,7 @@ from typing import Any, Self
 
 EVENTS = {"os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink"}
 FREES = {"os.remove", "os.rmdir", "os.rename"}
+HANGS_AFTER_S = 60
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -142,6 +143,7 @@ def ingest(folder: Path) -> None:
     ingest(
         workspace.open_or_create_dataset("flowers"),
         spec,
+        job="one",
         folder=workspace.job_folder("one"),
         tell=lambda _progress: None,
     )
@@ -157,6 +159,7 @@ WORK: dict[str, Callable[[Path], None]] = {
 
 def run_child(work: Callable[[Path], None], folder: Path, steps: Steps, report: int) -> None:
     error: BaseException | None = None
+    signal.alarm(HANGS_AFTER_S)  # a child that hangs must not outlive the test
     steps.watch()
     try:
         work(folder)
@@ -181,6 +184,8 @@ def one(name: str, how: str, template: Path, out: Path, number: int) -> dict[str
         told = json.loads(pipe.read() or b"{}")
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status)
+    if killed and os.WTERMSIG(status) == signal.SIGALRM:
+        raise SystemExit(f"step {number} of {name} hangs")
     if killed:
         told["where"] = (out / f"{number:03d}.where").read_text().splitlines()[-1].replace(str(folder), "")
     return {"step": number, "killed": killed, **told}
