@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,10 +51,11 @@ def test_every_verb_has_help_and_takes_json(capsys: pytest.CaptureFixture[str]) 
         assert "--json" in out
 
 
-@pytest.mark.usefixtures("workspace")
-def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(
+    capsys: pytest.CaptureFixture[str], workspace: Path
+) -> None:
     for verb in ("datasets", "models", "jobs"):
-        assert run(capsys, verb)[:2] == (0, f"no {verb} yet\n")
+        assert run(capsys, verb)[:2] == (0, f"no {verb} yet in {workspace}\n")
         code, out, _ = run(capsys, verb, "--json")
         assert (code, json.loads(out)) == (0, [])
 
@@ -58,8 +63,15 @@ def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["frobnicate"], 2, "invalid choice"),
+        (["tran"], 2, "did you mean train?"),
         (["datasets", "show"], 2, "usage: mms datasets"),
+        (["datasets", "list", "flowers"], 2, "usage: mms datasets"),
+        (["datasets", "show", "flowers", "photos"], 2, "usage: mms datasets"),
+        (["datasets", "shwo", "flowers"], 2, "did you mean show?"),
+        (["models", "--alias", "champion"], 2, "name it: mms models MODEL"),
+        (["train", "flowers", "--learning-rate", "-1"], 2, "a number above 0"),
+        (["train", "flowers", "--learning-rate", "nan"], 2, "a number above 0"),
+        (["serve", "flowers", "flowers@2"], 1, "got 'flowers' more than once"),
         (["datasets", "ingest", "flowers"], 2, "usage: mms datasets"),
         (["datasets", "show", "flowers"], 1, "no dataset 'flowers'"),
         (["datasets", "show", "../etc"], 1, "a dataset name has"),
@@ -141,3 +153,86 @@ def test_doctor_looks_at_everything_and_shows_no_secret(capsys: pytest.CaptureFi
     assert "mms_secret" not in out
     workspace.chmod(0o755)
     assert "chmod 700" in run(capsys, "doctor")[1]
+
+
+# The words in order, on a few pictures ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark and bright pictures; one dark one lies among the bright, and one file is no picture."""
+    folder = tmp_path_factory.mktemp("photos") / "my photos"
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        name, low = ("dark", 0) if number % 2 else ("bright", 150)
+        path = folder / name / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(low, low + 100, (8, 8)).astype(np.uint8)).save(path)
+    shutil.copy(folder / "dark" / "01.png", folder / "bright" / "odd.png")
+    (folder / "dark" / "note.png").write_text("no picture")
+    return folder
+
+
+def test_ingest_says_what_was_left_out_and_that_a_picture_lies_in_two_classes(
+    capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path
+) -> None:
+    code, out, _ = run(capsys, "datasets", "ingest", "shades", str(photos))
+    told = dict(line.split("  ", 1) for line in out.splitlines())
+
+    assert code == 0
+    assert "80 of 82 files" in told["ingested"]
+    assert "1 dropped, e.g. dark/note.png" in told["drop-unreadable"]
+    assert "1 × the same picture in two classes" in told["note"]
+    code, out, _ = run(capsys, "datasets", "rejects", "shades", "--json")
+    left_out = json.loads(out)
+    assert {reject["source"] for reject in left_out} < {"dark/note.png", "dark/01.png", "bright/odd.png"}
+    assert (code, len(left_out)) == (0, 2)
+    assert workspace.is_dir()
+
+
+def test_a_run_that_is_ended_from_outside_is_resumed_registered_and_asked(
+    capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path, tmp_path: Path
+) -> None:
+    assert run(capsys, "datasets", "ingest", "shades", str(photos))[0] == 0
+    words = [sys.executable, "-m", "mms_sdk.cli", "train", "shades", "--model", "mlp", "--patience", "9999"]
+    environment = {**os.environ, "MMS_WORKSPACE": str(workspace)}
+    process = subprocess.Popen(
+        [*words, "--epochs", "9999"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    seen = next(line for line in process.stderr if "epoch" in line)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    (job,) = json.loads(run(capsys, "jobs", "--json", "--limit", "1")[1])
+    assert "val/loss" in seen
+    assert (process.returncode, out) == (143, "")
+    assert f"mms: terminated; the job is {job['id']}; resume='{job['id']}'" in err
+    assert "Traceback" not in err
+    assert (job["kind"], job["state"]) == ("train", "cancelled")
+    done = job["progress"]["done"]
+
+    more = str(done + 2)
+    words = ["train", "shades", "--model", "mlp", "--patience", "9999", "--epochs", more, "--resume", job["id"]]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "shades@1" in out
+    assert "test/accuracy" in out
+
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    pictures = [str(photos / "dark" / "03.png"), str(bad), str(photos / "bright" / "02.png")]
+    code, out, _ = run(capsys, "predict", "shades", *pictures)
+    dark, failed, bright = (line.rpartition("png ")[2].strip() for line in out.splitlines())
+    assert code == 1  # a part has no answer
+    assert dark.startswith("dark ")
+    assert bright.startswith("bright ")
+    assert "no answer: this is not a readable picture" in failed
+    code, out, _ = run(capsys, "predict", "shades", "--json", *pictures[:2])
+    assert (code, json.loads(out)[pictures[0]]["ranked"][0]["label"]) == (1, "dark")
+
+    code, _, err = run(capsys, "predict", "shades", str(photos), "--to", str(tmp_path / "out.csv"))
+    assert (code, list(tmp_path.glob("out*"))) == (1, [])
+    assert "a Parquet file, e.g. predictions.parquet" in err
+    code, out, _ = run(capsys, "predict", "shades", str(photos), "--to", str(tmp_path / "out.parquet"))
+    assert code == 0
+    assert "1 of them without a prediction, e.g. dark/note.png: this is not a readable picture" in out

@@ -7,28 +7,48 @@ as JSON, a notebook shows it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mms_sdk.errors import InvalidRequest, MmsError
+import mms_sdk
+from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
 
 if TYPE_CHECKING:
+    from mms_sdk.client.datasets import Dataset
+    from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
 
 Command = Callable[[argparse.Namespace], Any]
+_SIDE = 64  # pixels a side that pictures of many sizes are brought to, unless a person says otherwise
 
 
 class UsageProblem(Exception):
     """The words of a command do not fit; the message says which and how they would."""
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as an interrupt does: what it was doing gets its recorded end."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageProblem(f"{message}\n{self.format_usage().strip()}\nmore: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(choices)}{meant}")
 
 
 def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
@@ -36,6 +56,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog, description="Massive Model as a Service: from a folder of data to a model that answers."
     )
+    parser.add_argument("--version", action="version", version=f"mms {mms_sdk.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     where = _Parser(add_help=False)
     where.add_argument("--workspace", metavar="FOLDER", help="the workspace; $MMS_WORKSPACE or ~/mms-workspace")
@@ -51,10 +72,16 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
     demo = verb("demo", _demo, "the whole story on real pictures, in a minute: collect, clean, train, serve, predict")
     demo.add_argument("--data", metavar="FOLDER", help="your own pictures: one sub-folder for each class")
-    demo.add_argument("--epochs", type=_positive, default=40, help="passes over the training pictures, at most")
+    demo.add_argument("--epochs", type=_positive, default=40, help="passes over the training pictures, at most (40)")
 
     data = verb("datasets", _datasets, "list, show, ingest and verify datasets", aliases=["data"])
-    data.add_argument("action", nargs="?", choices=["list", "show", "ingest", "verify"], default="list")
+    data.add_argument(
+        "action",
+        nargs="?",
+        choices=["list", "show", "ingest", "verify", "rejects"],
+        default="list",
+        help="list (the default), show NAME, ingest NAME FOLDER, verify NAME, or rejects NAME: what was left out",
+    )
     data.add_argument("name", nargs="?", help="dataset, e.g. flowers or flowers@7")
     data.add_argument("folder", nargs="?", help="for ingest: one sub-folder of pictures for each class")
     data.add_argument("--keep-all", action="store_true", help="for ingest: no cleaning; an unreadable file is an error")
@@ -62,33 +89,34 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     train = verb("train", _train, "train a picture classifier on a dataset and register it")
     train.add_argument("dataset", help="e.g. flowers or flowers@7")
     train.add_argument("--register", metavar="NAME", help="model to register it as; the dataset's name if left out")
-    train.add_argument("--model", default="convnet", help="model family: convnet or mlp")
-    train.add_argument("--size", type=_positive, help="resize pictures to SIZE×SIZE; needed where they differ")
-    train.add_argument("--epochs", type=_positive, default=20)
-    train.add_argument("--batch-size", type=_positive, default=128)
-    train.add_argument("--learning-rate", type=float, default=3e-3)
-    train.add_argument("--patience", type=_positive, default=6, help="epochs without a better val/loss before it stops")
-    train.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--model", default="convnet", help="model family: convnet (the default) or mlp")
+    train.add_argument("--size", type=_positive, help=f"resize to SIZE×SIZE; {_SIDE} where pictures differ in size")
+    train.add_argument("--epochs", type=_positive, default=20, help="passes over the training pictures, at most (20)")
+    train.add_argument("--batch-size", type=_positive, help="pictures in a step; 128, or fewer where there are few")
+    train.add_argument("--learning-rate", type=_above_zero, default=3e-3, help="of AdamW (0.003)")
+    train.add_argument("--patience", type=_positive, default=6, help="epochs without a lower loss until it stops (6)")
+    train.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest (data=-1)")
+    train.add_argument("--seed", type=int, default=0, help="of initial values, order and augmentation (0)")
+    train.add_argument("--resume", metavar="JOB", help="go on from that job's newest checkpoint, with the same options")
 
     jobs = verb("jobs", _jobs, "list jobs, or show one")
-    jobs.add_argument("job", nargs="?")
-    jobs.add_argument("--limit", type=_positive, default=20)
+    jobs.add_argument("job", nargs="?", help="id of one to show")
+    jobs.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
 
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
-    models.add_argument("--alias", help="an alias for that version, e.g. champion")
+    models.add_argument("--alias", metavar="NAME", help="an alias for that version, e.g. champion")
 
     predict = verb("predict", _predict, "ranked classes of pictures; with --to, of a whole dataset or folder")
     predict.add_argument("model", help="e.g. flowers or flowers@champion; with --url, the deployment")
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures; with --to a dataset or folder")
     predict.add_argument("--to", metavar="FILE", help="write a Parquet file with one row for each input")
-    predict.add_argument("--top", type=_positive, default=3, help="classes to show")
+    predict.add_argument("--top", type=_positive, help="best classes only; 3 are shown, with --to all are written")
 
     serve = verb("serve", _serve, "serve the workspace and its models over REST on this machine")
     serve.add_argument("models", nargs="*", metavar="MODEL", help="deployed under their names, e.g. flowers@champion")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8765)
+    serve.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8765, help="0 for any that is free (8765)")
     serve.add_argument("--source-root", action="append", default=[], metavar="FOLDER", help="ingests may read below it")
 
     verb("doctor", _doctor, "look at the installation, the devices and the workspace")
@@ -100,25 +128,48 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 for an error, 2 for words that do not fit, 130 when interrupted."""
+    """Runs one command.
+
+    Returns:
+        The exit code: 0; 1 for an error, also of a part; 2 for words that do not fit; 130 or 143 when interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         asked = make_parser().parse_args(words or ["help"])
-        value = asked.command(asked)
+        with _terminable():
+            value = asked.command(asked)
         if value is not None:
             print(json.dumps(to_json(value), indent=2) if asked.json else value, flush=True)
+        return int(isinstance(value, _Facts) and value.incomplete)
     except UsageProblem as problem:
         print(f"mms: {problem}", file=sys.stderr)
         return 2
     except MmsError as error:
         print(f"mms: {error.message}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("mms: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        told = ["terminated" if terminated else "interrupted", *getattr(stop, "__notes__", ())]
+        print(f"mms: {'; '.join(told)}", file=sys.stderr)
+        return 143 if terminated else 130
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def to_json(value: Any) -> Any:
@@ -130,7 +181,9 @@ def to_json(value: Any) -> Any:
 
 
 class _Facts(dict[str, Any]):
-    """Names and values, one a line."""
+    """Names and values, one a line; `incomplete` if some of what was asked for is not among them."""
+
+    incomplete = False
 
     def __str__(self) -> str:
         width = max(len(name) for name in self)
@@ -150,6 +203,10 @@ def _connect(asked: argparse.Namespace) -> WorkspaceClient:
     return connect(asked.url, workspace=asked.workspace)
 
 
+def _listed(table: Table[Any], workspace: WorkspaceClient, asked: argparse.Namespace) -> Any:
+    return table if table or asked.json or _in_notebook(asked) else f"{table!r} in {workspace.where}"
+
+
 def _status(asked: argparse.Namespace) -> Any:
     return _Facts(_connect(asked).status())
 
@@ -166,24 +223,28 @@ def _demo(asked: argparse.Namespace) -> Any:
 
 
 def _datasets(asked: argparse.Namespace) -> Any:
+    names = {"list": 0, "ingest": 2}.get(asked.action, 1)
+    if sum(word is not None for word in (asked.name, asked.folder)) != names:
+        raise UsageProblem(
+            "usage: mms datasets [list | show NAME | ingest NAME FOLDER | verify NAME | rejects NAME[@SNAPSHOT]]"
+        )
+    workspace = _connect(asked)
     if asked.action == "list":
-        return _connect(asked).datasets.list()
-    if asked.name is None or (asked.action == "ingest") != (asked.folder is not None):
-        raise UsageProblem("usage: mms datasets [list | show NAME | ingest NAME FOLDER | verify NAME]")
-    if asked.action == "ingest":
-        return _ingest(asked)
+        return _listed(workspace.datasets.list(), workspace, asked)
+    if asked.action == "rejects":
+        return workspace.datasets.get(asked.name).rejects()
     if asked.action == "verify":
-        job = _connect(asked).datasets.verify(asked.name)
+        job = workspace.datasets.verify(asked.name)
         return job if asked.json or _in_notebook(asked) else _Facts(job.result)
-    dataset = _connect(asked).datasets.get(asked.name)
+    dataset = _ingest(workspace, asked) if asked.action == "ingest" else workspace.datasets.get(asked.name)
     return dataset if asked.json or _in_notebook(asked) else _Facts(dataset.facts())
 
 
-def _ingest(asked: argparse.Namespace) -> Any:
+def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
     from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
 
     clean = () if asked.keep_all else (DropUnreadable(), DropDuplicates(), DropOddSizes())
-    return _connect(asked).datasets.ingest(asked.name, asked.folder, clean=clean)
+    return workspace.datasets.ingest(asked.name, asked.folder, clean=clean)
 
 
 def _train(asked: argparse.Namespace) -> Any:
@@ -198,37 +259,40 @@ def _train(asked: argparse.Namespace) -> Any:
     workspace = _connect(asked)
     dataset = workspace.datasets.get(asked.dataset)
     name = check_name(asked.register or dataset.name, what="model")
-    steps = [image.Resize(asked.size)] if asked.size else []
+    size = asked.size or (_SIDE if dataset.picture_shape is None else None)
     trainer = Trainer(
         model=models.by_name(asked.model, num_classes=dataset.num_classes),
         optimizer=optax.adamw(asked.learning_rate),
-        preprocess=[*steps, image.Normalize(), image.RandomShift(1)],
+        preprocess=[*([image.Resize(size)] if size else []), image.Normalize(), image.RandomShift(1)],
         mesh=asked.mesh,
         batch_size=asked.batch_size,
         epochs=asked.epochs,
-        stop=EarlyStopping("val/loss", patience=asked.patience),
+        stop=EarlyStopping("val/loss" if "val" in dataset.splits else "train/loss", patience=asked.patience),
         seed=asked.seed,
     )
-    result = trainer.fit(dataset)
+    result = trainer.fit(dataset, resume=asked.resume, progress="none" if asked.json else "auto")
     metrics = result.evaluate("test") if "test" in dataset.splits else {}
-    return workspace.models.register(name, result.best, metrics=metrics)
+    version = workspace.models.register(name, result.best, metrics=metrics)
+    return version if asked.json or _in_notebook(asked) else _Facts(version.facts())
 
 
 def _jobs(asked: argparse.Namespace) -> Any:
-    jobs = _connect(asked).jobs
+    workspace = _connect(asked)
     if asked.job is None:
-        return jobs.list(asked.limit)
-    job = jobs.get(asked.job)
+        return _listed(workspace.jobs.list(asked.limit), workspace, asked)
+    job = workspace.jobs.get(asked.job)
     return job if asked.json or _in_notebook(asked) else _Facts(job.facts())
 
 
 def _models(asked: argparse.Namespace) -> Any:
-    models = _connect(asked).models
+    if asked.alias and asked.model is None:
+        raise UsageProblem("an alias points at a version; name it: mms models MODEL[@VERSION] --alias NAME")
+    workspace = _connect(asked)
     if asked.model is None:
-        return models.list()
-    version = models.get(asked.model)
+        return _listed(workspace.models.list(), workspace, asked)
+    version = workspace.models.get(asked.model)
     if asked.alias:
-        version = models.alias(version.model, asked.alias, version)
+        version = workspace.models.alias(version.model, asked.alias, version)
     return version if asked.json or _in_notebook(asked) else _Facts(version.facts())
 
 
@@ -239,21 +303,27 @@ def _predict(asked: argparse.Namespace) -> Any:
     if asked.to:
         if len(asked.inputs) != 1:
             raise UsageProblem(f"--to takes one dataset or folder; got {len(asked.inputs)} inputs")
-        return workspace.predict(asked.model, data=asked.inputs[0], to=asked.to)
+        return workspace.predict(asked.model, data=asked.inputs[0], to=asked.to, top=asked.top or 0)
     if workspace.embedded:
         name = parse_model_ref(asked.model).name
         deployment = workspace.deployments.create(name, model=asked.model, max_batch=1)
     else:
         deployment = workspace.deployments.get(asked.model)
-    found = {picture: deployment.predict(picture, top=asked.top) for picture in asked.inputs}
-    if asked.json:
-        return {picture: prediction.model_dump(mode="json") for picture, prediction in found.items()}
-    if _in_notebook(asked) and len(found) == 1:
-        return next(iter(found.values()))
-    told = {
-        picture: [f"{label} {score:.1%}" for label, score in each.top(asked.top)] for picture, each in found.items()
-    }
-    return _Facts({picture: "  ".join(ranked) for picture, ranked in told.items()})
+    if len(asked.inputs) == 1 and _in_notebook(asked):
+        return deployment.predict(asked.inputs[0], top=asked.top or 0)
+    told = _Facts()
+    for picture in asked.inputs:  # what cannot be answered does not cost the others their answers
+        try:
+            prediction = deployment.predict(picture, top=asked.top or 3)
+        except InvalidInput as error:
+            if len(asked.inputs) == 1:
+                raise
+            told.incomplete = True
+            told[picture] = {"error": error.message} if asked.json else f"no answer: {error.message}"
+        else:
+            ranked = (f"{label} {score:.1%}" for label, score in prediction.top(asked.top or 3))
+            told[picture] = prediction.model_dump(mode="json") if asked.json else "  ".join(ranked)
+    return told
 
 
 def _serve(asked: argparse.Namespace) -> Any:
@@ -278,8 +348,6 @@ def _doctor(asked: argparse.Namespace) -> Any:
 
 
 def _version(asked: argparse.Namespace) -> Any:
-    import mms_sdk
-
     return {"version": mms_sdk.__version__} if asked.json else f"mms {mms_sdk.__version__}"
 
 
@@ -304,6 +372,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 is expected; got {text!r}")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a number above 0 is expected; got {text!r}")
 
 
 def _mesh(text: str) -> dict[str, int]:

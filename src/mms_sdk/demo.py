@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import mms_sdk as mms
 from mms_sdk.client.workspace import WorkspaceClient
+from mms_sdk.compute.training.trainer import suited_batch_size
 from mms_sdk.errors import MissingExtra
 from mms_sdk.schema.names import suggest_name
 from mms_sdk.settings import HOME_WORKSPACE
+from mms_sdk.storage import files
 
 
 def write_digits(folder: Path) -> None:
@@ -23,23 +27,33 @@ def write_digits(folder: Path) -> None:
     Two files do not decode, five are copies, one has another size than all others.
 
     Args:
-        folder: Made; what it holds already stays if it is complete.
+        folder: Made, whole or not at all; if it is there, it stays as it is.
 
     Raises:
         MissingExtra: scikit-learn is not installed.
+        StorageFull, NotWritable: It cannot be written.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtra("scikit-learn", extra="demo") from error
+    if folder.is_dir():
+        return
+    with files.writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _write_digits(draft, load_digits())
+            if not folder.is_dir():  # another process may have written them meanwhile
+                draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_digits(draft: Path, digits: Any) -> None:
     import numpy as np
     from PIL import Image
 
-    if (folder / "9").is_dir():
-        return
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    digits = load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = draft / str(label) / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +64,6 @@ def write_digits(folder: Path) -> None:
         first = min((draft / str(label)).glob("0*.png"))
         shutil.copy(first, first.with_name(f"copy-of-{first.name}"))
     Image.new("L", (24, 16), 128).save(draft / "5" / "scan.png")
-    draft.rename(folder)
 
 
 def run_demo(workspace: WorkspaceClient, *, data: Path | None, epochs: int, quiet: bool) -> dict[str, Any]:
@@ -71,7 +84,6 @@ def run_demo(workspace: WorkspaceClient, *, data: Path | None, epochs: int, quie
     name = "digits" if data is None else suggest_name(data.expanduser().resolve().name)
     folder = data.expanduser() if data is not None else workspace.folder / "examples" / "digits"
     if data is None:
-        folder.parent.mkdir(exist_ok=True)
         write_digits(folder)
     seen = {dataset.name: dataset for dataset in workspace.datasets.list()}
     if name in seen:
@@ -102,6 +114,11 @@ def run_demo(workspace: WorkspaceClient, *, data: Path | None, epochs: int, quie
 
     metrics = result.evaluate("test")
     story.tell("evaluate", f"test accuracy {metrics['test/accuracy']:.4f} on {dataset.splits['test']:,} pictures")
+    frequent = max(dataset.classes, key=lambda label: dataset.classes[label])
+    chance = dataset.classes[frequent] / dataset.rows
+    if metrics["test/accuracy"] < chance + (1 - chance) / 4:
+        story.tell("", f"which is poor: always answering {frequent!r} would be right in {chance:.0%} of the cases;")
+        story.tell("", "more pictures of each class help most")
     version = workspace.models.register(name, result.best, metrics=metrics)
     story.tell("register", f"{version.ref}: weights, StableHLO, preprocessing and labels; no code")
 
@@ -139,8 +156,8 @@ def run_demo(workspace: WorkspaceClient, *, data: Path | None, epochs: int, quie
 
 
 def _trainer(dataset: mms.Dataset, optax: Any, epochs: int) -> mms.Trainer:
-    shape = next(column.shape for column in dataset.info.columns if column.name == "image")
-    batch_size = 128
+    shape = dataset.picture_shape
+    batch_size = suited_batch_size(dataset.splits["train"])
     steps = epochs * -(-dataset.splits["train"] // batch_size)
     preprocess: list[Any]
     if shape is not None and max(shape) <= 32:
@@ -192,17 +209,18 @@ class _Story:
         self.seconds["all"] = round(time.monotonic() - self._began, 3)
         name = model.partition("@")[0]
         mms_command = self._command(workspace)
+        where = shlex.quote(_short(picture))
         self._print(f"\nDone in {self.seconds['all']:.0f} s. Everything lies in {workspace.where}.\nNext:")
-        self._print(f"  {mms_command} predict {name} {picture}")
+        self._print(f"  {mms_command} predict {name} {where}")
         self._print(f"  {mms_command} serve {name}")
         self._print(f"  {mms_command} demo --data FOLDER      (your own pictures, one sub-folder for each class)")
 
     def _command(self, workspace: WorkspaceClient) -> str:
         own = Path(sys.executable).with_name("mms")
-        command = "mms" if shutil.which("mms") or not own.exists() else _short(own)
+        command = "mms" if shutil.which("mms") or not own.exists() else shlex.quote(_short(own))
         # Said even where the variable is set: it may have been set for this process only.
         where = workspace.folder
-        return command if where == HOME_WORKSPACE else f"MMS_WORKSPACE={_short(where)} {command}"
+        return command if where == HOME_WORKSPACE else f"MMS_WORKSPACE={shlex.quote(_short(where))} {command}"
 
     def _print(self, text: str) -> None:
         if not self._quiet:

@@ -53,7 +53,7 @@ def pictures(title: str, items: Iterable[tuple[bytes, str]], *, pixels: int = 64
 
 
 def curves(title: str, series: Mapping[str, Sequence[float]], *, width: int = 360, height: int = 120) -> str:
-    """A title and one line for each series of numbers, as a drawing with a common scale from 0."""
+    """A title and one line for each series of numbers, by epoch from 1, as a drawing with a common scale from 0."""
     top = max((value for values in series.values() for value in values if value == value), default=1.0) or 1.0
     colors = ("#4c8bf5", "#e8710a", "#188038", "#a142f4")
     lines, names = [], []
@@ -65,6 +65,18 @@ def curves(title: str, series: Mapping[str, Sequence[float]], *, width: int = 36
         )
         lines.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{points}"/>')
         names.append(f'<span style="color:{color};margin-right:12px">{escape(name)} {values[-1]:.4f}</span>')
-    box = f'viewBox="-2 -2 {width + 4} {height + 4}" width="{width}" height="{height}" role="img"'
-    drawing = f'<svg {box} aria-label="{escape(title)}" style="border-bottom:1px solid #999">{"".join(lines)}</svg>'
+    left, below = 44, 18  # room for the numbers on the axes
+    box = f'viewBox="{-left} -8 {width + left + 10} {height + below + 8}" width="{width + left + 10}" role="img"'
+    axes = f'<path d="M0 0V{height}H{width}" fill="none" stroke="#999"/>'
+    ends = [
+        (-6, 4, "end", f"{top:.3g}"),
+        (-6, height, "end", "0"),
+        (0, height + 14, "start", "1"),
+        (width, height + 14, "end", str(max(map(len, drawn.values()), default=1))),
+    ]
+    numbers = "".join(
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="#888" font-size="11">{text}</text>'
+        for x, y, anchor, text in ends
+    )
+    drawing = f'<svg {box} aria-label="{escape(title)}">{axes}{"".join(lines)}{numbers}</svg>'
     return f"<div><b>{escape(title)}</b><div>{drawing}</div><div>{''.join(names)}</div></div>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,9 @@ def test_ingesting_twice_makes_two_snapshots_and_the_first_stays_as_it_was(
     assert report is not None
     assert [(step.step, step.dropped) for step in report.steps] == [("drop-unreadable", 1)]
     assert report.steps[0].examples[0].source.endswith("broken.png")
+    (left_out,) = second.rejects()
+    assert left_out == report.steps[0].examples[0]
+    assert list(first.rejects()) == []
     assert ws.datasets.get(f"{name}@1").rows == 120
     assert ws.datasets.verify(name, progress=False).result["snapshots"] == 2
 
@@ -113,7 +116,14 @@ def test_rows_are_looked_at_only_where_the_workspace_is(embedded: Client, over_h
     with pytest.raises(InvalidRequest, match="a server's"):
         _ = over_http.folder
     with pytest.raises(InvalidRequest, match="without a URL"):
-        over_http.models.register("tiny", None)  # type: ignore[arg-type]
+        over_http.models.register("tiny", Exports())
+
+
+class Exports:
+    """What register would take."""
+
+    def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
+        raise AssertionError("a server's workspace does not ask for it")
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Server:
                 break
         else:
             raise AssertionError(self.process.communicate()[1])
-        self.url = self.said[0].split()[-1]
+        (self.url,) = (line.split()[-1] for line in self.said if line.startswith("MMS serves"))
         self.token_file = folder / "server.token"
         self.headers = {"authorization": f"Bearer {self.token_file.read_text().strip()}"}
 

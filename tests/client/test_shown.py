@@ -61,7 +61,8 @@ def _hostile_dataset(embedded: mms.WorkspaceClient) -> Dataset:
         for column in info.columns
     )
     statistics = {"classes": {HOSTILE: 17, QUOTED: 18, "cat": 19}}
-    return Dataset(info.model_copy(update={"columns": columns, "statistics": statistics, "message": HOSTILE}), None)
+    info = info.model_copy(update={"columns": columns, "statistics": statistics, "message": HOSTILE})
+    return Dataset(embedded._api, info, None)
 
 
 def test_a_dataset_shows_its_counts_and_escapes_labels_and_messages(embedded: mms.WorkspaceClient) -> None:
@@ -158,7 +159,9 @@ def test_a_workspace_and_a_bulk_result_show_what_is_there(tmp_path: Path) -> Non
         assert str(folder) in page.text
         assert "none yet" in page.text
     told = mms.BulkResult(path=tmp_path / "x", rows=1234, errors=5, accuracy=0.98765, model="m@1", job="j")
-    assert repr(told) == f"1,234 rows by m@1 in {tmp_path / 'x'}, 5 of them without a prediction, accuracy 0.9877"
+    told = told.model_copy(update={"first_error": "a.png: it is empty"})
+    failed = "5 of them without a prediction, e.g. a.png: it is empty"
+    assert repr(told) == f"1,234 rows by m@1 in {tmp_path / 'x'}, {failed}, accuracy 0.9877"
 
 
 def test_jobs_of_a_hostile_name_are_listed_escaped(tmp_path: Path) -> None:

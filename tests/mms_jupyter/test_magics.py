@@ -65,7 +65,7 @@ def test_variables_on_the_line_are_replaced(shell: InteractiveShell, photos: Pat
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("frobnicate", "invalid choice"),
+        ("frobnicate", "is none of status, demo"),
         ("data show nope", "no dataset 'nope'"),
         ("data show 'unfinished", "No closing quotation"),
         ("serve", "would block the notebook"),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import mms_sdk.schema
+from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.access import ROLES, allows
-from mms_sdk.schema.base import Schema
+from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.dataset import Column, ImageFolder, IngestSpec, Split
 from mms_sdk.schema.deployment import CreateDeployment
 from mms_sdk.schema.job import Job
@@ -22,7 +23,8 @@ from mms_sdk.schema.model import RegisterVersion, SetAlias
 def all_schemas() -> list[type[Schema]]:
     for module in pkgutil.iter_modules(mms_sdk.schema.__path__):
         importlib.import_module(f"mms_sdk.schema.{module.name}")
-    return [kind for kind in Schema.__subclasses__() if kind.__module__.startswith("mms_sdk.schema")]
+    direct = [kind for kind in Schema.__subclasses__() if kind is not Asked]
+    return [kind for kind in (*direct, *Asked.__subclasses__()) if kind.__module__.startswith("mms_sdk.schema")]
 
 
 SCHEMAS = all_schemas()
@@ -66,7 +68,7 @@ def test_fractions_that_add_up_to_one_are_a_split(three: tuple[float, float, flo
 def test_fractions_that_do_not_add_up_to_one_are_refused(train: float, val: float, test: float) -> None:
     if abs(train + val + test - 1) <= 1e-6:
         return
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidRequest):
         Split(train=train, val=val, test=test)
 
 
@@ -86,13 +88,26 @@ def test_fractions_that_do_not_add_up_to_one_are_refused(train: float, val: floa
     ],
 )
 def test_fractions_that_are_none_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidRequest, match="Split does not fit"):
         Split(**fields)
+    with pytest.raises(ValidationError):  # on the wire, where it is turned into a problem with all that is wrong
+        Split.model_validate(fields)
 
 
 def test_the_sum_that_was_seen_is_told() -> None:
-    with pytest.raises(ValidationError, match=r"add up to 1; train \+ val \+ test is 1\.1"):
+    with pytest.raises(
+        InvalidRequest, match=r"Split does not fit: split fractions add .* train \+ val \+ test is 1\.1"
+    ):
         Split(train=0.9)
+
+
+def test_what_a_person_writes_is_refused_with_the_field_the_rule_and_the_value() -> None:
+    with pytest.raises(InvalidRequest, match=r"train: Input should be less than or equal to 1, got '80'"):
+        Split(train=80, val=10, test=10)
+    with pytest.raises(InvalidRequest, match=r"given by name: train=, val=, test=, seed=; got \(80, 10, 10\)"):
+        Split(80, 10, 10)
+    with pytest.raises(InvalidRequest, match="ImageFolder does not fit: path: Field required"):
+        ImageFolder()
 
 
 def test_a_split_without_a_test_part_names_only_what_it_has() -> None:

@@ -180,16 +180,17 @@ class TestKept:
     ) -> None:
         for model in ("bad", "good"):
             tiny_model.register(tiny, empty, model)
-            empty.catalog.deployments.keep(model, model=model, version=1)
+            empty.catalog.deployments.keep(model, model=model, version=1, max_batch=2)
         folder = empty.artifact_location(empty.catalog.models.list("bad")[0]["artifact"])
         (folder / "model.json").unlink()
 
         at, lifespan = self._serve(empty, service)
 
-        assert [each["name"] for each in at.ask("GET", "/v1/deployments").json()] == ["good"]
+        (good,) = at.ask("GET", "/v1/deployments").json()
+        assert (good["name"], good["buckets"]) == ("good", [1, 2])
         check_problem(at.ask("GET", "/v2/models/bad/ready"), 404)
         assert "model.json" in caplog.text
-        assert [name for name, _ in empty.catalog.deployments.list()] == ["bad", "good"]
+        assert [name for name, *_ in empty.catalog.deployments.list()] == ["bad", "good"]
         service.runner.run(lifespan.end())
 
 

@@ -19,7 +19,7 @@ from alembic.migration import MigrationContext
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.job import Progress
-from mms_sdk.schema.model import Lineage, ModelCard, Signature
+from mms_sdk.schema.model import Lineage, ModelCard, Signature, TensorSpec
 from mms_sdk.schema.names import ModelRef, parse_model_ref
 from mms_sdk.storage import catalog as module
 from mms_sdk.storage import tables
@@ -31,7 +31,10 @@ DRIVER = Path(__file__).with_name("opens_at_once.py")
 CARD = ModelCard(
     task="classification",
     kind="image",
-    signature=Signature(inputs=(), outputs=()),
+    signature=Signature(
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=(2, 2, 1)),),
+        outputs=(TensorSpec(name="scores", dtype="float32", shape=(2,)),),
+    ),
     host=(),
     device=(),
     labels=("cat", "dog"),
@@ -355,14 +358,14 @@ def test_a_model_version_or_alias_nobody_knows_is_answered_with_those_that_are(c
 def test_deployments_are_kept_until_they_are_forgotten(catalog: Catalog) -> None:
     add_version(catalog)
     add_version(catalog)
-    catalog.deployments.keep("api", model="flowers", version=1)
-    catalog.deployments.keep("api", model="flowers", version=2)
-    catalog.deployments.keep("other", model="flowers", version=1)
+    catalog.deployments.keep("api", model="flowers", version=1, max_batch=64)
+    catalog.deployments.keep("api", model="flowers", version=2, max_batch=8)
+    catalog.deployments.keep("other", model="flowers", version=1, max_batch=64)
     catalog.deployments.forget("other")
 
-    assert catalog.deployments.list() == [("api", ModelRef(name="flowers", version=2))]
+    assert catalog.deployments.list() == [("api", ModelRef(name="flowers", version=2), 8)]
     with pytest.raises(sa.exc.IntegrityError):
-        catalog.deployments.keep("api", model="flowers", version=3)
+        catalog.deployments.keep("api", model="flowers", version=3, max_batch=64)
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------

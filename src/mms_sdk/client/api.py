@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,10 +47,13 @@ class Api:
         """Removes one thing."""
         self._ask("DELETE", path)
 
-    def post_bytes(self, path: str, content: bytes, kind: type[_T], *, content_type: str, **query: Any) -> _T:
+    def post_bytes(self, path: str, content: bytes, kind: type[_T], *, headers: Mapping[str, str], **query: Any) -> _T:
         """Sends bytes."""
-        answer = self._ask("POST", path, content=content, headers={"content-type": content_type}, params=query)
-        return self._decoded(answer, kind)
+        return self._decoded(self._ask("POST", path, content=content, headers=headers, params=query), kind)
+
+    def read(self, path: str) -> bytes:
+        """Reads a small file."""
+        return self._ask("GET", path).content
 
     def download(self, path: str, to: Path) -> None:
         """Streams a file into `to`, which appears whole or not at all."""

@@ -14,7 +14,18 @@ from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import CleaningReport, CleanStep, DatasetInfo, ImageFolder, IngestSpec, Split
+from mms_sdk.schema.dataset import (
+    CleaningReport,
+    CleanStep,
+    DatasetInfo,
+    DropDuplicates,
+    DropOddSizes,
+    DropUnreadable,
+    ImageFolder,
+    IngestSpec,
+    Reject,
+    Split,
+)
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -24,7 +35,8 @@ from mms_sdk.storage.workspace import Workspace
 class Dataset:
     """A dataset at one snapshot. It stays the same whatever is ingested later."""
 
-    def __init__(self, info: DatasetInfo, workspace: Workspace | None) -> None:
+    def __init__(self, api: Api, info: DatasetInfo, workspace: Workspace | None) -> None:
+        self._api = api
         self.info = info
         self._workspace = workspace
 
@@ -48,9 +60,14 @@ class Dataset:
             "location": self.info.location,
         }
         report = self.cleaning
-        for step in report.steps if report else ():
+        if report is None:
+            return told
+        told["ingested"] = f"{report.kept:,} of {report.found:,} files; {report.already_present:,} were known already"
+        for step in report.steps:
             first = f", e.g. {step.examples[0].source}: {step.examples[0].reason}" if step.examples else ""
             told[step.step] = f"{step.dropped} dropped{first}"
+        if report.notes:
+            told["note"] = "; ".join(report.notes)
         return told
 
     @property
@@ -88,6 +105,11 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.labels)
+
+    @property
+    def picture_shape(self) -> tuple[int, ...] | None:
+        """(height, width, channels) of its pictures, or None where they differ in size."""
+        return next((column.shape for column in self.info.columns if column.name == "image"), None)
 
     @property
     def cleaning(self) -> CleaningReport | None:
@@ -128,6 +150,12 @@ class Dataset:
         told = captions or [self.labels[codes[row]] for row in numbers]
         return Preview(self.ref, [image.encode_png(image.shrink(array, 128)) for array in arrays], told)
 
+    def rejects(self) -> Table[Reject]:
+        """Every file that the ingest of this snapshot left out, and why."""
+        lines = self._api.read(f"/v1/jobs/{self.info.provenance['job']}/files/rejects.jsonl").splitlines()
+        found = [Reject.model_validate_json(line) for line in lines]
+        return Table(found, title="rejects", rows=(reject.model_dump() for reject in found))
+
     def open(self) -> OpenSnapshot:
         """The rows themselves: NumPy arrays by column, gathered by row number."""
         return self.workspace.dataset(self.name).snapshot(self.info.snapshot)
@@ -144,7 +172,8 @@ class Preview:
         return f"<{len(self._items)} pictures of {self._ref}: {', '.join(caption for _, caption in self._items)}>"
 
     def _repr_html_(self) -> str:
-        return html.pictures(f"{len(self._items)} pictures of {self._ref}", self._items)
+        count = len(self._items)
+        return html.pictures(f"{count} picture{'s' * (count != 1)} of {self._ref}", self._items)
 
 
 class Datasets:
@@ -156,7 +185,7 @@ class Datasets:
 
     def list(self) -> Table[Dataset]:
         """Every dataset at its newest snapshot."""
-        found = [Dataset(info, self._workspace) for info in self._api.get("/v1/datasets", list[DatasetInfo])]
+        found = [Dataset(self._api, info, self._workspace) for info in self._api.get("/v1/datasets", list[DatasetInfo])]
         return Table(found, title="datasets", rows=map(_row, found))
 
     def get(self, ref: str) -> Dataset:
@@ -169,7 +198,7 @@ class Datasets:
         if asked.split is not None:
             raise InvalidRequest(f"a dataset is NAME or NAME@SNAPSHOT here, without a split; got {ref!r}")
         info = self._api.get(f"/v1/datasets/{asked.name}", DatasetInfo, snapshot=asked.snapshot)
-        return Dataset(info, self._workspace)
+        return Dataset(self._api, info, self._workspace)
 
     def verify(self, name: str, *, progress: bool = True) -> Job:
         """Reads every byte of all snapshots of a dataset and compares it with the digests written at commit.
@@ -190,7 +219,7 @@ class Datasets:
         name: str,
         source: ImageFolder | str | Path,
         *,
-        clean: Sequence[CleanStep] = (),
+        clean: CleanStep | Sequence[CleanStep] = (),
         split: Split | None = None,
         message: str = "",
         progress: bool = True,
@@ -213,7 +242,13 @@ class Datasets:
         check_name(name, what="dataset")
         folder = source if isinstance(source, ImageFolder) else ImageFolder(source)
         folder = folder.model_copy(update={"path": str(Path(folder.path).expanduser().absolute())})
-        spec = IngestSpec(source=folder, clean=tuple(clean), split=split or Split(), message=message)
+        steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+        if wrong := [step for step in steps if not isinstance(step, DropUnreadable | DropDuplicates | DropOddSizes)]:
+            raise InvalidRequest(
+                f"a cleaning step is mms.drop_unreadable(), mms.drop_duplicates() or mms.drop_odd_sizes(); got "
+                f"{wrong[0]!r}"
+            )
+        spec = IngestSpec(source=folder, clean=steps, split=split or Split(), message=message)
         record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         return self.get(f"{name}@{job.result['snapshot']}")

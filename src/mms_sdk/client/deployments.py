@@ -12,6 +12,7 @@ import orjson
 
 from mms_sdk import html
 from mms_sdk.client.api import Api
+from mms_sdk.client.models import ModelVersion, ref_of
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidInput
 from mms_sdk.schema.deployment import Deployment as DeploymentRecord
@@ -65,24 +66,25 @@ class Deployment:
         """Where it answers below the server's address."""
         return f"/v1/models/{self.name}:predict"
 
-    def predict(self, picture: Picture, *, top: int = 0) -> Prediction:
+    def predict(self, picture: Picture, *, top: int = 0, deadline_s: float | None = None) -> Prediction:
         """Ranked classes of one picture.
 
         Args:
             picture: Path, bytes or array.
             top: Classes wanted; 0 for all.
+            deadline_s: Seconds after which the answer is of no use; the server's own limit if left out.
 
         Raises:
             InvalidInput: It is not a picture this model takes.
             Overloaded, DeadlineExceeded: The server has too much to do.
         """
         if isinstance(picture, np.ndarray):
-            return self.predict_many([picture], top=top)[0]
-        kind = "application/octet-stream"
-        answer = self._api.post_bytes(self.path, _read(picture), dict[str, Any], content_type=kind, top=top)
-        return Prediction.model_validate(answer["predictions"][0])
+            return self.predict_many([picture], top=top, deadline_s=deadline_s)[0]
+        return self._ask(_read(picture), "application/octet-stream", top, deadline_s)[0]
 
-    def predict_many(self, pictures: Sequence[Picture], *, top: int = 0) -> list[Prediction]:
+    def predict_many(
+        self, pictures: Sequence[Picture], *, top: int = 0, deadline_s: float | None = None
+    ) -> list[Prediction]:
         """Ranked classes of a few pictures in one request; for many use `ws.predict`."""
         arrays = [isinstance(picture, np.ndarray) for picture in pictures]
         if any(arrays) and not all(arrays):
@@ -95,7 +97,13 @@ class Deployment:
             body = orjson.dumps({"instances": instances})
         except orjson.JSONEncodeError as error:
             raise InvalidInput(f"a picture is an array of numbers from 0 to 255; this one is not: {error}") from error
-        answer = self._api.post_bytes(self.path, body, dict[str, Any], content_type="application/json", top=top)
+        return self._ask(body, "application/json", top, deadline_s)
+
+    def _ask(self, body: bytes, kind: str, top: int, deadline_s: float | None) -> list[Prediction]:
+        headers = {"content-type": kind}
+        if deadline_s is not None:
+            headers["x-mms-deadline-ms"] = str(max(1, round(1000 * deadline_s)))
+        answer = self._api.post_bytes(self.path, body, dict[str, Any], headers=headers, top=top)
         return [Prediction.model_validate(one) for one in answer["predictions"]]
 
     def delete(self) -> None:
@@ -123,14 +131,14 @@ class Deployments:
         path = f"/v1/deployments/{check_name(name, what='deployment')}"
         return Deployment(self._api, self._api.get(path, DeploymentRecord))
 
-    def create(self, name: str, *, model: str, max_batch: int = 64) -> Deployment:
+    def create(self, name: str, *, model: str | ModelVersion, max_batch: int = 64) -> Deployment:
         """Serves a model version under a name; returns once it is warm.
 
         A deployment of an embedded workspace lives in this process and ends with it; `mms serve` keeps it.
 
         Args:
             name: e.g. `flowers`. If something is deployed under it, it is switched over without a gap.
-            model: Reference, e.g. `flowers@champion`.
+            model: A version, or a reference such as `flowers@champion`.
             max_batch: Rows computed at once, 1 to 64. A program is compiled for each batch size up to it, so a small
                 one is warm sooner; a large one answers more requests a second.
 
@@ -139,8 +147,7 @@ class Deployments:
             Damaged: Its artefact is not what was registered.
         """
         check_name(name, what="deployment")
-        parse_model_ref(model)
-        asked = {"model": model, "max_batch": max_batch}
+        asked = {"model": str(parse_model_ref(ref_of(model))), "max_batch": max_batch}
         path = f"/v1/deployments/{name}"
         return Deployment(self._api, self._api.send("PUT", path, DeploymentRecord, asked))
 

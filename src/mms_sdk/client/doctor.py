@@ -20,7 +20,7 @@ _DEVICES = "import jax; print(', '.join(f'{d.platform}:{d.id} {d.device_kind}' f
 
 
 def examine(workspace: Path) -> list[dict[str, Any]]:
-    """One row a finding: what was looked at, whether it is well, and what was seen. Nothing secret is among them."""
+    """One row a finding: what was looked at, whether it is well (– if it is not needed), what was seen; no secrets."""
     return [
         _row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"),
         *_packages(),
@@ -36,7 +36,7 @@ def _packages() -> list[dict[str, Any]]:
             rows.append(_row(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             optional = name in ("jupyterlab", "ray")
-            rows.append(_row(name, optional, "not installed (optional)" if optional else "not installed"))
+            rows.append({**_row(name, False, "not installed"), **({"ok": "–"} if optional else {})})
     return rows
 
 

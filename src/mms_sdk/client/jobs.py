@@ -96,9 +96,19 @@ class Job:
     def facts(self) -> dict[str, Any]:
         """What matters about it, by name."""
         record = self.record
-        told = {"id": record.id, "state": record.state, "created": record.created_at, "ended": record.ended_at or "–"}
+        told: dict[str, Any] = {
+            "id": record.id,
+            "work": f"{record.kind} {record.name}",
+            "state": record.state,
+            "created": record.created_at,
+            "ended": record.ended_at or "–",
+        }
+        if not record.ended and record.progress.total:
+            told["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
         if record.error:
             told["error"] = record.error.get("detail", "")
+        metrics: dict[str, float] = record.result.get("metrics", {})
+        told |= {name: f"{value:.4f}" for name, value in metrics.items()}
         return told | {name: value for name, value in record.result.items() if not isinstance(value, dict)}
 
 
@@ -145,17 +155,15 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def _outcome(record: JobRecord) -> str:
+    if not record.ended:
+        told = record.progress
+        return f"{told.done:,} of {told.total:,} {told.what}" if told.total else ""
     if record.error:
         return str(record.error.get("detail", ""))[:100]
-    metrics = record.result.get("metrics", {})
-    told = metrics.get("val/accuracy", record.result.get("accuracy"))
-    return (
-        f"accuracy {told:.4f}"
-        if told is not None
-        else f"{record.result.get('rows', 0):,} rows"
-        if record.result
-        else ""
-    )
+    for name, value in {**record.result.get("metrics", {}), **record.result}.items():
+        if name in ("val/accuracy", "accuracy") and value is not None:
+            return f"{name} {value:.4f}"
+    return f"{record.result['rows']:,} rows" if "rows" in record.result else ""
 
 
 class _Bar:

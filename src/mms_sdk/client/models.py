@@ -82,6 +82,11 @@ class ModelVersion:
         return Path(self.record.location)
 
 
+def ref_of(model: str | ModelVersion) -> str:
+    """The reference of a version, or the reference itself."""
+    return model.ref if isinstance(model, ModelVersion) else model
+
+
 class Models:
     """All models of a workspace."""
 
@@ -116,7 +121,7 @@ class Models:
 
         Args:
             name: The model.
-            trained: e.g. `result.best`.
+            trained: e.g. `result.best`; a result stands for its best checkpoint.
             metrics: Kept with it, besides those of its epoch; e.g. `result.evaluate("test")`.
 
         Raises:
@@ -124,6 +129,8 @@ class Models:
             InvalidRequest: The workspace is a server's.
         """
         check_name(name, what="model")
+        if not hasattr(trained, "export"):
+            raise InvalidRequest(f"a trained checkpoint is registered, e.g. result.best; got {trained!r}")
         if self._workspace is None:
             raise InvalidRequest(
                 "a version is registered from the process that trained it, into this machine's workspace; this one is "

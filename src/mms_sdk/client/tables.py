@@ -36,7 +36,7 @@ class Table(list[_T]):
 def aligned(rows: list[dict[str, Any]]) -> str:
     """Rows as text in columns; numbers to the right."""
     names = list(rows[0])
-    cells = [[str(row[name]) for name in names] for row in rows]
+    cells = [[_on_one_line(str(row[name])) for name in names] for row in rows]
     widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(names)]
     right = [all(isinstance(row[name], int | float) for row in rows) for name in names]
     lines = [names, *cells]
@@ -46,3 +46,8 @@ def aligned(rows: list[dict[str, Any]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _on_one_line(text: str) -> str:
+    # A name of a person's file may hold line ends, and escape sequences that a terminal would obey.
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

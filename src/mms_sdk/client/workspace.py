@@ -16,10 +16,10 @@ from pydantic import BaseModel
 
 from mms_sdk import html
 from mms_sdk.client.api import Api
-from mms_sdk.client.datasets import Datasets
+from mms_sdk.client.datasets import Dataset, Datasets
 from mms_sdk.client.deployments import Deployments
 from mms_sdk.client.jobs import Job, Jobs
-from mms_sdk.client.models import Models
+from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
@@ -40,6 +40,7 @@ class BulkResult(BaseModel):
         path: The Parquet file: one row for each row in.
         rows: How many.
         errors: Rows without a prediction; their `error` column says why.
+        first_error: Which was the first, and why.
         accuracy: Share of right answers, where labels are known.
         model: Which version.
         job: Which job.
@@ -48,13 +49,14 @@ class BulkResult(BaseModel):
     path: Path
     rows: int
     errors: int
+    first_error: str | None = None
     accuracy: float | None = None
     model: str
     job: str
 
     def __str__(self) -> str:
         told = f", accuracy {self.accuracy:.4f}" if self.accuracy is not None else ""
-        failed = f", {self.errors:,} of them without a prediction" if self.errors else ""
+        failed = f", {self.errors:,} of them without a prediction, e.g. {self.first_error}" if self.errors else ""
         return f"{self.rows:,} rows by {self.model} in {self.path}{failed}{told}"
 
     __repr__ = __str__
@@ -115,7 +117,13 @@ class WorkspaceClient:
         }
 
     def predict(
-        self, model: str, *, data: str | Path | ImageFolder, to: str | Path, top: int = 0, progress: bool = True
+        self,
+        model: str | ModelVersion,
+        *,
+        data: str | Path | ImageFolder | Dataset,
+        to: str | Path,
+        top: int = 0,
+        progress: bool = True,
     ) -> BulkResult:
         """Predicts every row of a dataset, or every picture of a folder, into a Parquet file.
 
@@ -123,26 +131,29 @@ class WorkspaceClient:
         `score`, `ranked_labels`, `ranked_scores` and, for a picture that could not be read, `error`.
 
         Args:
-            model: Reference, e.g. `flowers@champion`.
-            data: A dataset reference such as `flowers@7/test`, or a folder.
-            to: The Parquet file; it appears whole or not at all.
+            model: A version, or a reference such as `flowers@champion`.
+            data: A dataset, a reference to one such as `flowers@7/test`, or a folder.
+            to: The Parquet file; it appears whole or not at all, in place of one of that name.
             top: Ranked classes kept; 0 for all.
             progress: Show a bar on a terminal.
 
         Raises:
             ModelNotFound, DatasetNotFound, SplitNotFound: There is none.
-            InvalidRequest: The folder of `to` does not exist.
+            InvalidRequest: `to` is no Parquet file, or its folder does not exist.
         """
         target = Path(to).expanduser()
+        if target.suffix != ".parquet" or target.is_dir():
+            raise InvalidRequest(f"predictions are written to a Parquet file, e.g. predictions.parquet; got {target}")
         if not target.parent.is_dir():
             raise InvalidRequest(
                 f"predictions are written into an existing folder; {target.parent} is none; make it first"
             )
-        asked = {"model": model, "top": top, **self._data(data)}
+        asked = {"model": ref_of(model), "top": top, **self._data(data)}
         record = self._api.send("POST", "/v1/predictions", JobRecord, asked)
         job = Job(self._api, record).wait(progress=progress)
         path = job.download("predictions.parquet", target)
-        told: dict[str, Any] = {name: job.result.get(name) for name in ("rows", "errors", "accuracy", "model")}
+        names = ("rows", "errors", "first_error", "accuracy", "model")
+        told: dict[str, Any] = {name: job.result.get(name) for name in names}
         return BulkResult(path=path, job=job.id, **told)
 
     def close(self) -> None:
@@ -162,8 +173,10 @@ class WorkspaceClient:
     ) -> None:
         self.close()
 
-    def _data(self, data: str | Path | ImageFolder) -> dict[str, Any]:
+    def _data(self, data: str | Path | ImageFolder | Dataset) -> dict[str, Any]:
         # A name means the dataset of that name where there is one; everything else is a folder.
+        if isinstance(data, Dataset):
+            return {"dataset": data.ref}
         if isinstance(data, str):
             try:
                 self.datasets.get(parse_dataset_ref(data).name)

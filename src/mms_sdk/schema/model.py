@@ -27,8 +27,8 @@ class TensorSpec(Schema):
 class Signature(Schema):
     """What goes in and what comes out; both have a leading batch dimension that is not written here."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
 
 
 class Lineage(Schema):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 import mms_sdk
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
+from mms_sdk.schema.base import reasons
 from mms_sdk.service.dataplane import DataPlane
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
@@ -103,7 +103,7 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return await _on_error(request, InvalidRequest(f"the request does not fit: {_told(error.errors())}"))
+    return await _on_error(request, InvalidRequest(f"the request does not fit: {reasons(error.errors())}"))
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
@@ -111,7 +111,3 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return await _on_error(request, NotFound(f"no such path: {request.url.path[:200]!r}"))
     return await _on_error(request, InvalidRequest(f"the request does not fit: {error.detail}"))
-
-
-def _told(errors: Sequence[Any]) -> str:
-    return "; ".join(f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in errors[:5])

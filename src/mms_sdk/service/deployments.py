@@ -84,7 +84,9 @@ class Deployments:
             before = self._served.get(name)
             self._served[name] = Served(name, row["model"], row["version"], predictor, batcher)
             if self._keep:
-                self._workspace.catalog.deployments.keep(name, model=row["model"], version=row["version"])
+                self._workspace.catalog.deployments.keep(
+                    name, model=row["model"], version=row["version"], max_batch=max_batch
+                )
             if before is not None:
                 before.batcher.close()
             return self._served[name].told()
@@ -127,9 +129,9 @@ class Deployments:
         """
         if not self._keep:
             return
-        for name, ref in self._workspace.catalog.deployments.list():
+        for name, ref, max_batch in self._workspace.catalog.deployments.list():
             try:
-                self.put(name, ref)
+                self.put(name, ref, max_batch=max_batch)
             except MmsError as error:
                 _log.error("deployment %s is not served: %s", name, error.message)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import shlex
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from mms_sdk.compute.inference.predictor import BUCKETS
 from mms_sdk.errors import InvalidRequest, Unavailable
 from mms_sdk.schema.names import parse_model_ref
 from mms_sdk.service.app import create_app
@@ -52,31 +55,39 @@ def serve(
         Unavailable: The port is taken.
     """
     _check_loopback(host)
-    listening = _bind(host, port)  # first, because loading models takes longer than being told that a port is taken
-    for model in models:
-        ref = parse_model_ref(model)
-        row = workspace.catalog.models.resolve(ref)
-        workspace.artifact(row["artifact"], digest=row["digest"], what=f"model {row['model']}@{row['version']}")
-        workspace.catalog.deployments.keep(ref.name, model=row["model"], version=row["version"])
-    token = own_token(workspace)
-    settings = replace(ServerSettings(), source_roots=tuple(source_roots))
-    deployments = Deployments(workspace, settings, keep=True)
-    app = create_app(workspace, settings, deployments=deployments)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        lifespan="on",
-        limit_concurrency=1024,
-        timeout_graceful_shutdown=30,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say))
-    server.run([listening])
-    if not server.started:
-        raise Unavailable(f"the server of {workspace.root} could not start; what is above says why")
+    refs = [parse_model_ref(model) for model in models]
+    if doubled := [name for name, times in Counter(ref.name for ref in refs).items() if times > 1]:
+        raise InvalidRequest(f"each model is served once, under its name; got {doubled[0]!r} more than once")
+    # Bound first, because loading models takes longer than being told that a port is taken.
+    with _bind(host, port) as listening:
+        for ref in refs:
+            row = workspace.catalog.models.resolve(ref)
+            workspace.artifact(row["artifact"], digest=row["digest"], what=f"model {row['model']}@{row['version']}")
+            workspace.catalog.deployments.keep(
+                ref.name, model=row["model"], version=row["version"], max_batch=BUCKETS[-1]
+            )
+        if kept := [name for name, *_ in workspace.catalog.deployments.list()]:
+            say(f"loading and warming {', '.join(kept)} …")
+        token = own_token(workspace)
+        settings = replace(ServerSettings(), source_roots=tuple(source_roots))
+        deployments = Deployments(workspace, settings, keep=True)
+        app = create_app(workspace, settings, deployments=deployments)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            lifespan="on",
+            limit_concurrency=1024,
+            timeout_graceful_shutdown=30,
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+        server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say))
+        server.run([listening])
+        if not server.started:
+            raise Unavailable(f"the server of {workspace.root} could not start; what is above says why")
+        say("stopped; what had been asked was answered")
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -110,7 +121,10 @@ def _announce(
     for each in deployments.list():
         say(f"  {each.name} ({each.model}@{each.version}): POST {bound}/v1/models/{each.name}:predict")
     say(f"  the token is in {token}; try:")
-    say(f'  curl -H "Authorization: Bearer $(cat {token})" {bound}/v1/deployments')
+    what = f"{bound}/v1/deployments"
+    if served := deployments.list():
+        what = f"-H 'Content-Type: image/png' --data-binary @PICTURE.png {bound}/v1/models/{served[0].name}:predict"
+    say(f'  curl -H "Authorization: Bearer $(cat {shlex.quote(str(token))})" {what}')
 
 
 def _check_loopback(host: str) -> None:

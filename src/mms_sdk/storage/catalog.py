@@ -173,12 +173,11 @@ class Jobs:
         Returns:
             Ids of the jobs found lost.
         """
-        query = sa.select(tables.jobs.c.id, tables.jobs.c.owner).where(tables.jobs.c.state.in_(("queued", "running")))
+        columns = tables.jobs.c
+        query = sa.select(columns.id, columns.kind, columns.owner).where(columns.state.in_(("queued", "running")))
         with self._catalog.reading() as connection:
             rows = connection.execute(query).all()
-        gone = [row.id for row in rows if not _alive(row.owner)]
-        error = {"title": "lost", "detail": "the process that did the work is gone; start the job again"}
-        return [job for job in gone if self.finish(job, "lost", error=error)]
+        return [row.id for row in rows if not _alive(row.owner) and self.finish(row.id, "lost", error=_lost(row))]
 
     def _set(self, job: str, values: Mapping[str, Any], *, only_from: tuple[JobState, ...]) -> bool:
         table = tables.jobs
@@ -292,23 +291,24 @@ class Deployments:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def keep(self, name: str, *, model: str, version: int) -> None:
+    def keep(self, name: str, *, model: str, version: int, max_batch: int) -> None:
         """Records that a version is served under a name."""
         table = tables.deployments
         with self._catalog.writing() as connection:
             connection.execute(sa.delete(table).where(table.c.name == name))
-            connection.execute(sa.insert(table).values(name=name, model=model, version=version, created_at=now()))
+            row = {"name": name, "model": model, "version": version, "max_batch": max_batch, "created_at": now()}
+            connection.execute(sa.insert(table).values(row))
 
     def forget(self, name: str) -> None:
         """Records that a name is served no more."""
         with self._catalog.writing() as connection:
             connection.execute(sa.delete(tables.deployments).where(tables.deployments.c.name == name))
 
-    def list(self) -> list[tuple[str, ModelRef]]:
-        """Names and what they serve."""
+    def list(self) -> list[tuple[str, ModelRef, int]]:
+        """Names, what they serve, and the rows they compute at once."""
         with self._catalog.reading() as connection:
             rows = connection.execute(sa.select(tables.deployments).order_by(tables.deployments.c.name)).all()
-        return [(row.name, ModelRef(name=row.model, version=row.version)) for row in rows]
+        return [(row.name, ModelRef(name=row.model, version=row.version), row.max_batch) for row in rows]
 
 
 class Tokens:
@@ -336,6 +336,11 @@ class Tokens:
         with self._catalog.reading() as connection:
             row = connection.execute(query).first()
         return None if row is None else Principal(name=row.name, role=row.role)
+
+
+def _lost(job: Any) -> dict[str, str]:
+    again = f"resume={job.id!r} goes on from its newest checkpoint" if job.kind == "train" else "start the job again"
+    return {"title": "lost", "detail": f"the process that did the work is gone; {again}"}
 
 
 def _hash(token: str) -> str:

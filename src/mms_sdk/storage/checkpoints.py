@@ -7,6 +7,7 @@ checkpoint counts only once its sealed folder has its final name, and is verifie
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from mms_sdk.errors import CheckpointNotFound, Damaged
 from mms_sdk.storage import files, manifest
 
 _STEP = re.compile(r"\d{10}")
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _LEFT_BEHIND = re.compile(r"\.\d{10}\.(partial|retired)")
 
 
@@ -233,13 +235,19 @@ class CheckpointFolder:
         return self.root / f"{step:010d}"
 
 
+def _not_raised(record: logging.LogRecord) -> bool:
+    return _OS_ERROR.search(f"{record.getMessage()} {record.exc_info}") is None
+
+
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
     # TensorStore, which writes for Orbax, names what the operating system refused only in the text of a ValueError.
+    # Orbax logs it with two hundred lines of its threads' frames; whoever waits for the save is told by what we raise.
+    logging.getLogger("absl").addFilter(_not_raised)  # a filter that is there already is not added again
     try:
         yield
     except ValueError as error:
-        told = re.search(r"os_error_code='(\d+)'", str(error))
+        told = _OS_ERROR.search(str(error))
         if told is None:
             raise
         raise OSError(int(told[1]), os.strerror(int(told[1]))) from error

@@ -18,6 +18,12 @@ FOLDER_MODE = 0o700
 _DRAFT = re.compile(r"\..+\.\d+\.[0-9a-f]{12}")
 
 
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals to write into errors that say what to do.
@@ -39,7 +45,7 @@ def writing(path: Path) -> Iterator[None]:
                 f"no space left while writing {path}: {error.strerror}; nothing half-made stays. Free space there, or "
                 f"use another workspace folder, and run it again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        if error.errno in _REFUSED:
             raise NotWritable(
                 f"{path} cannot be written: {error.strerror}; give this user write permission or use another "
                 f"workspace folder (argument workspace=, or $MMS_WORKSPACE)"

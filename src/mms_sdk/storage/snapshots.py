@@ -85,7 +85,7 @@ class OpenSnapshot:
                 self._tables[name] = np.concatenate([empty, *tables])
         return self._tables[name]
 
-    def gather(self, name: str, rows: Rows) -> Any:
+    def gather(self, name: str, rows: Rows | Sequence[int]) -> Any:
         """Rows of a column, in the order asked for.
 
         Args:
@@ -99,6 +99,7 @@ class OpenSnapshot:
             Damaged: A row's checksum does not fit its bytes.
         """
         column = self.column(name)
+        rows = np.asarray(rows, np.int64)
         if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise InvalidRequest(
                 f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"

@@ -51,6 +51,7 @@ deployments = Table(
     Column("name", String(63), primary_key=True),
     Column("model", String(63), nullable=False),
     Column("version", Integer, nullable=False),
+    Column("max_batch", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
     ForeignKeyConstraint(["model", "version"], ["model_versions.model", "model_versions.version"]),
 )

@@ -20,5 +20,5 @@ def ingested(root: Path, photos: Path, *, color: Any = "auto", **spec: Any) -> t
     job.mkdir(exist_ok=True)
     TOLD.clear()
     wanted = IngestSpec(source=ImageFolder(photos, color=color), **spec)
-    snapshot, report = ingest(dataset, wanted, folder=job, tell=TOLD.append)
+    snapshot, report = ingest(dataset, wanted, job=job.name, folder=job, tell=TOLD.append)
     return dataset, snapshot, report

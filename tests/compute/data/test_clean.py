@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mms_sdk.compute.data.clean import Looked, Present, apply
+from mms_sdk.compute.data.clean import Looked, Present, apply, contradictions
 from mms_sdk.compute.data.kinds.image import Facts
 from mms_sdk.compute.data.sources import Entry
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
@@ -45,7 +45,7 @@ def test_of_equal_files_the_first_stays_also_across_classes() -> None:
 
 
 def test_what_the_dataset_holds_already_is_a_duplicate() -> None:
-    kept, rejects = apply(DropDuplicates(), [looked("a/1", "x"), looked("a/2", "y")], Present(ids={b"x"}))
+    kept, rejects = apply(DropDuplicates(), [looked("a/1", "x"), looked("a/2", "y")], Present(classes={b"x": "a"}))
 
     assert sources(kept) == ["a/2"]
     assert rejects[0].reason == "the same bytes are in the dataset already"
@@ -96,3 +96,20 @@ def test_steps_leave_nothing_of_nothing_and_unreadable_files_to_the_step_for_the
     assert apply(step, [], Present()) == ([], [])  # type: ignore[arg-type]
     if not isinstance(step, DropUnreadable):
         assert len(apply(step, [looked("a/1", size=None)], Present())[0]) == 1  # type: ignore[arg-type]
+
+
+def test_a_picture_in_two_classes_is_a_contradiction_wherever_the_other_one_is() -> None:
+    items = [looked("a/1", "x"), looked("b/1", "x"), looked("a/2", "y"), looked("b/2", "z"), looked("b/3", "z")]
+
+    found = contradictions(items, Present(classes={b"y": "c", b"z": "b"}))
+
+    assert [(each.source, each.reason) for each in found] == [
+        ("b/1", "it is a/1 too"),
+        ("a/2", "the dataset has it as 'c'"),
+    ]
+
+
+def test_files_that_could_not_be_read_contradict_nobody() -> None:
+    items = [looked("a/1", size=None, reason="denied"), looked("b/1", size=None, reason="denied")]
+
+    assert contradictions(items, Present()) == []

@@ -32,7 +32,7 @@ def ingest_here(root: Path, photos: Path) -> None:
     workspace = Workspace(root)
     dataset = workspace.open_or_create_dataset("flowers")
     spec = IngestSpec(source=ImageFolder(photos), clean=SPEC["clean"])
-    ingest(dataset, spec, folder=workspace.job_folder("before"), tell=lambda _progress: None)
+    ingest(dataset, spec, job="before", folder=workspace.job_folder("before"), tell=lambda _progress: None)
     workspace.close()
 
 

@@ -206,6 +206,20 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert_nothing_came_in(tmp_path)
 
 
+def test_a_picture_in_two_classes_is_noted_in_the_source_and_against_the_dataset(tmp_path: Path, photos: Path) -> None:
+    cats = sorted((photos / "cat").iterdir())
+    shutil.copy(cats[3], photos / "dog" / "same.png")
+    _, _, report = ingested(tmp_path, photos, clean=CLEAN)
+    assert any(
+        note.startswith(f"1 × the same picture in two classes, e.g. dog/same.png: it is cat/{cats[3].name} too")
+        for note in report.notes
+    )
+
+    shutil.move(cats[0], photos / "dog" / "moved.png")
+    _, _, report = ingested(tmp_path, photos, clean=CLEAN)
+    assert any("2 × the same picture in two classes" in note and "as 'cat'" in note for note in report.notes)
+
+
 def test_one_class_comes_in_with_a_note(tmp_path: Path) -> None:
     write_classes(tmp_path / "photos", {"cat": 5})
 

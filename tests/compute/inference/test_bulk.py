@@ -111,7 +111,9 @@ def test_a_folder_comes_out_file_by_file_with_the_reason_where_one_is_no_picture
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
     assert [row["source"] for row in rows] == names
     assert [row["row"] for row in rows] == list(range(26))
-    assert result == {"rows": 26, "errors": 3}
+    assert {name: result[name] for name in ("rows", "errors")} == {"rows": 26, "errors": 3}
+    failed = next(row for row in rows if row["error"])
+    assert result["first_error"] == f"{failed['source']}: {failed['error']}"
     for row in rows:
         assert row["label"] is None
         if "x-" in row["source"]:
@@ -133,7 +135,7 @@ def test_a_file_that_is_gone_when_its_turn_comes_has_a_row_with_the_reason(
         gone.unlink(missing_ok=True)
 
     result = predict_folder(small, ImageFolder(photos), to=tmp_path / "out.parquet", top=0, tell=tell)
-    assert result == {"rows": 26, "errors": 4}
+    assert (result["rows"], result["errors"]) == (26, 4)
     assert read(tmp_path / "out.parquet")[-1]["error"] == "the file cannot be read: No such file or directory"
 
 
@@ -151,7 +153,8 @@ def test_a_folder_in_which_nothing_is_a_picture_has_a_row_for_each_file(small: P
     for number in range(9):
         (tmp_path / "in" / f"{number}.txt").write_text("no picture")
     result = predict_folder(small, ImageFolder(tmp_path / "in"), to=tmp_path / "out.parquet", top=0, tell=Told())
-    assert result == {"rows": 9, "errors": 9}
+    assert (result["rows"], result["errors"]) == (9, 9)
+    assert result["first_error"].startswith("0.txt: this is not a readable picture")
     assert all(row["error"] for row in read(tmp_path / "out.parquet"))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from mms_sdk.compute.models import MLP, ConvNet
 from mms_sdk.compute.models.functional import Arrays, Functional, describe, functional
@@ -45,6 +45,51 @@ def taken_apart(model: Any) -> tuple[Functional, Arrays, Arrays]:
 @nnx.jit(static_argnums=0)
 def build(seed: int) -> nnx.Module:
     return FAMILY.build(SHAPE, rngs=nnx.Rngs(jax.random.key(seed)))
+
+
+class LinenNet(linen.Module):
+    """Everything that a Linen module may need: running averages, dropout, and being told whether it is trained."""
+
+    @linen.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = linen.Dense(6)(x.reshape(x.shape[0], -1))
+        x = linen.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        return linen.Dense(3, name="head")(linen.Dropout(0.5, deterministic=not train)(x))
+
+
+def test_a_linen_module_gives_its_own_outputs_and_keeps_its_running_averages() -> None:
+    module, rows, key = LinenNet(), rows_of(), jax.random.key(3)
+    variables = module.init(jax.random.key(5), rows, train=False)
+    taken, params, rest = taken_apart(module)
+
+    np.testing.assert_array_equal(params["Dense_0/kernel"], variables["params"]["Dense_0"]["kernel"])
+    told, same = taken.apply(params, rest, rows, None)
+    np.testing.assert_allclose(told, module.apply(variables, rows, train=False), rtol=1e-6)
+    assert jax.tree.all(jax.tree.map(np.array_equal, same, rest))
+
+    trained, after = taken.apply(params, rest, rows, key)
+    expected, changed = module.apply(variables, rows, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+    np.testing.assert_allclose(trained, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        after["batch_stats/BatchNorm_0/mean"], changed["batch_stats"]["BatchNorm_0"]["mean"], rtol=1e-6
+    )
+
+
+class Plain(linen.Module):
+    """Knows no difference between training and prediction."""
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return linen.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def test_a_linen_module_without_any_state_is_a_model() -> None:
+    taken, params, rest = taken_apart(Plain())
+    output, after = taken.apply(params, rest, rows_of(), jax.random.key(0))
+
+    kernel, bias = np.asarray(params["Dense_0/kernel"]), np.asarray(params["Dense_0/bias"])
+    np.testing.assert_allclose(output, rows_of().reshape(4, -1) @ kernel + bias, rtol=1e-5, atol=1e-6)
+    assert rest == after == {}
 
 
 @pytest.mark.parametrize(
@@ -176,3 +221,21 @@ def test_a_model_is_described_by_its_options_or_its_name() -> None:
     assert describe(FAMILY) == "ConvNet(num_classes=3, widths=(8,), dropout=0.5)"
     assert describe(Normed(rngs=nnx.Rngs(0))) == "Normed"
     assert describe(rows_of) == "rows_of"
+
+
+def test_a_class_of_modules_is_made_with_its_random_streams_by_name() -> None:
+    taken = functional(Normed, SHAPE)
+    params, _ = taken.init(jax.random.key(0))
+
+    assert sorted(params) == sorted(functional(Normed(rngs=nnx.Rngs(0)), SHAPE).init(jax.random.key(0))[0])
+
+
+def test_a_family_that_was_not_made_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"write ConvNet\(num_classes=…\) instead of its class"):
+        functional(ConvNet, SHAPE)
+
+
+@pytest.mark.parametrize("widths", [(), (12,), (32, 4), (0,)])
+def test_widths_that_do_not_divide_into_groups_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="multiples of 8; got widths="):
+        ConvNet(num_classes=3, widths=widths)

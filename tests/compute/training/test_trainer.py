@@ -31,9 +31,9 @@ from mms_sdk.compute.models import MLP
 from mms_sdk.compute.training import trainer as trainer_module
 from mms_sdk.compute.training.loop import Step
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, History
-from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
+from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer, suited_batch_size
 from mms_sdk.errors import DataError, InvalidRequest, SplitNotFound, StorageFull, TrainingFailed
-from mms_sdk.schema.job import Job
+from mms_sdk.schema.job import Job, Progress
 from mms_sdk.storage import metric_log
 from mms_sdk.storage.checkpoints import CheckpointFolder
 from mms_sdk.storage.datasets import Addition
@@ -205,10 +205,40 @@ def test_without_a_val_split_the_best_epoch_is_chosen_by_training_metrics(tmp_pa
     data = make_data(tmp_path / "ws", rows={"train": 30})
 
     with pytest.raises(InvalidRequest, match=r"Checkpoints.best watches one of \['train/loss', 'train/accuracy'\]"):
-        fit(SMALL, data)
-    ended = fit(replace(SMALL, epochs=1, checkpoint=Checkpoints(best="train/loss")), data)
+        fit(replace(SMALL, checkpoint=Checkpoints(best="val/loss")), data)
+    ended = fit(replace(SMALL, epochs=2), data)
 
     assert set(ended.history[0]) == {"train/loss", "train/accuracy"}
+    losses = [epoch["train/loss"] for epoch in ended.history]
+    assert ended.best.metrics["train/loss"] == min(losses)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch"), [(1, 8), (80, 8), (159, 8), (160, 16), (639, 32), (640, 64), (1280, 128), (10**9, 128)]
+)
+def test_a_batch_size_left_out_leaves_an_epoch_some_steps(rows: int, batch: int) -> None:
+    assert suited_batch_size(rows) == batch
+
+
+def test_a_batch_size_left_out_divides_over_the_devices_and_is_recorded(pets: SmallData) -> None:
+    ended = fit(replace(SMALL, epochs=1, batch_size=None), pets)
+
+    assert ended.steps == -(-70 // 8)  # eight devices, eight rows a step
+    assert newest_job(pets).spec["trainer"]["batch_size"] == 8
+
+
+def test_how_far_training_is_can_be_read_from_its_job(pets: SmallData) -> None:
+    seen = []
+    for step in replace(SMALL, epochs=2).steps(pets):
+        seen.append((step.epoch, newest_job(pets).progress.done))
+
+    assert {(1, 0), (1, 1), (2, 1), (2, 2)} == set(seen)
+    assert newest_job(pets).progress == Progress(done=2, total=2, what="epochs")
+
+
+def test_what_is_no_dataset_is_refused(pets: SmallData) -> None:
+    with pytest.raises(InvalidRequest, match=r"training takes a dataset, e\.g\. ws\.datasets\.get.*got 'pets'"):
+        SMALL.fit("pets")  # type: ignore[arg-type]
 
 
 def test_the_options_of_a_trainer_are_json_and_print() -> None:
@@ -419,10 +449,11 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best_not_even_in_a_con
 def test_an_interrupt_in_the_middle_cancels_the_job_and_leaves_a_good_checkpoint(pets: SmallData) -> None:
     stop = Afterwards(2, lambda: signal.raise_signal(signal.SIGINT))
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         fit(replace(SMALL, stop=stop), pets)
 
     job = newest_job(pets)
+    assert stopped.value.__notes__ == [f"the job is {job.id}; resume={job.id!r} goes on from its newest checkpoint"]
     assert job.state == "cancelled"
     assert [checkpoint.step for checkpoint in checkpoints_of(pets, job.id)] == [BATCHES]
     continued = fit(replace(SMALL, epochs=2), pets, resume=job.id)
@@ -535,10 +566,14 @@ def test_data_without_training_rows_is_refused(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"batch_size": 12}, ["12 rows over 8 devices", "data=8", "use a multiple of 8"]),
-        ({"batch_size": 0}, ["0 rows", "use a multiple of 8"]),
+        ({"batch_size": 0}, ["a whole number from 1", "batch_size=0"]),
+        ({"batch_size": "16"}, ["a whole number from 1", "batch_size='16'"]),
+        ({"epochs": 2.5}, ["a whole number from 1", "epochs=2.5"]),
+        ({"optimizer": 0.001}, ["optax.adamw(1e-3)", "got 0.001"]),
+        ({"model": MLP}, ["a model family is made first", "MLP(num_classes=…)"]),
         ({"model": MLP(num_classes=5)}, ["(batch, 3)", "(2, 5)", "set its num_classes to 3"]),
         ({"model": "resnet50"}, ["mms.models.ConvNet", "got str"]),
-        ({"epochs": 0}, ["at least one pass", "epochs=0"]),
+        ({"epochs": 0}, ["a whole number from 1", "epochs=0"]),
         ({"mesh": {"data": 3}}, ["uses every device", "there are 8"]),
         ({"preprocess": ["resize"]}, ["mms.image.Resize(64)", "'resize'"]),
         ({"checkpoint": Checkpoints(best="val/f1")}, ["Checkpoints.best watches one of", "'val/accuracy'", "'val/f1'"]),

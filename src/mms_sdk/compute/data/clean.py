@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mms_sdk.compute.data.kinds.image import Facts
 from mms_sdk.compute.data.sources import Entry
@@ -33,11 +33,11 @@ class Present:
     """What the dataset holds already.
 
     Attributes:
-        ids: Content ids of its rows.
+        classes: The class of each of its rows, by content id.
         size: (height, width) of its pictures, where all have the same.
     """
 
-    ids: Collection[bytes] = frozenset()
+    classes: Mapping[bytes, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
 
 
@@ -52,6 +52,23 @@ def apply(step: CleanStep, looked: Sequence[Looked], present: Present) -> tuple[
     return [item for item in looked if item.entry.source not in dropped], rejects
 
 
+def contradictions(looked: Iterable[Looked], present: Present) -> list[Reject]:
+    """Pictures whose very bytes stand in another class too, in the source or in the dataset, and where."""
+    first: dict[bytes, Entry] = {}
+    found = []
+    for item in looked:
+        if not item.id:
+            continue
+        label = item.entry.label
+        known = present.classes.get(item.id)
+        seen = first.setdefault(item.id, item.entry)
+        if known is not None and known != label:
+            found.append(Reject(source=item.entry.source, reason=f"the dataset has it as {known!r}"))
+        elif seen.label != label:
+            found.append(Reject(source=item.entry.source, reason=f"it is {seen.source} too"))
+    return found
+
+
 def _unreadable(_step: DropUnreadable, looked: Sequence[Looked], _present: Present) -> list[Reject]:
     return [Reject(source=item.entry.source, reason=item.reason) for item in looked if item.facts is None]
 
@@ -62,7 +79,7 @@ def _duplicates(_step: DropDuplicates, looked: Sequence[Looked], present: Presen
     for item in looked:
         if not item.id:  # a file that cannot be read is nobody's duplicate
             continue
-        if item.id in present.ids:
+        if item.id in present.classes:
             rejects.append(Reject(source=item.entry.source, reason="the same bytes are in the dataset already"))
         elif item.id in first:
             rejects.append(Reject(source=item.entry.source, reason=f"the same bytes as {first[item.id]}"))

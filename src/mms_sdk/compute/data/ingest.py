@@ -54,7 +54,9 @@ class _Plan:
     rejects: list[Reject]
 
 
-def ingest(dataset: Dataset, spec: IngestSpec, *, folder: Path, tell: Tell) -> tuple[Snapshot, CleaningReport]:
+def ingest(
+    dataset: Dataset, spec: IngestSpec, *, job: str, folder: Path, tell: Tell
+) -> tuple[Snapshot, CleaningReport]:
     """Brings what is new in a source into a dataset, as one snapshot.
 
     Files that are in the dataset already, with the same name and bytes, are passed over, so that ingesting a grown
@@ -63,6 +65,7 @@ def ingest(dataset: Dataset, spec: IngestSpec, *, folder: Path, tell: Tell) -> t
     Args:
         dataset: Where to.
         spec: Source, cleaning steps and split.
+        job: Whose work it is; kept with the snapshot.
         folder: Where `rejects.jsonl` is written: every file left out, and why.
         tell: Called with the progress.
 
@@ -79,7 +82,7 @@ def ingest(dataset: Dataset, spec: IngestSpec, *, folder: Path, tell: Tell) -> t
         plan = _plan(looked, left_out, spec, base, found=len(entries) + len(left_out))
         _write_rejects(folder, plan.rejects)
         try:
-            return _write(dataset, plan, spec, base, tell), plan.report
+            return _write(dataset, plan, spec, base, job, tell), plan.report
         except SnapshotConflict:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -107,7 +110,7 @@ def _plan(
     picture = base.column("image") if base else None
     new = [item for item in looked if (item.entry.source, item.id) not in held]
     present = Present(
-        ids={content for _, content in held},
+        classes={content: label for (_, content), label in held.items()},
         size=(picture.shape[0], picture.shape[1]) if picture and picture.shape else None,
     )
     kept, steps, rejects = new, [], list(left_out)
@@ -131,16 +134,19 @@ def _plan(
         already_present=len(looked) - len(new),
         kept=len(kept),
         steps=tuple(steps),
-        notes=_notes(kept, left_out, labels, picture),
+        notes=_notes(kept, left_out, labels, picture, clean.contradictions(new, present)),
     )
     return _Plan(rows=kept, columns=_columns(picture, labels), report=report, rejects=rejects)
 
 
-def _held(base: OpenSnapshot | None) -> set[tuple[str, bytes]]:
+def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
+    # The class of each row by its source and content.
     if base is None:
-        return set()
+        return {}
+    labels = base.column("label").labels or ()
     sources = base.gather("source", np.arange(base.rows))
-    return {(source.decode(), row.tobytes()) for source, row in zip(sources, base.values("id"), strict=True)}
+    rows = zip(sources, base.values("id"), base.values("label"), strict=True)
+    return {(source.decode(), content.tobytes()): labels[code] for source, content, code in rows}
 
 
 def _refuse_unreadable(kept: Sequence[Looked]) -> None:
@@ -201,7 +207,11 @@ def _columns(picture: Column, labels: tuple[str, ...]) -> tuple[Column, ...]:
 
 
 def _notes(
-    kept: Sequence[Looked], left_out: Sequence[Reject], labels: Sequence[str], picture: Column
+    kept: Sequence[Looked],
+    left_out: Sequence[Reject],
+    labels: Sequence[str],
+    picture: Column,
+    contradictions: Sequence[Reject],
 ) -> tuple[str, ...]:
     counts = Counter(note for item in kept if item.facts for note in item.facts.notes)
     if picture.color == "gray":
@@ -209,12 +219,20 @@ def _notes(
     notes = [f"{count} × {note}" for note, count in sorted(counts.items()) if count]
     if left_out:
         notes.append(f"{len(left_out)} × left out, e.g. {left_out[0].source}: {left_out[0].reason}")
+    if contradictions:
+        first = contradictions[0]
+        notes.append(
+            f"{len(contradictions)} × the same picture in two classes, e.g. {first.source}: {first.reason}; only one "
+            f"can be right"
+        )
     if len(labels) == 1:
         notes.append(f"only one class, {labels[0]!r}; a classifier needs at least two")
     return tuple(notes)
 
 
-def _write(dataset: Dataset, plan: _Plan, spec: IngestSpec, base: OpenSnapshot | None, tell: Tell) -> Snapshot:
+def _write(
+    dataset: Dataset, plan: _Plan, spec: IngestSpec, base: OpenSnapshot | None, job: str, tell: Tell
+) -> Snapshot:
     picture, label = plan.columns[:2]
     labels = label.labels or ()
     classes = np.array([labels.index(item.entry.label) for item in plan.rows], np.int32)
@@ -227,7 +245,11 @@ def _write(dataset: Dataset, plan: _Plan, spec: IngestSpec, base: OpenSnapshot |
         splits=Counter(SPLITS[code] for code in splits),
         classes=Counter(labels[code] for code in classes),
         split_rule=spec.split.model_dump(),
-        provenance={"ingest": spec.model_dump(mode="json"), "cleaning": plan.report.model_dump(mode="json")},
+        provenance={
+            "job": job,
+            "ingest": spec.model_dump(mode="json"),
+            "cleaning": plan.report.model_dump(mode="json"),
+        },
     )
     record = base.record if base else None
     if not plan.rows:

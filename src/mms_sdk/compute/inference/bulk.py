@@ -35,7 +35,7 @@ def predict_snapshot(
         tell: Called with the progress.
 
     Returns:
-        `rows`, `errors` and, as the rows have labels, `accuracy`.
+        `rows`, `errors`, the `first_error` if there are any and, as the rows have labels, the `accuracy`.
     """
     rows = snapshot.split_rows(split)
     labels = snapshot.column("label").labels or ()
@@ -62,7 +62,7 @@ def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Path, top: 
         tell: Called with the progress.
 
     Returns:
-        `rows` and `errors`.
+        `rows`, `errors` and, if there are any, the `first_error`.
     """
     entries, _ = list_image_folder(folder, labelled=False)
 
@@ -112,13 +112,17 @@ def _write(
     )
     draft = to.with_name(f".{to.name}.partial")
     done = errors = right = known = 0
+    first_error: dict[str, str] = {}
     try:
         with files.writing(to), pq.ParquetWriter(draft, schema) as writer:
             for batch in batches:
                 table = _predict(predictor, batch, top)
                 writer.write_table(pa.Table.from_pylist(table, schema=schema))
                 done += len(batch)
-                errors += sum(row["error"] is not None for row in table)
+                failed = [f"{row['source']}: {row['error']}" for row in table if row["error"] is not None]
+                errors += len(failed)
+                if failed and not first_error:
+                    first_error = {"first_error": failed[0]}
                 known += sum(row["label"] is not None for row in table)
                 right += sum(row["label"] is not None and row["label"] == row["predicted"] for row in table)
                 tell(Progress(done=done, total=total, what="rows predicted"))
@@ -128,7 +132,7 @@ def _write(
             files.fsync_folder(to.parent)
     finally:
         draft.unlink(missing_ok=True)
-    told: dict[str, Any] = {"rows": done, "errors": errors}
+    told: dict[str, Any] = {"rows": done, "errors": errors, **first_error}
     return {**told, "accuracy": right / known} if known else told
 
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 import jax
 from flax import nnx
 
+from mms_sdk.errors import InvalidRequest
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvNet:
@@ -22,6 +24,10 @@ class ConvNet:
     num_classes: int
     widths: tuple[int, ...] = (32, 64)
     dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
+            raise InvalidRequest(f"the widths of a ConvNet are multiples of 8; got widths={self.widths}")
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels)."""

@@ -6,8 +6,10 @@ taken apart once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mms_sdk.errors import InvalidRequest
@@ -36,17 +38,24 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
     """Any model a person may hand in.
 
     Args:
-        model: A family with `build(input_shape, rngs=…)`, an NNX module, a function of `nnx.Rngs` that makes one, or a
-            pair of functions `init(key, input_shape) -> params` and `apply(params, batch) -> output`.
+        model: A family with `build(input_shape, rngs=…)`, an NNX module, a class or function that makes one of
+            `nnx.Rngs`, a Linen module, or a pair of functions `init(key, input_shape) -> params` and
+            `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told.
         input_shape: Shape of one row as the model takes it.
 
     Raises:
         InvalidRequest: It is none of these.
     """
-    from flax import nnx
+    from flax import linen, nnx
 
     if isinstance(model, nnx.Module):
         return _of_instance(model)
+    if isinstance(model, linen.Module):
+        return _of_linen(model, input_shape)
+    if isinstance(model, type) and hasattr(model, "build"):
+        raise InvalidRequest(
+            f"a model family is made first; write {model.__name__}(num_classes=…) instead of its class"
+        )
     if hasattr(model, "build"):
         return _of_factory(lambda rngs: model.build(input_shape, rngs=rngs))
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
@@ -55,11 +64,14 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
             init=lambda key: (dict(init(key, input_shape)), {}),
             apply=lambda params, state, batch, key: (apply(params, batch), state),
         )
-    if callable(model):
-        return _of_factory(model)
+    if callable(model) and not (isinstance(model, type) and issubclass(model, linen.Module)):
+        maker: Any = model
+        takes = inspect.signature(maker.__init__ if isinstance(model, type) else model)
+        named = "rngs" in takes.parameters  # as Flax's own modules have it
+        return _of_factory(lambda rngs: model(rngs=rngs) if named else model(rngs))
     raise InvalidRequest(
         f"a model is a family such as mms.models.ConvNet(num_classes=10), an nnx.Module, a function of nnx.Rngs that "
-        f"makes one, or a pair (init, apply); got {type(model).__name__}"
+        f"makes one, a Linen module, or a pair (init, apply); got {type(model).__name__}"
     )
 
 
@@ -83,6 +95,32 @@ def _of_instance(module: Any) -> Functional:
     _, params, _, rest = _split(module)
     values = _flat(params), _flat(rest)
     return Functional(init=lambda key: values, apply=_apply(module))
+
+
+def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
+    import jax.numpy as jnp
+    from flax import traverse_util
+
+    flat: Any = partial(traverse_util.flatten_dict, sep="/")
+    nested: Any = partial(traverse_util.unflatten_dict, sep="/")
+    takes = inspect.signature(type(module).__call__).parameters
+
+    def mode(training: bool) -> dict[str, bool]:
+        return {name: training == (name == "train") for name in ("train", "deterministic") if name in takes}
+
+    def init(key: jax.Array) -> tuple[Arrays, Arrays]:
+        variables = dict(module.init(key, jnp.zeros((1, *input_shape)), **mode(False)))
+        return flat(variables.pop("params")), flat(variables)
+
+    def apply(params: Arrays, rest: Arrays, batch: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Arrays]:
+        others = nested(rest)
+        variables = {"params": nested(params), **others}
+        if key is None:
+            return module.apply(variables, batch, **mode(False)), rest
+        output, changed = module.apply(variables, batch, rngs={"dropout": key}, mutable=list(others), **mode(True))
+        return output, {**rest, **flat(changed)}
+
+    return Functional(init=init, apply=apply)
 
 
 def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:

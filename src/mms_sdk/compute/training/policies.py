@@ -69,12 +69,13 @@ class Checkpoints:
 
     Attributes:
         every: `epoch`, or besides at each epoch's end also `500steps`, `30s`, `5min` or `1h`.
-        best: Metric whose best epoch is kept besides the newest ones.
+        best: Metric whose best epoch is kept besides the newest ones; if left out `val/loss`, or `train/loss` where the
+            dataset has no `val`.
         keep: How many of the newest are kept.
     """
 
     every: str = "epoch"
-    best: str = "val/loss"
+    best: str | None = None
     keep: int = 2
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class Checkpoints:
 
     def is_best(self, history: History) -> bool:
         """Whether the last finished epoch is better than all before."""
+        assert self.best is not None, "the trainer decides what was left out"
         *before, last = (epoch[self.best] for epoch in history)
         return all(improves(self.best, last, value) for value in before)
 
@@ -109,7 +111,7 @@ def improves(metric: str, value: float, than: float, by: float = 0.0) -> bool:
     return value < than - by if metric.endswith("loss") else value > than + by
 
 
-def check_metric(metric: str, available: Sequence[str], *, asked_by: str) -> None:
+def check_metric(metric: str | None, available: Sequence[str], *, asked_by: str) -> None:
     """Refuses a metric that will never be measured.
 
     Raises:

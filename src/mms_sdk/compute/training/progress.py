@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -11,6 +12,7 @@ from mms_sdk import html
 from mms_sdk.compute.training.loop import Step
 
 _REDRAW_S = 0.25
+_COMPILING = "compiling the first step …"
 
 
 class ProgressView(Protocol):
@@ -59,7 +61,7 @@ class _Lines(_Silent):
 
 
 class _Bar(_Silent):
-    """A live bar: epoch, speed, time left, and the newest metrics."""
+    """A live bar in 80 columns: epoch, time, and what the newest epoch says about the rows it judges by."""
 
     def __init__(self, epochs: int) -> None:
         from rich.console import Console
@@ -68,12 +70,12 @@ class _Bar(_Silent):
         columns = (
             TextColumn("  epoch"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
-        self._task = self._progress.add_task("", total=epochs)
+        self._task = self._progress.add_task(_COMPILING, total=epochs)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -85,13 +87,19 @@ class _Bar(_Silent):
     def update(self, step: Step) -> None:
         done = step.epoch - 1 + step.batch / step.batches
         if step.metrics:
-            self._progress.update(self._task, completed=done, description=_told(step.metrics))
+            judged = {name: value for name, value in step.metrics.items() if name.startswith("val/")}
+            self._progress.update(self._task, completed=done, description=_told(judged or step.metrics))
         elif step.batch % 8 == 0:
             self._progress.update(self._task, completed=done)
+        if step.number == 1:
+            self._progress.update(self._task, description="")
 
 
 class _Notebook(_Silent):
-    """A bar and the losses so far, drawn anew a few times a second in the cell that trains."""
+    """A bar and the losses so far, drawn anew a few times a second in the cell that trains.
+
+    Afterwards the bar and the last metrics stay; the drawing belongs to the result.
+    """
 
     def __init__(self, epochs: int) -> None:
         import IPython.display
@@ -99,28 +107,35 @@ class _Notebook(_Silent):
         display: Any = IPython.display.display
         self._html: Any = IPython.display.HTML
         self._epochs = epochs
-        self._history: list[dict[str, float]] = []
+        self._history: list[Mapping[str, float]] = []
         self._drawn = 0.0
-        self._shown: Any = display(self._html(""), display_id=True)  # type: ignore[no-untyped-call]
+        self._bar = ""
+        self._shown: Any = display(self._html(self._drawing(0, _COMPILING)), display_id=True)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.update(self._html(f"<div>{self._bar}</div><div>{self._newest()}</div>"))
 
     def update(self, step: Step) -> None:
         if step.metrics:
             self._history.append(step.metrics)
         if step.metrics or time.monotonic() - self._drawn > _REDRAW_S:
             self._drawn = time.monotonic()
-            self._shown.update(self._html(self._drawing(step)))
+            done = step.epoch - 1 + step.batch / step.batches
+            self._shown.update(self._html(self._drawing(done, f"epoch {step.epoch} of {self._epochs}")))
 
-    def _drawing(self, step: Step) -> str:
-        done = step.epoch - 1 + step.batch / step.batches
-        bar = f'<progress value="{done:.3f}" max="{self._epochs}"></progress> epoch {step.epoch} of {self._epochs}'
+    def _drawing(self, done: float, told: str) -> str:
+        self._bar = f'<progress value="{done:.3f}" max="{self._epochs}"></progress> {told}'
         if not self._history:
-            return f"<div>{bar}</div>"
+            return f"<div>{self._bar}</div>"
         names = [name for name in self._history[0] if name.endswith("loss")]
         losses = {name: [epoch[name] for epoch in self._history] for name in names}
-        return f"<div>{bar}</div><div>{_told(self._history[-1])}</div>{html.curves('loss by epoch', losses)}"
+        return f"<div>{self._bar}</div><div>{self._newest()}</div>{html.curves('loss by epoch', losses)}"
+
+    def _newest(self) -> str:
+        return _told(self._history[-1]) if self._history else ""
 
 
-def _told(metrics: dict[str, float]) -> str:
+def _told(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 

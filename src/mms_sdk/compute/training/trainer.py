@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +24,7 @@ from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
-from mms_sdk.schema.job import Job
+from mms_sdk.schema.job import Job, Progress
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
@@ -57,7 +58,7 @@ class Trainer:
         preprocess: Host steps, then device steps; fitted on the training rows only.
         mesh: Devices along each named axis; -1 for all that are left.
         rules: How parameters are divided over the mesh.
-        batch_size: Rows in a step, over all devices.
+        batch_size: Rows in a step, over all devices; if left out 128, or fewer where there are few rows.
         epochs: Passes over the training rows, at most.
         stop: When to stop earlier.
         checkpoint: When to save and what to keep.
@@ -70,15 +71,20 @@ class Trainer:
     preprocess: Sequence[HostStep | DeviceStep] = ()
     mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
     rules: PartitionRules = field(default_factory=PartitionRules)
-    batch_size: int = 128
+    batch_size: int | None = None
     epochs: int = 20
     stop: StopPolicy = field(default_factory=NeverStop)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InvalidRequest(f"training takes at least one pass over the rows; got epochs={self.epochs}")
+        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
+        if self.optimizer is not None and not hasattr(self.optimizer, "update"):
+            raise InvalidRequest(
+                f"an optimizer is an optax transformation, e.g. optax.adamw(1e-3); got {self.optimizer!r}"
+            )
 
     def fit(
         self, data: TrainingData, *, resume: str | None = None, progress: Literal["auto", "none"] = "auto"
@@ -98,9 +104,14 @@ class Trainer:
         """
         fitting = Fitting(self, data, resume=resume)
         # Closed at once, not when the last reference to a traceback goes: an interrupt may come between two steps.
-        with make_progress(progress, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
-            for step in steps:
-                bar.update(step)
+        try:
+            with make_progress(progress, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
+                for step in steps:
+                    bar.update(step)
+        except KeyboardInterrupt as stop:  # Python and notebooks show the note below the traceback
+            job = fitting.job.id
+            stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
+            raise
         return fitting.result()
 
     def steps(self, data: TrainingData, *, resume: str | None = None) -> Iterator[Step]:
@@ -126,12 +137,23 @@ class Trainer:
             "seed": self.seed,
         }
 
+    def _for(self, snapshot: OpenSnapshot) -> Trainer:
+        # What was left open, decided by what there is to train on.
+        rows = len(snapshot.split_rows("train"))  # says which splits there are, if this one is not
+        best = "val/loss" if "val" in snapshot.split_names else "train/loss"
+        parts = batch_parts(make_mesh(self.mesh))
+        return replace(
+            self,
+            batch_size=self.batch_size or -(-suited_batch_size(rows) // parts) * parts,
+            checkpoint=replace(self.checkpoint, best=self.checkpoint.best or best),
+        )
+
     def _program(self, snapshot: OpenSnapshot) -> Program:
         import optax
 
         labels = self.task.check(snapshot)
         mesh = make_mesh(self.mesh)
-        if self.batch_size < 1 or self.batch_size % batch_parts(mesh):
+        if self.batch_size is None or self.batch_size % batch_parts(mesh):
             raise InvalidRequest(
                 f"a batch divides over the devices; {self.batch_size} rows over {batch_parts(mesh)} devices "
                 f"({describe(mesh)}) does not; use a multiple of {batch_parts(mesh)}"
@@ -166,10 +188,14 @@ class Fitting:
     """
 
     def __init__(self, trainer: Trainer, data: TrainingData, *, resume: str | None) -> None:
-        self.trainer = trainer
+        if not hasattr(data, "open"):
+            raise InvalidRequest(f"training takes a dataset, e.g. ws.datasets.get('flowers'); got {data!r}")
         self.snapshot = data.open()
         self.workspace = data.workspace
-        self.program = trainer._program(self.snapshot)
+        self.trainer = trainer._for(self.snapshot)
+        assert self.trainer.batch_size is not None
+        self.batch_size = self.trainer.batch_size
+        self.program = self.trainer._program(self.snapshot)
         self._began = time.monotonic()
         self.run = self._make_run(resume)
 
@@ -177,7 +203,11 @@ class Fitting:
         """Trains, and records how it ended."""
         try:
             with self._end_recorded():
-                yield from train(self.run)
+                for step in train(self.run):
+                    if step.metrics:
+                        told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
+                        self.workspace.catalog.jobs.progress(self.job.id, told)
+                    yield step
                 self.workspace.catalog.jobs.finish(self.job.id, "succeeded", result=self.result().summary())
         finally:
             self.run.log.close()
@@ -221,8 +251,6 @@ class Fitting:
         options = self.trainer.describe()
         earlier = self._earlier(resume, options) if resume else []
         loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
-        if "train" not in loaders:
-            self.snapshot.split_rows("train")  # says which splits there are
         state, totals, meta = self._state(earlier)
         spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
         self.job: Job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec)
@@ -290,7 +318,7 @@ class Fitting:
             self.snapshot,
             split,
             pipeline=self.program.pipeline,
-            batch_size=self.trainer.batch_size,
+            batch_size=self.batch_size,
             seed=self.trainer.seed if split == "train" else None,
             sharding=self.program.batch_sharding,
         )
@@ -301,7 +329,7 @@ class Fitting:
             program=self.program,
             snapshot=self.snapshot,
             job=self.job.id,
-            batch_size=self.trainer.batch_size,
+            batch_size=self.batch_size,
         )
 
 
@@ -360,7 +388,11 @@ class TrainedCheckpoint:
         """Writes the model artefact: everything needed to serve it, and no code. See `docs/models.md`."""
         from mms_sdk.compute.inference.export import export_model
 
-        export_model(folder, self, metrics={**self.metrics, **(metrics or {})})
+        for name, value in (metrics or {}).items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidRequest(f"the metrics of a version are finite numbers; got {name}={value!r}; leave it out")
+        finite = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
+        export_model(folder, self, metrics={**finite, **(metrics or {})})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,6 +431,10 @@ class Result:
         """Metrics of the best checkpoint over a whole split."""
         return self.best.evaluate(split)
 
+    def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
+        """Writes the best checkpoint's model artefact, so that a result can be registered as it is."""
+        self.best.export(folder, metrics=metrics)
+
     def summary(self) -> dict[str, Any]:
         """The result as JSON, for the job."""
         return {
@@ -430,6 +466,11 @@ class Result:
             f"<trained on {self.dataset}: {len(self.history)} epochs, {self.steps} steps in {self.seconds:.1f} s on "
             f"{self.mesh}; best at step {self.best.step}: {told}; {self.stopped}>"
         )
+
+
+def suited_batch_size(rows: int) -> int:
+    """Rows in a step that leave an epoch of so many rows some ten steps: a power of two from 8 to 128."""
+    return int(min(128, max(8, 2 ** ((rows // 10).bit_length() - 1))))
 
 
 def _good(folder: CheckpointFolder, step: int, *, newest: int) -> list[Checkpoint]:

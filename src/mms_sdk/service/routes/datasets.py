@@ -39,7 +39,8 @@ def ingest_dataset(service: Service, name: Name, spec: IngestSpec) -> Job:
 
     def work(job: Job, tell: Tell) -> dict[str, object]:
         dataset = service.workspace.open_or_create_dataset(name)
-        snapshot, report = ingest(dataset, spec, folder=service.workspace.job_folder(job.id), tell=tell)
+        folder = service.workspace.job_folder(job.id)
+        snapshot, report = ingest(dataset, spec, job=job.id, folder=folder, tell=tell)
         return {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
 
     return service.jobs.submit("ingest", name, spec.model_dump(mode="json"), work)

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(63), primary_key=True),
         sa.Column("model", sa.String(63), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("max_batch", sa.Integer, nullable=False),
         sa.Column("created_at", sa.String(32), nullable=False),
         sa.ForeignKeyConstraint(["model", "version"], ["model_versions.model", "model_versions.version"]),
     )
