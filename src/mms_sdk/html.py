@@ -13,7 +13,7 @@ _CELL = "text-align:left;padding:2px 12px 2px 0"
 def facts(title: str, values: Mapping[str, Any]) -> str:
     """A title and a table of names and values."""
     rows = "".join(
-        f'<tr><th style="{_CELL};font-weight:600">{escape(str(name))}</th>'
+        f'<tr><th style="{_CELL};font-weight:600;white-space:nowrap">{escape(str(name))}</th>'
         f'<td style="{_CELL}">{escape(str(value))}</td></tr>'
         for name, value in values.items()
     )

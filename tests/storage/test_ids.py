@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from mms_sdk.storage.ids import new_id, now
@@ -38,3 +39,11 @@ def test_the_time_is_iso_8601_in_utc_with_milliseconds() -> None:
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told)
     assert abs(datetime.fromisoformat(told) - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+def test_ids_made_in_one_process_are_in_order_even_within_a_millisecond() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: [new_id() for _ in range(500)], range(4)))
+
+    assert all(ids == sorted(ids) for ids in made)
+    assert len({each for ids in made for each in ids}) == 2000

@@ -225,7 +225,8 @@ def connect(
     token = (token or os.environ.get(TOKEN_VARIABLE) or "").strip()  # a file of one ends with a newline
     if not token:
         raise Unauthenticated(
-            f"a server wants a token; pass token=, or set {TOKEN_VARIABLE}; mms serve says where its is"
+            f"a server wants a token; pass token=, or set {TOKEN_VARIABLE}, e.g. to the content of the file that "
+            f"mms serve names when it starts"
         )
     if not (token.isascii() and token.isprintable()):  # HTTP would refuse it, and show it
         raise Unauthenticated(f"a token is one line of ASCII; this one is not; look at token= and {TOKEN_VARIABLE}")

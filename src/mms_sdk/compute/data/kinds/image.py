@@ -7,6 +7,7 @@ A picture becomes uint8 of shape (height, width, channels), upright (EXIF orient
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,9 @@ from mms_sdk.types import Array
 Color = Literal["gray", "rgb"]
 CHANNELS: dict[Color, int] = {"gray": 1, "rgb": 3}
 DEFAULT_MAX_PIXELS = 50_000_000
+
+# Pillow warns of what it thinks large before we can say that it is too large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Formats whose decoders are widely fuzzed; Pillow knows dozens more that nobody's photographs use.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
