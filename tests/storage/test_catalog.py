@@ -273,7 +273,7 @@ def test_jobs_of_dead_processes_are_lost_and_those_of_living_ones_are_not(tmp_pa
     assert sorted(lost) == sorted([killed, unwaited])
     states = {job.id: job.state for job in catalog.jobs.list()}
     assert states == {killed: "lost", unwaited: "lost", living: "running", mine: "running", ended: "failed"}
-    assert "start the job again" in (catalog.jobs.get(killed).error or {})["detail"]
+    assert f"resume={killed!r} goes on from its newest checkpoint" in (catalog.jobs.get(killed).error or {})["detail"]
     assert catalog.jobs.reconcile() == [living]  # which was ended with the block above
     catalog.close()
 
