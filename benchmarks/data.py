@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mms_sdk.schema.dataset import SPLITS, Column
-from mms_sdk.storage.datasets import Addition
+from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.types import Array

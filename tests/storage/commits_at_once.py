@@ -12,13 +12,14 @@ from pathlib import Path
 from small_datasets import COLUMNS
 
 from mms_sdk.errors import MmsError
-from mms_sdk.schema.dataset import Part
-from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.schema.dataset import Sealed
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.datasets import Dataset
 
 
 def main() -> None:
     dataset, start = Dataset.open(Path(sys.argv[1]), "flowers"), Path(sys.argv[2])
-    parts = [Part.model_validate_json(line) for line in Path(sys.argv[3]).read_text().splitlines()]
+    parts = [Sealed.model_validate_json(line) for line in Path(sys.argv[3]).read_text().splitlines()]
     base = dataset.record()
     print("ready", flush=True)
     while not start.exists():

@@ -117,11 +117,12 @@ def workspace(folder: Path) -> None:
 def commit(folder: Path) -> None:
     from small_datasets import COLUMNS
 
-    from mms_sdk.schema.dataset import Part
-    from mms_sdk.storage.datasets import Addition, Dataset
+    from mms_sdk.schema.dataset import Sealed
+    from mms_sdk.storage.changes import Addition
+    from mms_sdk.storage.datasets import Dataset
 
     dataset = Dataset.open(folder / "flowers", "flowers")
-    part = Part.model_validate_json((folder / "part.json").read_text())
+    part = Sealed.model_validate_json((folder / "part.json").read_text())
     dataset.commit(Addition(parts=[part], columns=COLUMNS), base=dataset.record(), rebase=False)
 
 
@@ -131,6 +132,41 @@ def append(folder: Path) -> None:
     from mms_sdk.storage.datasets import Dataset
 
     add(Dataset.open_or_create(folder / "flowers", "flowers"), content_of(7, seed=9))
+
+
+def delete(folder: Path) -> None:
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.edits import delete_rows
+
+    dataset = Dataset.open(folder / "flowers", "flowers")
+    delete_rows(dataset, [1, 4, 12], of=dataset.snapshot())
+
+
+def column(folder: Path) -> None:
+    from mms_sdk.schema.dataset import Column
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.edits import write_column
+
+    dataset = Dataset.open(folder / "flowers", "flowers")
+    twice = Column(name="twice", kind="number", dtype="int32")
+    write_column(dataset, twice, lambda rows: 2 * rows["label"], inputs=["label"], of=dataset.snapshot())
+
+
+def put_together(folder: Path) -> None:
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.edits import compact
+
+    dataset = Dataset.open(folder / "flowers", "flowers")
+    compact(dataset, of=dataset.snapshot())
+
+
+def tidy(folder: Path) -> None:
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.retention import collect_garbage, expire
+
+    dataset = Dataset.open(folder / "flowers", "flowers")
+    expire(dataset)
+    collect_garbage(dataset, grace_s=0)
 
 
 def ingest(folder: Path) -> None:
@@ -153,6 +189,10 @@ WORK: dict[str, Callable[[Path], None]] = {
     "workspace": workspace,
     "commit": commit,
     "append": append,
+    "delete": delete,
+    "column": column,
+    "put together": put_together,
+    "tidy": tidy,
     "ingest": ingest,
 }
 

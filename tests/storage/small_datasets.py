@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.schema.dataset import SPLITS, Column
-from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.datasets import Dataset
 
 IMAGE = Column(name="image", kind="image", dtype="uint8", shape=(8, 6, 3), color="rgb")
 LABEL = Column(name="label", kind="label", dtype="int32", labels=("cat", "dog", "eel"))

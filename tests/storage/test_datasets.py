@@ -13,29 +13,30 @@ import pytest
 from small_datasets import COLUMNS, IMAGE, SOURCE, SPLIT, Content, add, content_of
 
 from mms_sdk.errors import Conflict, Damaged, DatasetNotFound, InvalidName, InvalidRequest, SnapshotConflict
-from mms_sdk.schema.dataset import Column, Part
-from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.schema.dataset import Column, Sealed
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import new_id
 from mms_sdk.storage.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("commits_at_once.py")
 
 
-def sealed(dataset: Dataset, content: Content) -> Part:
+def sealed(dataset: Dataset, content: Content) -> Sealed:
     with dataset.writer(COLUMNS) as writer:
         writer.write(content)
         return writer.close()
 
 
-def copies(dataset: Dataset, part: Part, count: int) -> list[Part]:
+def copies(dataset: Dataset, part: Sealed, count: int) -> list[Sealed]:
     """Parts with the same rows under other ids."""
-    made = [part.model_copy(update={"id": new_id()}) for _ in range(count)]
+    made = [Sealed(id=new_id(), rows=part.rows, manifest=part.manifest) for _ in range(count)]
     for copy in made:
         shutil.copytree(dataset.folder / "parts" / part.id, dataset.folder / "parts" / copy.id)
     return made
 
 
-def commit_at_once(dataset: Dataset, shares: list[list[Part]], scratch: Path, how: str) -> list[list[str]]:
+def commit_at_once(dataset: Dataset, shares: list[list[Sealed]], scratch: Path, how: str) -> list[list[str]]:
     """Has one process for each share commit it, all starting at the same moment."""
     start = scratch / "start"
     processes = []

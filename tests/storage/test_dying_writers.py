@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dies_at_step
 import numpy as np
 import pytest
 from small_datasets import COLUMNS, add, content_of
@@ -90,6 +91,64 @@ def test_a_first_commit_that_fails_at_any_step_leaves_no_dataset_or_a_whole_one(
             add(dataset, content_of(3, seed=3))
             assert dataset.snapshot().verify() > 0
             assert dataset.snapshot().rows == (10 if state == "new" else 3)
+
+
+EDITS = ("delete", "column", "put together", "tidy")
+FAILURES = [(work, how) for work in EDITS for how in ("kill", "enospc", "interrupt")]
+
+
+@pytest.mark.parametrize(
+    ("work", "how"), [FAILURES[0], *(pytest.param(*both, marks=pytest.mark.torture) for both in FAILURES[1:])]
+)
+def test_an_edit_that_fails_at_any_step_leaves_the_old_or_the_new_and_can_be_done_again(
+    memory_path: Path, work: str, how: str
+) -> None:
+    template = memory_path / "template"
+    dataset = Dataset.create(template / "flowers", "flowers")
+    add(dataset, OLD)
+    add(dataset, ADDED)
+    if work in ("put together", "tidy"):
+        dies_at_step.delete(template)
+    if work == "tidy":
+        dies_at_step.put_together(template)
+
+    told = die_at_every_step(work, how, template, memory_path / "out")
+
+    for attempt in told:
+        folder = memory_path / "out" / f"{attempt['step']:03d}"
+        assert_edited(Dataset.open(folder / "flowers", "flowers"), work, done=attempt is told[-1])
+        if attempt["step"] % 5 == 0 or attempt is told[-1]:
+            if work != "delete" or Dataset.open(folder / "flowers", "flowers").record().rows == 18:
+                dies_at_step.WORK[work](folder)
+            assert_edited(Dataset.open(folder / "flowers", "flowers"), work, done=True)
+    assert len(told) > 4
+
+
+def assert_edited(dataset: Dataset, work: str, *, done: bool) -> None:
+    """Whether the newest snapshot is as before the work or as after it, in every byte of every column."""
+    labels = np.concatenate([OLD["label"], ADDED["label"]])
+    sources = [*OLD["source"], *ADDED["source"]]
+    kept = np.setdiff1d(np.arange(18), [1, 4, 12])
+    snapshot = dataset.snapshot()
+    dataset.verify()
+    if work == "delete":
+        assert snapshot.rows in ((15,) if done else (15, 18))
+    elif work == "column":
+        assert snapshot.rows == 18
+        names = {column.name for column in snapshot.record.columns}
+        assert ("twice" in names) >= done
+        if "twice" in names:
+            np.testing.assert_array_equal(snapshot.values("twice"), 2 * labels)
+    else:
+        assert snapshot.rows == 15
+        assert not done or len(snapshot.record.parts) == 1
+    rows = kept if snapshot.rows == 15 else np.arange(18)
+    np.testing.assert_array_equal(snapshot.values("label"), labels[rows])
+    assert snapshot.gather("source", np.arange(snapshot.rows)) == [sources[row] for row in rows]
+    if work == "tidy" and done:
+        assert dataset.snapshots() == [snapshot.record.number]
+        folders = {path.name for path in (dataset.folder / "parts").iterdir()}
+        assert folders == {each.id for part in snapshot.record.parts for each in part.folders}
 
 
 @pytest.mark.torture

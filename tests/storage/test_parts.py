@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from small_datasets import COLUMNS, IMAGE, add, content_of
 
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import Column, Part
+from mms_sdk.schema.dataset import Column, Sealed
 from mms_sdk.storage import parts
-from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import PartWriter, crc32c
 
 DTYPES = ("bool", "uint8", "int8", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64")
 
 
-def write(folder: Path, columns: tuple[Column, ...], *batches: Mapping[str, Any]) -> tuple[Part, Path]:
+def write(folder: Path, columns: tuple[Column, ...], *batches: Mapping[str, Any]) -> tuple[Sealed, Path]:
     with PartWriter(folder, columns) as writer:
         for batch in batches:
             writer.write(batch)

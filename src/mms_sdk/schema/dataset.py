@@ -16,7 +16,8 @@ SPLITS = ("train", "val", "test")
 """Names of the splits in order of their codes in the `split` column."""
 
 ColumnKind = Literal["image", "encoded-image", "label", "text", "number", "embedding", "id", "split"]
-ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+COLUMN_NAME = r"[a-z][a-z0-9_]{0,62}"
+ColumnName = Annotated[str, Field(pattern=f"^{COLUMN_NAME}$")]
 
 
 Dtype = Annotated[str, Field(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))$")]  # little-endian; no objects
@@ -26,7 +27,9 @@ class Column(Schema):
     """One typed column.
 
     Attributes:
-        name: The column's name, and the name of its Zarr array.
+        name: The column's name.
+        array: Name of its Zarr array in the parts, once that is another: a column that was renamed keeps its arrays,
+            and one whose values were replaced gets new ones.
         kind: What the values mean.
         dtype: NumPy dtype of one value; `uint8` for variable-length bytes and text.
         shape: Shape of one row; None for rows of variable length.
@@ -42,6 +45,12 @@ class Column(Schema):
     labels: tuple[str, ...] | None = None
     color: Literal["gray", "rgb"] | None = None
     unit: str | None = None
+    array: ColumnName | None = None
+
+    @property
+    def stored(self) -> str:
+        """Name of its Zarr array."""
+        return self.array or self.name
 
     @property
     def row_bytes(self) -> int | None:
@@ -52,18 +61,64 @@ class Column(Schema):
         return None if self.shape is None else np.dtype(self.dtype).itemsize * prod(self.shape)
 
 
-class Part(Schema):
-    """One immutable part of a snapshot.
+class Sealed(Schema):
+    """A folder of rows that never changes.
 
     Attributes:
         id: Folder name below `parts/`.
         rows: Number of rows.
-        manifest: SHA-256 of the part's `MANIFEST.json`, which in turn lists the digest of every file.
+        manifest: SHA-256 of its `MANIFEST.json`, which in turn lists the digest of every file.
     """
 
     id: str
     rows: int
     manifest: str
+
+
+class Layer(Sealed):
+    """Columns that rows got later: a folder with as many rows as the part it belongs to.
+
+    Attributes:
+        arrays: Zarr arrays it holds, by the names that columns are stored under.
+    """
+
+    arrays: tuple[ColumnName, ...]
+
+
+class Run(Schema):
+    """Consecutive rows of a part that came in together.
+
+    Attributes:
+        rows: How many.
+        snapshot: Which snapshot brought them.
+    """
+
+    rows: int
+    snapshot: int
+
+
+class Part(Sealed):
+    """Some rows of a snapshot, and what became of them since they were written.
+
+    Attributes:
+        since: Which snapshots brought its rows, in row order; compaction puts rows of several into one part.
+        layers: Columns that were added or replaced later.
+        deleted: A folder whose column `row` lists the rows that are no longer there, ascending.
+    """
+
+    since: tuple[Run, ...]
+    layers: tuple[Layer, ...] = ()
+    deleted: Sealed | None = None
+
+    @property
+    def live(self) -> int:
+        """Rows that are still there."""
+        return self.rows - (self.deleted.rows if self.deleted else 0)
+
+    @property
+    def folders(self) -> tuple[Sealed, ...]:
+        """Everything on disk that it is made of."""
+        return (self, *self.layers, *([self.deleted] if self.deleted else []))
 
 
 class Snapshot(Schema):
@@ -95,7 +150,7 @@ class Snapshot(Schema):
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(part.rows for part in self.parts)
+        return sum(part.live for part in self.parts)
 
     def column(self, name: str) -> Column | None:
         """The column of that name, if there is one."""

@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from mms_sdk.errors import Conflict, Damaged, DatasetNotFound, InvalidRequest, SnapshotConflict, SnapshotNotFound
-from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Part, Snapshot
+from mms_sdk.errors import Conflict, Damaged, DatasetNotFound, SnapshotConflict, SnapshotNotFound
+from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Snapshot
 from mms_sdk.schema.names import check_name
 from mms_sdk.storage import files, manifest
+from mms_sdk.storage.changes import Change
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
 from mms_sdk.storage.snapshots import OpenSnapshot
 
+COMMIT_WITHIN_S = 24 * 3600.0
 _SNAPSHOT_FILE = re.compile(r"(\d{8})\.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Addition:
-    """What a commit adds to the snapshot it is based on.
-
-    Attributes:
-        parts: Sealed parts; none records that somebody looked and found nothing new.
-        columns: All columns of the dataset, with their labels, as they are after the addition.
-        splits: Rows the parts add to each split.
-        classes: Rows the parts add to each class.
-    """
-
-    parts: Sequence[Part]
-    columns: Sequence[Column]
-    message: str = ""
-    splits: Mapping[str, int] = field(default_factory=dict)
-    classes: Mapping[str, int] = field(default_factory=dict)
-    split_rule: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Dataset:
@@ -127,7 +109,7 @@ class Dataset:
             number = numbers[-1]
         path = self._snapshot_path(number)
         try:
-            return _decode(path.read_bytes(), path)
+            return read_snapshot(path)
         except FileNotFoundError as error:
             raise SnapshotNotFound(
                 f"dataset {self.name!r} has no snapshot {number}; it has {_ranges(self.snapshots())}"
@@ -148,26 +130,26 @@ class Dataset:
         """
         checked: dict[str, int] = {}
         for number in self.snapshots():
-            for part in self.record(number).parts:
-                if part.id not in checked:
-                    folder = self.folder / "parts" / part.id
-                    what = f"part {part.id} of dataset {self.name!r}"
-                    manifest.check(folder, what=what, expected=part.manifest, content=True)
-                    checked[part.id] = files.tree_bytes(folder)
+            for sealed in (each for part in self.record(number).parts for each in part.folders):
+                if sealed.id not in checked:
+                    folder = self.folder / "parts" / sealed.id
+                    what = f"part {sealed.id} of dataset {self.name!r}"
+                    manifest.check(folder, what=what, expected=sealed.manifest, content=True)
+                    checked[sealed.id] = files.tree_bytes(folder)
         return len(checked), sum(checked.values())
 
     def writer(self, columns: Sequence[Column]) -> PartWriter:
         """A writer for one new part; commit what it returns."""
         return PartWriter(self.folder / "parts", columns)
 
-    def commit(self, addition: Addition, *, base: Snapshot | None, rebase: bool) -> Snapshot:
-        """Makes parts visible, all or nothing.
+    def commit(self, change: Change, *, base: Snapshot | None, rebase: bool) -> Snapshot:
+        """Makes a change visible, all or nothing.
 
         Args:
-            addition: What is added; its parts are sealed.
+            change: What it brings is sealed.
             base: The snapshot it was made on; None for the first.
-            rebase: Put it on top of whatever was committed meanwhile. Right for rows that stand for themselves;
-                wrong where the addition was chosen by looking at what is there.
+            rebase: Put it on top of whatever was committed meanwhile, if the two commute. Right for a change that
+                stands for itself; wrong where it was chosen by looking at what is there.
 
         Returns:
             The new snapshot, which is on disk.
@@ -175,47 +157,50 @@ class Dataset:
         Raises:
             SnapshotConflict: Somebody committed first and the two do not commute.
         """
+        self._check_fresh(change)
         while True:
-            snapshot = _on_top(self.name, base, addition)
+            snapshot = self._on_top(change, base)
             try:
                 files.publish(self._snapshot_path(snapshot.number), _encode(snapshot))
             except FileExistsError as error:
-                newest = self.record()
-                if not rebase or newest.columns != tuple(addition.columns):
+                base = self.record()
+                if not rebase:
                     raise SnapshotConflict(
                         f"snapshot {snapshot.number} of {self.name!r} was committed by somebody else meanwhile; read "
-                        f"snapshot {newest.number} and do it again"
+                        f"snapshot {base.number} and do it again"
                     ) from error
-                base = newest
             else:
                 return snapshot
 
+    def _check_fresh(self, change: Change) -> None:
+        # What lies about for longer may be taken for garbage; and what is not there cannot be committed.
+        for sealed in change.sealed:
+            made = self.folder / "parts" / sealed.id / manifest.NAME
+            try:
+                age = time.time() - made.stat().st_mtime
+            except FileNotFoundError as error:
+                raise Damaged(f"what is committed is there; {made} is gone; write it again") from error
+            if age > COMMIT_WITHIN_S:
+                raise Conflict(
+                    f"what was written is committed within {COMMIT_WITHIN_S / 3600:g} hours, after which it may be "
+                    f"collected as garbage; {sealed.id} is {age / 3600:.1f} hours old; write it again"
+                )
+
+    def _on_top(self, change: Change, base: Snapshot | None) -> Snapshot:
+        number = base.number + 1 if base else 1
+        before = {"columns": (), "parts": ()} if base is None else dict(base)
+        told = {
+            "dataset": self.name,
+            "number": number,
+            "parent": base.number if base else None,
+            "created_at": now(),
+            "message": change.message,
+            "provenance": dict(change.provenance),
+        }
+        return Snapshot(**{**before, **told, **change.fields(base, number)})
+
     def _snapshot_path(self, number: int) -> Path:
         return self.folder / "snapshots" / f"{number:08d}.json"
-
-
-def _on_top(name: str, base: Snapshot | None, addition: Addition) -> Snapshot:
-    before = base.parts if base else ()
-    twice = {part.id for part in before} & {part.id for part in addition.parts}
-    if twice:
-        raise InvalidRequest(
-            f"a part is committed once; {sorted(twice)} are in snapshot {base and base.number} already"
-        )
-    splits = Counter(base.splits if base else {}) + Counter(addition.splits)
-    classes = Counter(base.statistics.get("classes", {}) if base else {}) + Counter(addition.classes)
-    return Snapshot(
-        dataset=name,
-        number=base.number + 1 if base else 1,
-        parent=base.number if base else None,
-        created_at=now(),
-        message=addition.message,
-        columns=tuple(addition.columns),
-        parts=(*before, *addition.parts),
-        splits=dict(splits),
-        split_rule=dict(addition.split_rule) or (base.split_rule if base else {}),
-        statistics={"classes": dict(classes)} if classes else {},
-        provenance=dict(addition.provenance),
-    )
 
 
 def _encode(snapshot: Snapshot) -> bytes:
@@ -223,7 +208,13 @@ def _encode(snapshot: Snapshot) -> bytes:
     return orjson.dumps({"snapshot": body, "sha256": _digest(body)}, option=orjson.OPT_INDENT_2)
 
 
-def _decode(data: bytes, path: Path) -> Snapshot:
+def read_snapshot(path: Path) -> Snapshot:
+    """Reads a snapshot's file.
+
+    Raises:
+        Damaged: It is not what was written, or of another format.
+    """
+    data = path.read_bytes()
     try:
         told = orjson.loads(data)
         body, digest = told["snapshot"], told["sha256"]
@@ -243,6 +234,6 @@ def _digest(body: Any) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    if not numbers:
-        return "none"
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    # Numbers less their places are equal within a run of consecutive ones.
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda each: each[1] - each[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs) or "none"

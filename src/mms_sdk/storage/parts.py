@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import Column, Part
+from mms_sdk.schema.dataset import Column, Sealed
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.ids import new_id
 from mms_sdk.types import Array
@@ -31,6 +31,8 @@ RAW_ROW_BYTES = 64
 SHARD_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**20
 CRC_BYTES = 4
+DELETED = Column(name="row", kind="number", dtype="int64")
+"""The column of a folder that lists rows of a part which are no longer there."""
 _MISSING = 2**64 - 1  # how Zarr's sharding codec marks an inner chunk that is not there
 
 
@@ -95,7 +97,7 @@ class PartWriter:
                 self._writers[name].write(values)
         self.rows += next(iter(counts.values()))
 
-    def close(self) -> Part:
+    def close(self) -> Sealed:
         """Completes the part: last chunks, Zarr metadata, fsync, manifest."""
         import zarr
 
@@ -108,7 +110,7 @@ class PartWriter:
         with files.writing(self.folder):
             files.fsync_folder(self.folder.parent)
         self._closed = True
-        return Part(id=self.id, rows=self.rows, manifest=digest)
+        return Sealed(id=self.id, rows=self.rows, manifest=digest)
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +152,7 @@ class _ColumnWriter(Protocol):
 def _column_writer(folder: Path, column: Column) -> _ColumnWriter:
     if column.shape is None:
         return _RaggedWriter(folder, column)
-    return _RawWriter(folder, column) if is_raw(column) else _TableWriter(folder, column.name, column)
+    return _RawWriter(folder, column) if is_raw(column) else _TableWriter(folder, column.stored, column)
 
 
 class _RawWriter:
@@ -158,7 +160,7 @@ class _RawWriter:
 
     def __init__(self, folder: Path, column: Column) -> None:
         self._column = column
-        self._root = folder / column.name / "c"
+        self._root = folder / column.stored / "c"
         self._shard_rows = rows_per_shard(column)
         self._file: BinaryIO | None = None
         self._in_shard = 0
@@ -189,7 +191,7 @@ class _RawWriter:
         shape = self._column.shape or ()
         return [
             {
-                "name": self._column.name,
+                "name": self._column.stored,
                 "shape": (rows, *shape),
                 "chunks": (1, *shape),
                 "shards": (shard_rows, *shape),
@@ -289,8 +291,8 @@ class _RaggedWriter:
         self._column = column
         flat = column.model_copy(update={"shape": (), "dtype": "uint8"})
         offsets = column.model_copy(update={"shape": (), "dtype": "uint64"})
-        self._data = _TableWriter(folder, f"{column.name}_data", flat)
-        self._offsets = _TableWriter(folder, f"{column.name}_offsets", offsets)
+        self._data = _TableWriter(folder, f"{column.stored}_data", flat)
+        self._offsets = _TableWriter(folder, f"{column.stored}_offsets", offsets)
         self._end = 0
         self._offsets.write(np.zeros(1, "<u8"))
 
@@ -306,7 +308,7 @@ class _RaggedWriter:
     def finish(self, rows: int) -> list[dict[str, Any]]:
         arrays = self._data.finish(self._end) + self._offsets.finish(rows + 1)
         for array, dimension in zip(arrays, ("bytes", "bounds"), strict=True):
-            array["dimension_names"] = [f"{self._column.name}_{dimension}"]
+            array["dimension_names"] = [f"{self._column.stored}_{dimension}"]
             array["attributes"] = _attributes(self._column)
         return arrays
 
@@ -316,8 +318,8 @@ class _RaggedWriter:
 def _dimensions(column: Column) -> list[str]:
     # xarray wants names, and the same name for the same length: only `row` is shared between columns.
     if column.kind == "image":
-        return ["row", f"{column.name}_height", f"{column.name}_width", f"{column.name}_channel"]
-    return ["row", *(f"{column.name}_{axis}" for axis in range(len(column.shape or ())))]
+        return ["row", f"{column.stored}_height", f"{column.stored}_width", f"{column.stored}_channel"]
+    return ["row", *(f"{column.stored}_{axis}" for axis in range(len(column.shape or ())))]
 
 
 def _attributes(column: Column) -> dict[str, Any]:

@@ -12,16 +12,16 @@ import numpy as np
 import orjson
 
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
-from mms_sdk.schema.dataset import Column, Part, Snapshot
+from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
 from mms_sdk.storage import files, manifest
-from mms_sdk.storage.parts import CRC_BYTES, GROUP, crc32c, is_raw
+from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_raw
 from mms_sdk.types import Array, Rows
 
 
 class OpenSnapshot:
     """One snapshot of a dataset, open for reading.
 
-    Rows are numbered from 0 through all parts. Reading is safe from several threads.
+    Rows are numbered from 0 through all parts, past those that were deleted. Reading is safe from several threads.
 
     Args:
         parts: The dataset's `parts/` folder.
@@ -33,10 +33,8 @@ class OpenSnapshot:
 
     def __init__(self, parts: Path, record: Snapshot) -> None:
         self.record = record
-        self._parts = [
-            _PartFiles(parts / part.id, part, f"part {part.id} of dataset {record.dataset!r}") for part in record.parts
-        ]
-        self._starts = np.cumsum([0, *(part.rows for part in record.parts)])
+        self._parts = [_OpenPart(parts, part, record.dataset) for part in record.parts]
+        self._starts = np.cumsum([0, *(part.live for part in record.parts)])
         self._tables: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
         for part in self._parts:
@@ -80,7 +78,7 @@ class OpenSnapshot:
             if is_raw(column):
                 self._tables[name] = self.gather(name, np.arange(self.rows))
             else:
-                tables = [_read_table(part, name, column.shape, column.dtype, part.rows) for part in self._parts]
+                tables = [part.table(column) for part in self._parts]
                 empty = np.empty((0, *column.shape), column.dtype)
                 self._tables[name] = np.concatenate([empty, *tables])
         return self._tables[name]
@@ -108,21 +106,49 @@ class OpenSnapshot:
             return self.values(name)[rows]
         gatherers = self._gatherers_of(column)
         if len(gatherers) == 1:
-            return gatherers[0].gather(rows)
+            return gatherers[0].gather(self._parts[0].physical(rows))
         where = np.searchsorted(self._starts, rows, side="right") - 1
         if column.shape is None:
             texts: list[bytes] = [b""] * len(rows)
             for part in np.unique(where):
                 places = np.flatnonzero(where == part)
-                found = gatherers[part].gather(rows[places] - self._starts[part])
+                found = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
                 for place, value in zip(places, found, strict=True):
                     texts[place] = value
             return texts
         out = np.empty((len(rows), *column.shape), column.dtype)
         for part in np.unique(where):
             places = np.flatnonzero(where == part)
-            out[places] = gatherers[part].gather(rows[places] - self._starts[part])
+            out[places] = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
         return out
+
+    def places(self, rows: Rows) -> dict[str, Rows]:
+        """Where rows lie: for each part that has some of them, by its id, their row numbers within it, ascending."""
+        wanted = np.unique(np.asarray(rows, np.int64))
+        if wanted.size and (wanted[0] < 0 or wanted[-1] >= self.rows):
+            raise InvalidRequest(f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {wanted[0]} to {wanted[-1]}")
+        bounds = np.searchsorted(wanted, self._starts)
+        found = {}
+        for number, part in enumerate(self._parts):
+            within = wanted[bounds[number] : bounds[number + 1]] - self._starts[number]
+            if len(within):
+                found[part.record.id] = part.physical(within)
+        return found
+
+    def rows_of(self, part: str) -> tuple[int, Rows]:
+        """The number of a part's first row, and where its rows lie within it, ascending."""
+        number = next(number for number, each in enumerate(self._parts) if each.record.id == part)
+        return int(self._starts[number]), self._parts[number].live
+
+    def snapshots_of(self, part: str) -> Rows:
+        """Which snapshot brought each of a part's rows."""
+        found = next(each for each in self._parts if each.record.id == part)
+        return found.snapshots[found.live]
+
+    def rows_since(self, number: int) -> Rows:
+        """Numbers of the rows that came in after an earlier snapshot, ascending."""
+        fresh = [part.snapshots[part.live] > number for part in self._parts]
+        return np.flatnonzero(np.concatenate([np.empty(0, bool), *fresh]))
 
     @cached_property
     def split_names(self) -> tuple[str, ...]:
@@ -158,19 +184,56 @@ class OpenSnapshot:
     @property
     def bytes(self) -> int:
         """Bytes on disk of the parts of this snapshot."""
-        return sum(files.tree_bytes(part.folder) for part in self._parts)
+        return sum(files.tree_bytes(each.folder) for part in self._parts for each in part.files)
 
     def _gatherers_of(self, column: Column) -> list[_Gatherer]:
         if column.name not in self._gatherers:
             kind = _RaggedColumn if column.shape is None else _RawColumn
-            self._gatherers[column.name] = [kind(part, column) for part in self._parts]
+            self._gatherers[column.name] = [kind(part.files_of(column), column) for part in self._parts]
         return self._gatherers[column.name]
+
+
+class _OpenPart:
+    """A part with its layers, and which of its rows are still there."""
+
+    def __init__(self, parts: Path, part: Part, dataset: str) -> None:
+        self.record = part
+        what = "part {} of dataset " + repr(dataset)
+        self.files = [_PartFiles(parts / each.id, each, what.format(each.id)) for each in part.folders]
+
+    def check(self, *, content: bool) -> None:
+        for each in self.files:
+            each.check(content=content)
+
+    def files_of(self, column: Column) -> _PartFiles:
+        layers = zip(self.record.layers, self.files[1:], strict=False)
+        return next((files for layer, files in layers if column.stored in layer.arrays), self.files[0])
+
+    def table(self, column: Column) -> Array:
+        assert column.shape is not None
+        found = _read_table(self.files_of(column), column.stored, column.shape, column.dtype, self.record.rows)
+        return found if self.record.deleted is None else found[self.live]
+
+    def physical(self, rows: Rows) -> Rows:
+        return rows if self.record.deleted is None else self.live[rows]
+
+    @cached_property
+    def live(self) -> Rows:
+        there = np.ones(self.record.rows, bool)
+        if self.record.deleted is not None:
+            there[_read_table(self.files[-1], DELETED.name, (), DELETED.dtype, self.record.deleted.rows)] = False
+        return np.flatnonzero(there)
+
+    @cached_property
+    def snapshots(self) -> Rows:
+        runs = self.record.since
+        return np.repeat([run.snapshot for run in runs], [run.rows for run in runs])
 
 
 class _PartFiles:
     """A part's folder, and what its Zarr metadata says of how the arrays in it lie."""
 
-    def __init__(self, folder: Path, part: Part, what: str) -> None:
+    def __init__(self, folder: Path, part: Sealed, what: str) -> None:
         self.folder = folder
         self.rows = part.rows
         self.what = what
@@ -213,7 +276,7 @@ class _RawColumn:
         self._column = column
         self._shape = column.shape
         self._row_bytes = column.row_bytes
-        self._shard_rows = part.chunk_rows(column.name)
+        self._shard_rows = part.chunk_rows(column.stored)
         self._shards: dict[int, tuple[Array, Array]] = {}
         self._unverified = np.ones(part.rows, bool)
 
@@ -252,7 +315,7 @@ class _RawColumn:
         if shard not in self._shards:
             rows = min(self._shard_rows, self._part.rows - shard * self._shard_rows)
             stride = self._row_bytes + CRC_BYTES
-            data = self._part.chunk(self._column.name, shard, 1 + len(self._shape), size=rows * stride)
+            data = self._part.chunk(self._column.stored, shard, 1 + len(self._shape), size=rows * stride)
             # A void dtype makes one row one element, so that fancy indexing copies whole rows.
             values = np.ndarray((rows,), f"V{self._row_bytes}", data, 0, (stride,))
             sums = np.ndarray((rows,), "<u4", data, self._row_bytes, (stride,))
@@ -265,8 +328,8 @@ class _RaggedColumn:
 
     def __init__(self, part: _PartFiles, column: Column) -> None:
         self._part = part
-        self._name = f"{column.name}_data"
-        self._bounds = _read_table(part, f"{column.name}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
+        self._name = f"{column.stored}_data"
+        self._bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
         self._chunk_bytes = part.chunk_rows(self._name)
         self._chunks: dict[int, memoryview] = {}
 

@@ -22,7 +22,8 @@ from mms_sdk.compute.data.kinds import image
 from mms_sdk.errors import DataError, MmsError, NothingToIngest, NotWritable, SnapshotConflict, StorageFull
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable, Split
 from mms_sdk.storage import files
-from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 CLEAN = (DropUnreadable(), DropDuplicates(), DropOddSizes())

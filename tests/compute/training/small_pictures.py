@@ -13,7 +13,7 @@ from flax import nnx
 from numpy.typing import NDArray
 
 from mms_sdk.schema.dataset import SPLITS, Column
-from mms_sdk.storage.datasets import Addition
+from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 

@@ -35,8 +35,8 @@ from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer,
 from mms_sdk.errors import DataError, InvalidRequest, SplitNotFound, StorageFull, TrainingFailed
 from mms_sdk.schema.job import Job, Progress
 from mms_sdk.storage import metric_log
+from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.checkpoints import CheckpointFolder
-from mms_sdk.storage.datasets import Addition
 
 BATCHES = 9  # of 8 in the 70 training rows; the last has 6
 SMALL = Trainer(model=MLP(num_classes=3, widths=(16,)), optimizer=optax.adam(1e-2), batch_size=8, epochs=3)

@@ -29,7 +29,8 @@ from mms_sdk.errors import DataError, InvalidInput, NothingToIngest, SnapshotCon
 from mms_sdk.schema.dataset import SPLITS, CleaningReport, CleaningStepReport, Column, IngestSpec, Reject, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage import files
-from mms_sdk.storage.datasets import Addition, Dataset
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 # Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
@@ -274,7 +275,7 @@ def _write(
         return dataset.commit(replace(addition, parts=(sealed,)), base=record, rebase=False)
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
-        if not dataset.snapshots() or sealed not in dataset.record().parts:
+        if not dataset.snapshots() or sealed.id not in {part.id for part in dataset.record().parts}:
             files.remove_tree(writer.folder)
         raise
 
