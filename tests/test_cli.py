@@ -190,6 +190,29 @@ def test_ingest_says_what_was_left_out_and_that_a_picture_lies_in_two_classes(
     assert workspace.is_dir()
 
 
+def test_a_dataset_is_looked_after_from_the_command_line(
+    capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path
+) -> None:
+    for _ in range(2):
+        assert run(capsys, "datasets", "ingest", "shades", str(photos))[0] == 0
+    assert workspace.is_dir()
+
+    code, out, _ = run(capsys, "datasets", "tag", "shades@1", "paper")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["snapshot", "tags", "rows", "deleted", "parts", "created", "message"]
+    assert "paper" in out.splitlines()[2]
+    code, out, _ = run(capsys, "datasets", "diff", "shades", "paper")
+    told = dict(line.split(None, 1) for line in out.splitlines())
+    assert (code, told["rows_added"], told["columns_added"]) == (0, "0", "none")
+    assert json.loads(run(capsys, "datasets", "diff", "shades", "paper", "--json")[1])["newer"] == 2
+    assert run(capsys, "datasets", "compact", "shades")[1].split()[:2] == ["snapshot", "2"]
+    assert json.loads(run(capsys, "datasets", "expire", "shades", "--keep", "1", "--json")[1]) == {"expired": []}
+    assert run(capsys, "datasets", "gc", "shades", "--grace", "0")[1].split()[:2] == ["folders", "0"]
+    assert run(capsys, "datasets", "show", "shades@paper")[1].startswith("dataset")
+    code, _, err = run(capsys, "datasets", "tag", "shades", "7")
+    assert (code, "a tag is not a number" in err) == (1, True)
+
+
 def test_a_run_that_is_ended_from_outside_is_resumed_registered_and_asked(
     capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.schedules import warmup_cosine
     from mms_sdk.compute.training.tasks import Classification
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
+    from mms_sdk.schema.dataset import Column, ImageFolder, Split
     from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
     from mms_sdk.schema.dataset import DropOddSizes as drop_odd_sizes
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
-    from mms_sdk.schema.dataset import ImageFolder, Split
 
 __version__ = "0.1.0.dev0"
 
@@ -34,6 +34,7 @@ _HOME = {
     "BulkResult": "client.workspace",
     "Checkpoints": "compute.training.policies",
     "Classification": "compute.training.tasks",
+    "Column": "schema.dataset",
     "Dataset": "client.datasets",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
@@ -60,6 +61,7 @@ __all__ = [
     "BulkResult",
     "Checkpoints",
     "Classification",
+    "Column",
     "Dataset",
     "Deployment",
     "EarlyStopping",

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
     from mms_sdk.client.workspace import WorkspaceClient
 
 Command = Callable[[argparse.Namespace], Any]
+_DATASETS = {
+    "list": ((), "all datasets"),
+    "show": (("NAME",), "one of them"),
+    "ingest": (("NAME", "FOLDER"), "bring pictures in"),
+    "rejects": (("NAME",), "what its ingest left out"),
+    "snapshots": (("NAME",), "its snapshots"),
+    "diff": (("NAME", "OLDER"), "what became of it since an older snapshot"),
+    "tag": (("NAME", "TAG"), "a name for a snapshot"),
+    "verify": (("NAME",), "compare every byte with the digests"),
+    "compact": (("NAME",), "put small parts together"),
+    "expire": (("NAME",), "let old snapshots go"),
+    "gc": (("NAME",), "remove what nothing refers to"),
+}
 _SIDE = 64  # pixels a side that pictures of many sizes are brought to, unless a person says otherwise
 
 
@@ -74,17 +88,19 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     demo.add_argument("--data", metavar="FOLDER", help="your own pictures: one sub-folder for each class")
     demo.add_argument("--epochs", type=_positive, default=40, help="passes over the training pictures, at most (40)")
 
-    data = verb("datasets", _datasets, "list, show, ingest and verify datasets", aliases=["data"])
+    data = verb("datasets", _datasets, "bring data in, look at it, and look after it", aliases=["data"])
     data.add_argument(
         "action",
         nargs="?",
-        choices=["list", "show", "ingest", "verify", "rejects"],
+        choices=list(_DATASETS),
         default="list",
-        help="list (the default), show NAME, ingest NAME FOLDER, verify NAME, or rejects NAME: what was left out",
+        help="; ".join(f"{' '.join([action, *words])}: {told}" for action, (words, told) in _DATASETS.items()),
     )
-    data.add_argument("name", nargs="?", help="dataset, e.g. flowers or flowers@7")
-    data.add_argument("folder", nargs="?", help="for ingest: one sub-folder of pictures for each class")
+    data.add_argument("name", nargs="?", metavar="NAME", help="dataset, e.g. flowers, flowers@7 or flowers@paper")
+    data.add_argument("what", nargs="?", metavar="WHAT", help="the folder, snapshot or tag that the action takes")
     data.add_argument("--keep-all", action="store_true", help="for ingest: no cleaning; an unreadable file is an error")
+    data.add_argument("--keep", type=_positive, default=10, help="for expire: how many of the newest stay (10)")
+    data.add_argument("--grace", type=_hours, default=48.0, help="for gc: hours since anybody touched it (48)")
 
     train = verb("train", _train, "train a picture classifier on a dataset and register it")
     train.add_argument("dataset", help="e.g. flowers or flowers@7")
@@ -223,28 +239,53 @@ def _demo(asked: argparse.Namespace) -> Any:
 
 
 def _datasets(asked: argparse.Namespace) -> Any:
-    names = {"list": 0, "ingest": 2}.get(asked.action, 1)
-    if sum(word is not None for word in (asked.name, asked.folder)) != names:
-        raise UsageProblem(
-            "usage: mms datasets [list | show NAME | ingest NAME FOLDER | verify NAME | rejects NAME[@SNAPSHOT]]"
-        )
+    from mms_sdk.schema.names import parse_dataset_ref
+
+    words, _ = _DATASETS[asked.action]
+    if sum(word is not None for word in (asked.name, asked.what)) != len(words):
+        raise UsageProblem(f"usage: mms datasets {' '.join([asked.action, *words])}; more: mms help datasets")
     workspace = _connect(asked)
-    if asked.action == "list":
-        return _listed(workspace.datasets.list(), workspace, asked)
-    if asked.action == "rejects":
-        return workspace.datasets.get(asked.name).rejects()
-    if asked.action == "verify":
-        job = workspace.datasets.verify(asked.name)
-        return job if asked.json or _in_notebook(asked) else _Facts(job.result)
-    dataset = _ingest(workspace, asked) if asked.action == "ingest" else workspace.datasets.get(asked.name)
-    return dataset if asked.json or _in_notebook(asked) else _Facts(dataset.facts())
+    datasets = workspace.datasets
+    plain = asked.json or _in_notebook(asked)
+    match asked.action:
+        case "list":
+            return _listed(datasets.list(), workspace, asked)
+        case "snapshots":
+            return datasets.snapshots(asked.name)
+        case "rejects":
+            return datasets.get(asked.name).rejects()
+        case "diff":
+            told = datasets.get(asked.name).diff(asked.what)
+            return told if plain else _Facts({name: _told(value) for name, value in told})
+        case "tag":
+            datasets.get(asked.name).tag(asked.what)
+            return datasets.snapshots(parse_dataset_ref(asked.name).name)
+        case "expire":
+            gone = datasets.expire(asked.name, keep=asked.keep)
+            return {"expired": list(gone)} if plain else _Facts({"expired": _told(gone)})
+        case "verify" | "compact" | "gc":
+            work: dict[str, Callable[[str], Any]] = {
+                "verify": datasets.verify,
+                "compact": datasets.compact,
+                "gc": partial(datasets.collect_garbage, grace_s=3600 * asked.grace),
+            }
+            job = work[asked.action](asked.name)
+            return job if plain else _Facts(job.result)
+    dataset = _ingest(workspace, asked) if asked.action == "ingest" else datasets.get(asked.name)
+    return dataset if plain else _Facts(dataset.facts())
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{old} → {new}" for old, new in value.items()]
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
     from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
 
     clean = () if asked.keep_all else (DropUnreadable(), DropDuplicates(), DropOddSizes())
-    return workspace.datasets.ingest(asked.name, asked.folder, clean=clean)
+    return workspace.datasets.ingest(asked.name, asked.what, clean=clean)
 
 
 def _train(asked: argparse.Namespace) -> Any:
@@ -379,6 +420,13 @@ def _above_zero(text: str) -> float:
         if 0 < float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"a number above 0 is expected; got {text!r}")
+
+
+def _hours(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a number of hours from 0 is expected; got {text!r}")
 
 
 def _mesh(text: str) -> dict[str, int]:

@@ -103,6 +103,56 @@ def test_ingesting_twice_makes_two_snapshots_and_the_first_stays_as_it_was(
     assert ws.datasets.verify(name, progress=False).result["snapshots"] == 2
 
 
+def test_a_dataset_is_changed_tagged_compared_and_tidied_and_old_snapshots_stay_as_they_were(
+    ws: Client, way: str, readable: Path
+) -> None:
+    name = f"edited-{way}"
+    first = ws.datasets.ingest(name, readable / "photos", progress=False)
+    first.tag("paper")
+    fewer = first.delete_rows([0, 5, 119], message="three bad ones")
+    renamed = fewer.rename_columns({"label": "species", "source": None})
+
+    assert (fewer.ref, fewer.rows, fewer.info.message) == (f"{name}@2", 117, "three bad ones")
+    assert [column.name for column in renamed.info.columns] == ["image", "species", "id", "split"]
+    assert (ws.datasets.get(f"{name}@paper").ref, ws.datasets.get(f"{name}@paper").rows) == (f"{name}@1", 120)
+    assert sum(fewer.splits.values()) == sum(fewer.classes.values()) == 117
+    told = renamed.diff("paper")
+    assert (told.rows_added, told.rows_deleted) == (0, 3)
+    assert (told.columns_renamed, told.columns_dropped) == ({"label": "species"}, ("source",))
+    assert ws.datasets.compact(name, progress=False).result == {"snapshot": 4, "parts_before": 1, "parts": 1}
+    listed = ws.datasets.snapshots(name)
+    assert [(each.number, each.rows, each.deleted, each.tags) for each in listed] == [
+        (4, 117, 0, ()),
+        (3, 117, 3, ()),
+        (2, 117, 3, ()),
+        (1, 120, 0, ("paper",)),
+    ]
+    assert ws.datasets.expire(name, keep=1) == (2, 3)
+    # The list of deleted rows; the first part is the tagged snapshot's.
+    assert ws.datasets.collect_garbage(name, grace_s=0, progress=False).result["folders"] == 1
+    assert ws.datasets.verify(name, progress=False).result["snapshots"] == 2
+    ws.datasets.untag(name, "paper")
+    with pytest.raises(SnapshotNotFound, match="no tag 'paper'"):
+        ws.datasets.get(f"{name}@paper")
+
+
+def test_a_column_is_written_where_the_workspace_is(embedded: Client, over_http: Client, readable: Path) -> None:
+    name = "brighter"
+    dataset = embedded.datasets.ingest(name, readable / "photos", progress=False)
+    column = mms.Column(name="brightness", kind="number", dtype="float32")
+
+    def derive(rows: Mapping[str, Any]) -> Any:
+        return rows["image"].mean((1, 2, 3), dtype=np.float32)
+
+    written = dataset.write_column(column, derive, inputs=["image"])
+
+    rows = written.open()
+    np.testing.assert_allclose(rows.values("brightness"), derive({"image": rows.values("image")}), rtol=1e-6)
+    assert written.diff(1).columns_added == ("brightness",)
+    with pytest.raises(InvalidRequest, match="lies on a server"):
+        over_http.datasets.get("pets").write_column(column, derive, inputs=["image"])
+
+
 def test_a_dataset_reference_with_a_split_is_refused_where_a_dataset_is_meant(ws: Client) -> None:
     with pytest.raises(InvalidRequest, match="without a split; got 'pets@1/test'"):
         ws.datasets.get("pets@1/test")
@@ -300,7 +350,7 @@ REFUSED: list[tuple[str, type[MmsError], str, Call]] = [
     ("a dataset", DatasetNotFound, "no dataset 'dogs'", lambda ws: ws.datasets.get("dogs")),
     ("a snapshot", SnapshotNotFound, "99", lambda ws: ws.datasets.get("pets@99")),
     ("its name", InvalidName, "got '..'", lambda ws: ws.datasets.get("../etc")),
-    ("snapshot 0", InvalidName, "from 1; got 'pets@0'", lambda ws: ws.datasets.get("pets@0")),
+    ("snapshot 0", InvalidName, "begins with a letter; got '0'", lambda ws: ws.datasets.get("pets@0")),
     ("to verify", DatasetNotFound, "no dataset 'dogs'", lambda ws: ws.datasets.verify("dogs")),
     ("ingest name", InvalidName, "try 'my-dogs'", lambda ws: ws.datasets.ingest("My Dogs", "/tmp")),
     ("a job", JobNotFound, "no job '01ABC'", lambda ws: ws.jobs.get("01ABC")),

@@ -39,13 +39,19 @@ def is_number(text: str) -> bool:
 
 
 def dataset_ref_of(text: str) -> DatasetRef | None:
-    """The grammar `NAME[@N][/SPLIT]`, tried with every way to cut the text."""
+    """The grammar `NAME[@N|@TAG][/SPLIT]`, tried with every way to cut the text."""
     head, *splits = text.split("/")
     name, *at = head.split("@")
-    good = is_name(name) and len(splits) <= 1 and len(at) <= 1 and all(map(is_name, splits)) and all(map(is_number, at))
-    if not good:
+    if not is_name(name) or len(splits) > 1 or len(at) > 1 or not all(map(is_name, splits)):
         return None
-    return DatasetRef(name=name, snapshot=int(at[0]) if at else None, split=splits[0] if splits else None)
+    snapshot: int | str | None = None
+    if at and is_number(at[0]):
+        snapshot = int(at[0])
+    elif at and is_name(at[0]) and at[0][0] not in string.digits:
+        snapshot = at[0]
+    elif at:
+        return None
+    return DatasetRef(name=name, snapshot=snapshot, split=splits[0] if splits else None)
 
 
 def model_ref_of(text: str) -> ModelRef | None:
@@ -122,8 +128,10 @@ def test_what_is_suggested_is_a_name(text: str) -> None:
     assert is_name(suggest_name(text))
 
 
-@given(names, st.none() | numbers, st.none() | names)
-def test_a_dataset_reference_reads_back_as_it_was_written(name: str, snapshot: int | None, split: str | None) -> None:
+@given(names, st.none() | numbers | aliases, st.none() | names)
+def test_a_dataset_reference_reads_back_as_it_was_written(
+    name: str, snapshot: int | str | None, split: str | None
+) -> None:
     ref = DatasetRef(name=name, snapshot=snapshot, split=split)
     assert parse_dataset_ref(str(ref)) == ref
     assert str(parse_dataset_ref(str(ref))) == str(ref)

@@ -292,6 +292,12 @@ NAMED = [
     ("GET", "/v1/datasets/{}"),
     ("POST", "/v1/datasets/{}:ingest"),
     ("POST", "/v1/datasets/{}:verify"),
+    ("GET", "/v1/datasets/{}/snapshots"),
+    ("GET", "/v1/datasets/{}:diff"),
+    ("POST", "/v1/datasets/{}:delete-rows"),
+    ("POST", "/v1/datasets/{}:compact"),
+    ("PUT", "/v1/datasets/x/tags/{}"),
+    ("DELETE", "/v1/datasets/x/tags/{}"),
     ("GET", "/v1/models/{}/versions"),
     ("POST", "/v1/models/{}/versions"),
     ("GET", "/v1/models/{}/versions/1"),
@@ -454,7 +460,7 @@ def test_the_openapi_document_tells_each_routes_role(service: Service) -> None:
     told = service.ask("GET", "/openapi.json", role="viewer").json()
 
     roles = {each.get("x-mms-role") for path in told["paths"].values() for each in path.values()}
-    assert roles == {"open", "predict", "viewer", "editor"}
+    assert roles == {"open", "predict", "viewer", "editor", "admin"}
     json.dumps(told)
 
 

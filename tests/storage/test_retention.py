@@ -63,8 +63,10 @@ def test_what_cannot_be_a_tag_is_refused(dataset: Dataset) -> None:
     for name in ("", "../x", "A b"):
         with pytest.raises(InvalidName):
             tag(dataset, name)
-    with pytest.raises(InvalidRequest, match="a tag is not a number"):
+    with pytest.raises(InvalidName, match="a tag is not a number"):
         tag(dataset, "7")
+    with pytest.raises(InvalidName, match="begins with a letter"):
+        tag(dataset, "7th")
     with pytest.raises(SnapshotNotFound):
         tag(dataset, "x", 9)
     assert tags(dataset) == {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     CleaningReport,
     CleanStep,
+    Column,
     DatasetInfo,
     DropDuplicates,
     DropOddSizes,
@@ -24,10 +25,13 @@ from mms_sdk.schema.dataset import (
     ImageFolder,
     IngestSpec,
     Reject,
+    SnapshotDiff,
+    SnapshotInfo,
     Split,
 )
 from mms_sdk.schema.job import Job as JobRecord
-from mms_sdk.schema.names import check_name, parse_dataset_ref
+from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
+from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 
@@ -156,6 +160,70 @@ class Dataset:
         found = [Reject.model_validate_json(line) for line in lines]
         return Table(found, title="rejects", rows=(reject.model_dump() for reject in found))
 
+    def delete_rows(self, rows: Sequence[int], *, message: str = "") -> Dataset:
+        """The dataset without some rows, as a new snapshot; this one stays as it is.
+
+        Args:
+            rows: Row numbers in this snapshot. Rows that somebody added meanwhile stay.
+            message: Kept with the snapshot.
+
+        Raises:
+            InvalidRequest: A row number is out of range, or there is none.
+            SnapshotConflict: Somebody deleted from the same parts meanwhile.
+        """
+        body = {"snapshot": self.info.snapshot, "rows": [int(row) for row in rows], "message": message}
+        return self._now(self._api.send("POST", f"/v1/datasets/{self.name}:delete-rows", DatasetInfo, body))
+
+    def rename_columns(self, names: Mapping[str, str | None], *, message: str = "") -> Dataset:
+        """The dataset with other names for columns, or, with None, without them; no value is written.
+
+        Raises:
+            ColumnNotFound: There is no such column.
+            InvalidRequest: Two columns would have one name, or none is left.
+        """
+        body = {"snapshot": self.info.snapshot, "names": dict(names), "message": message}
+        return self._now(self._api.send("POST", f"/v1/datasets/{self.name}:rename-columns", DatasetInfo, body))
+
+    def write_column(
+        self, column: Column, derive: Callable[[Mapping[str, Any]], Any], *, inputs: Sequence[str], message: str = ""
+    ) -> Dataset:
+        """The dataset with one column more, or other values in one that is there, as a new snapshot.
+
+        Args:
+            column: Name, kind, dtype, shape and labels.
+            derive: Called with a few thousand rows at a time: values of `inputs` by name, as arrays of shape
+                (rows, *column.shape) or lists of bytes; returns the new values for them, in the same order.
+            inputs: Columns that `derive` is given.
+            message: Kept with the snapshot.
+
+        Raises:
+            ColumnNotFound: An input is not there.
+            InvalidRequest: Values that do not fit the column; or the dataset lies on a server.
+            SnapshotConflict: Somebody changed which rows there are meanwhile.
+        """
+        of, dataset = self.open(), self.workspace.dataset(self.name)
+        done = edits.write_column(dataset, column, derive, inputs=inputs, of=of, message=message)
+        return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=done.number))
+
+    def tag(self, name: str) -> None:
+        """Gives this snapshot a name that stays with it: `flowers@paper`. A tagged snapshot does not expire.
+
+        Raises:
+            InvalidName: The name is none, or begins like a number.
+            Conflict: The name is taken.
+        """
+        parse_snapshot(name)
+        body = {"snapshot": self.info.snapshot}
+        self._api.send("PUT", f"/v1/datasets/{self.name}/tags/{name}", DatasetInfo, body)
+
+    def diff(self, older: int | str) -> SnapshotDiff:
+        """What became of the dataset from an older snapshot, by number or tag, to this one."""
+        query = {"older": older, "newer": self.info.snapshot}
+        return self._api.get(f"/v1/datasets/{self.name}:diff", SnapshotDiff, **query)
+
+    def _now(self, info: DatasetInfo) -> Dataset:
+        return Dataset(self._api, info, self._workspace)
+
     def open(self) -> OpenSnapshot:
         """The rows themselves: NumPy arrays by column, gathered by row number."""
         return self.workspace.dataset(self.name).snapshot(self.info.snapshot)
@@ -189,7 +257,7 @@ class Datasets:
         return Table(found, title="datasets", rows=map(_row, found))
 
     def get(self, ref: str) -> Dataset:
-        """A dataset by reference, e.g. `flowers` or `flowers@7`.
+        """A dataset by reference, e.g. `flowers`, `flowers@7` or, by a tag, `flowers@paper`.
 
         Raises:
             DatasetNotFound, SnapshotNotFound: There is none.
@@ -199,6 +267,71 @@ class Datasets:
             raise InvalidRequest(f"a dataset is NAME or NAME@SNAPSHOT here, without a split; got {ref!r}")
         info = self._api.get(f"/v1/datasets/{asked.name}", DatasetInfo, snapshot=asked.snapshot)
         return Dataset(self._api, info, self._workspace)
+
+    def snapshots(self, name: str) -> Table[SnapshotInfo]:
+        """A dataset's snapshots, newest first.
+
+        Raises:
+            DatasetNotFound: There is none.
+        """
+        check_name(name, what="dataset")
+        found = self._api.get(f"/v1/datasets/{name}/snapshots", list[SnapshotInfo])
+        return Table(found, title="snapshots", rows=map(_snapshot_row, found))
+
+    def untag(self, name: str, tag: str) -> None:
+        """Takes a snapshot's name away.
+
+        Raises:
+            SnapshotNotFound: There is no such tag.
+        """
+        check_name(name, what="dataset")
+        parse_snapshot(tag)
+        self._api.delete(f"/v1/datasets/{name}/tags/{tag}")
+
+    def compact(self, name: str, *, max_part_rows: int = 1_000_000, progress: bool = True) -> Job:
+        """Puts small neighbouring parts together, and writes parts without their deleted rows.
+
+        Args:
+            name: The dataset. Its rows stay the same, in the same order.
+            max_part_rows: Parts are put together up to so many rows.
+            progress: Show a bar on a terminal.
+
+        Returns:
+            The finished job; its result says how many parts there were and are.
+        """
+        return self._work(name, "compact", {"max_part_rows": max_part_rows}, progress)
+
+    def expire(self, name: str, *, keep: int) -> tuple[int, ...]:
+        """Lets all but the newest snapshots go; tagged ones stay.
+
+        Args:
+            name: The dataset.
+            keep: How many of the newest stay.
+
+        Returns:
+            Numbers of those that are gone. What only they held goes with `collect_garbage`, after two days.
+        """
+        check_name(name, what="dataset")
+        return self._api.send("POST", f"/v1/datasets/{name}:expire", tuple[int, ...], {"keep": keep})
+
+    def collect_garbage(self, name: str, *, grace_s: float = 48 * 3600.0, progress: bool = True) -> Job:
+        """Removes what no snapshot refers to, and what killed writers left behind.
+
+        Args:
+            name: The dataset.
+            grace_s: Seconds for which nobody may have touched it. The default is safe beside readers and writers; 0 is
+                for when nobody else is at work.
+            progress: Show a bar on a terminal.
+
+        Returns:
+            The finished job; its result counts folders and bytes.
+        """
+        return self._work(name, "collect", {"grace_s": grace_s}, progress)
+
+    def _work(self, name: str, what: str, asked: Any, progress: bool) -> Job:
+        check_name(name, what="dataset")
+        record = self._api.send("POST", f"/v1/datasets/{name}:{what}", JobRecord, asked)
+        return Job(self._api, record).wait(progress=progress)
 
     def verify(self, name: str, *, progress: bool = True) -> Job:
         """Reads every byte of all snapshots of a dataset and compares it with the digests written at commit.
@@ -210,9 +343,7 @@ class Datasets:
             DatasetNotFound: There is none.
             Damaged: Something is not what was written; the message names the file.
         """
-        check_name(name, what="dataset")
-        record = self._api.send("POST", f"/v1/datasets/{name}:verify", JobRecord)
-        return Job(self._api, record).wait(progress=progress)
+        return self._work(name, "verify", None, progress)
 
     def ingest(
         self,
@@ -262,4 +393,16 @@ def _row(dataset: Dataset) -> dict[str, Any]:
         "splits": " ".join(f"{name}={rows}" for name, rows in dataset.splits.items()),
         "size": f"{dataset.info.bytes / 2**20:.1f} MiB",
         "created": dataset.info.created_at[:19],
+    }
+
+
+def _snapshot_row(info: SnapshotInfo) -> dict[str, Any]:
+    return {
+        "snapshot": info.number,
+        "tags": " ".join(info.tags),
+        "rows": info.rows,
+        "deleted": info.deleted,
+        "parts": info.parts,
+        "created": info.created_at[:19],
+        "message": info.message,
     }

@@ -297,3 +297,97 @@ class DatasetInfo(Schema):
     created_at: str
     message: str
     location: str
+
+
+class SnapshotInfo(Schema):
+    """A snapshot as the API lists it.
+
+    Attributes:
+        parts: Parts that its rows lie in; many small ones are put together by compacting.
+        deleted: Rows in those parts that are no longer there.
+        tags: Names that stay with it.
+    """
+
+    number: int
+    rows: int
+    parts: int
+    deleted: int
+    created_at: str
+    message: str
+    tags: tuple[str, ...] = ()
+
+
+class SnapshotDiff(Schema):
+    """What became of a dataset between two snapshots.
+
+    Attributes:
+        rows_added: Rows of the newer one that came in after the older one.
+        rows_deleted: Rows of the older one that the newer one has no more.
+        columns_added: Columns by name, as all that follows.
+        columns_replaced: Columns with other values.
+        columns_renamed: New names by old ones.
+        labels_added: Classes that are new.
+    """
+
+    dataset: Name
+    older: int
+    newer: int
+    rows_added: int
+    rows_deleted: int
+    columns_added: tuple[str, ...]
+    columns_dropped: tuple[str, ...]
+    columns_replaced: tuple[str, ...]
+    columns_renamed: dict[str, str]
+    labels_added: tuple[str, ...]
+
+
+class DeleteRows(Schema):
+    """Asks for rows to be deleted, by their numbers in a snapshot."""
+
+    snapshot: int = Field(ge=1, le=99_999_999)
+    rows: tuple[int, ...] = Field(min_length=1)
+    message: str = ""
+
+
+class RenameColumns(Schema):
+    """Asks for columns to have other names, or, with null, to go."""
+
+    snapshot: int = Field(ge=1, le=99_999_999)
+    names: dict[ColumnName, ColumnName | None] = Field(min_length=1)
+    message: str = ""
+
+
+class Compact(Schema):
+    """Asks for small neighbouring parts to be put together.
+
+    Attributes:
+        max_part_rows: Up to so many rows.
+    """
+
+    max_part_rows: int = Field(default=1_000_000, ge=1)
+
+
+class Expire(Schema):
+    """Asks for old snapshots to go.
+
+    Attributes:
+        keep: How many of the newest stay; tagged ones stay besides.
+    """
+
+    keep: int = Field(ge=1)
+
+
+class Collect(Schema):
+    """Asks for folders to be removed that nothing refers to.
+
+    Attributes:
+        grace_s: Seconds for which nobody may have touched them.
+    """
+
+    grace_s: float = Field(default=48 * 3600.0, ge=0)
+
+
+class TagSnapshot(Schema):
+    """Asks for a snapshot to have a name; null for the newest."""
+
+    snapshot: int | None = Field(default=None, ge=1, le=99_999_999)

@@ -47,16 +47,16 @@ def suggest_name(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRef:
-    """`name[@snapshot][/split]`: rows that stay the same for ever once the snapshot is named.
+    """`name[@snapshot-or-tag][/split]`: rows that stay the same for ever once the snapshot is named.
 
     Attributes:
         name: The dataset.
-        snapshot: Its snapshot number; None means the newest.
+        snapshot: Its snapshot number, or a tag; None means the newest.
         split: The split; None means all rows.
     """
 
     name: str
-    snapshot: int | None = None
+    snapshot: int | str | None = None
     split: str | None = None
 
     def __str__(self) -> str:
@@ -65,19 +65,33 @@ class DatasetRef:
 
 
 def parse_dataset_ref(text: str) -> DatasetRef:
-    """Reads `flowers`, `flowers@7`, `flowers/train` or `flowers@7/train`.
+    """Reads `flowers`, `flowers@7`, `flowers@paper`, `flowers/train` or `flowers@7/train`.
 
     Raises:
         InvalidName: The text is none of these.
     """
     whole, slash, split = text.partition("/")
-    name, at, number = whole.partition("@")
-    if at and not re.fullmatch(r"[1-9][0-9]{0,7}", number):
-        raise InvalidName(f"a dataset reference is NAME[@SNAPSHOT][/SPLIT] with a snapshot number from 1; got {text!r}")
+    name, at, snapshot = whole.partition("@")
     check_name(name, what="dataset")
     if slash:
         check_name(split, what="split")
-    return DatasetRef(name=name, snapshot=int(number) if at else None, split=split if slash else None)
+    return DatasetRef(name=name, snapshot=parse_snapshot(snapshot) if at else None, split=split if slash else None)
+
+
+def parse_snapshot(text: str) -> int | str:
+    """Reads what stands behind the `@` of a dataset: a snapshot's number, or a tag.
+
+    Raises:
+        InvalidName: The text is neither.
+    """
+    if re.fullmatch(r"[1-9][0-9]{0,7}", text):
+        return int(text)
+    if not text or text[0].isdigit():
+        raise InvalidName(
+            f"a dataset reference is NAME[@SNAPSHOT|@TAG][/SPLIT] with a snapshot from 1, or a tag that begins with a "
+            f"letter; got {text!r}"
+        )
+    return check_name(text, what="tag")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.errors import ColumnNotFound, InvalidName, InvalidRequest
-from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot
+from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
 from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumn
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import DELETED
@@ -168,6 +168,42 @@ def compact(dataset: Dataset, *, of: OpenSnapshot, max_part_rows: int = 1_000_00
         )
         done.append(dataset.commit(change, base=done[-1] if done else of.record, rebase=True))
     return done
+
+
+def diff(older: OpenSnapshot, newer: OpenSnapshot) -> SnapshotDiff:
+    """What became of a dataset between two of its snapshots.
+
+    Raises:
+        InvalidRequest: The second is not the newer one.
+    """
+    if newer.record.number < older.record.number:
+        raise InvalidRequest(f"a difference is from an older snapshot to a newer one; got {older.ref} to {newer.ref}")
+    added = len(newer.rows_since(older.record.number))
+    before = {column.stored: column for column in older.record.columns}
+    after = {column.stored: column for column in newer.record.columns}
+    old_names, new_names = ({column.name for column in each.values()} for each in (before, after))
+    # The same array under another name was renamed; the same name over another array was replaced.
+    renamed = {
+        before[stored].name: after[stored].name
+        for stored in before.keys() & after.keys()
+        if before[stored].name != after[stored].name
+    }
+    fresh = {column.name for stored, column in after.items() if stored not in before}
+    label, grown = older.record.column("label"), newer.record.column("label")
+    return SnapshotDiff(
+        dataset=newer.record.dataset,
+        older=older.record.number,
+        newer=newer.record.number,
+        rows_added=added,
+        rows_deleted=older.rows - (newer.rows - added),
+        columns_added=tuple(sorted(new_names - old_names - set(renamed.values()))),
+        columns_dropped=tuple(sorted(old_names - new_names - set(renamed))),
+        columns_replaced=tuple(sorted(fresh & old_names)),
+        columns_renamed=dict(sorted(renamed.items())),
+        labels_added=tuple(
+            name for name in (grown and grown.labels) or () if name not in ((label and label.labels) or ())
+        ),
+    )
 
 
 def _groups(parts: Sequence[Part], max_rows: int) -> Iterator[list[Part]]:

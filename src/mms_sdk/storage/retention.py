@@ -15,8 +15,8 @@ from pathlib import Path
 
 import orjson
 
-from mms_sdk.errors import Conflict, Damaged, InvalidRequest, SnapshotNotFound
-from mms_sdk.schema.names import check_name
+from mms_sdk.errors import Conflict, Damaged, InvalidName, InvalidRequest, SnapshotNotFound
+from mms_sdk.schema.names import parse_snapshot
 from mms_sdk.storage import files
 from mms_sdk.storage.datasets import Dataset, read_snapshot
 from mms_sdk.storage.ids import is_id, now
@@ -57,13 +57,12 @@ def tag(dataset: Dataset, name: str, number: int | None = None) -> int:
         The snapshot's number.
 
     Raises:
-        InvalidName: The name is none, or a number.
+        InvalidName: The name is none, or begins like a number.
         Conflict: The name is taken.
         SnapshotNotFound: There is no such snapshot.
     """
-    check_name(name, what="tag")
-    if name.isdigit():
-        raise InvalidRequest(f"a tag is not a number, which names a snapshot already; got {name!r}; add a letter")
+    if isinstance(parse_snapshot(name), int):
+        raise InvalidName(f"a tag is not a number, which names a snapshot already; got {name!r}; add a letter")
     record = dataset.record(number)
     files.make_folder(_tags(dataset))
     try:
@@ -124,6 +123,17 @@ def resolve_tag(dataset: Dataset, name: str) -> int:
     if name not in known:
         raise SnapshotNotFound(f"dataset {dataset.name!r} has no tag {name!r}; it has {sorted(known) or 'none'}")
     return known[name]
+
+
+def resolve(dataset: Dataset, snapshot: int | str | None) -> int:
+    """The number of a snapshot that was named by number, by tag, or as the newest, by None.
+
+    Raises:
+        SnapshotNotFound: There is no such snapshot.
+    """
+    if isinstance(snapshot, str):
+        return resolve_tag(dataset, snapshot)
+    return dataset.record(snapshot).number
 
 
 def expire(dataset: Dataset, *, keep: int = 1) -> list[int]:

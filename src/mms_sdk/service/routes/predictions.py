@@ -13,6 +13,7 @@ from mms_sdk.schema.prediction import PredictJob
 from mms_sdk.service.jobs import Tell
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
+from mms_sdk.storage import retention
 
 router = APIRouter(prefix="/v1/predictions", tags=["predictions"])
 
@@ -29,8 +30,10 @@ def predict_in_bulk(service: Service, asked: PredictJob) -> Job:
     row = workspace.catalog.models.resolve(parse_model_ref(asked.model))
     what = f"model {row['model']}@{row['version']}"
     ref = parse_dataset_ref(asked.dataset) if asked.dataset is not None else None
-    snapshot = workspace.dataset(ref.name).snapshot(ref.snapshot) if ref else None
-    if ref and snapshot:
+    snapshot = None
+    if ref:
+        dataset = workspace.dataset(ref.name)
+        snapshot = dataset.snapshot(retention.resolve(dataset, ref.snapshot))
         snapshot.split_rows(ref.split)
     if asked.source is not None:
         service.check_source(asked.source.path)
