@@ -168,10 +168,13 @@ def test_a_part_is_committed_once(dataset: Dataset) -> None:
         dataset.commit(addition, base=base, rebase=False)
 
 
-def test_a_part_that_is_not_whole_is_damage_for_whoever_opens_the_snapshot(dataset: Dataset) -> None:
-    part = sealed(dataset, content_of(2))
-    (dataset.folder / "parts" / part.id / "MANIFEST.json").unlink()
+def test_a_part_that_is_not_whole_is_not_committed_and_damage_for_whoever_opens_the_snapshot(dataset: Dataset) -> None:
+    part, other = sealed(dataset, content_of(2)), sealed(dataset, content_of(3))
+    (dataset.folder / "parts" / other.id / "MANIFEST.json").unlink()
+    with pytest.raises(Damaged, match="is gone; write it again"):
+        dataset.commit(Addition(parts=[other], columns=COLUMNS), base=None, rebase=False)
     dataset.commit(Addition(parts=[part], columns=COLUMNS), base=None, rebase=False)
+    (dataset.folder / "parts" / part.id / "MANIFEST.json").unlink()
 
     with pytest.raises(Damaged, match="is incomplete"):
         dataset.snapshot()

@@ -112,6 +112,11 @@ def test_a_replaced_column_has_new_values_and_the_earlier_snapshot_its_own(datas
     }
 
 
+def test_codes_without_a_label_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(InvalidRequest, match="codes of column 'label' are 0 to 2; got 3; add a label"):
+        write_column(dataset, LABEL, lambda rows: rows["label"] * 0 + 3, inputs=["label"], of=dataset.snapshot())
+
+
 def test_a_column_that_is_written_again_and_again_never_overwrites_a_file(dataset: Dataset) -> None:
     for factor in (2, 3, 4):
         write_column(

@@ -18,6 +18,8 @@ from mms_sdk.schema.dataset import Column, Layer, Part, Run, Sealed, Snapshot
 Fields = dict[str, Any]
 """Fields of a `Snapshot` that a change decides: columns, parts, splits, statistics and the like."""
 
+_AGAIN = "open the newest snapshot and do it again"
+
 
 class Change(Protocol):
     """Something to commit."""
@@ -71,7 +73,9 @@ class Addition:
         """The rows behind those that are there."""
         before = base.parts if base else ()
         if base is not None and not _extend(self.columns, base.columns):
-            raise SnapshotConflict(f"rows are added with the columns that snapshot {base.number} has; it has others")
+            raise SnapshotConflict(
+                f"rows are added with the columns that snapshot {base.number} has; it has others; go by its columns"
+            )
         if twice := {part.id for part in before} & {part.id for part in self.parts}:
             raise InvalidRequest(
                 f"a part is committed once; {sorted(twice)} are in snapshot {base and base.number} already"
@@ -113,7 +117,9 @@ class Deletion:
         """The same parts without the rows."""
         now = {part.id: part.deleted for part in base.parts} if base else {}
         if base is None or any(part.id not in now or now[part.id] != part.deleted for part in self.before):
-            raise SnapshotConflict("rows are deleted from parts as they were looked at; these have changed meanwhile")
+            raise SnapshotConflict(
+                "rows are deleted from parts as they were looked at; these have changed meanwhile; " + _AGAIN
+            )
         parts = (part.model_copy(update={"deleted": self.deleted.get(part.id, part.deleted)}) for part in base.parts)
         return {
             "parts": tuple(parts),
@@ -150,7 +156,9 @@ class NewColumn:
     def fields(self, base: Snapshot | None, number: int) -> Fields:
         """The same rows with the column."""
         if base is None or {part.id for part in base.parts} != set(self.layers):
-            raise SnapshotConflict("a column is written for all rows that there are; these have changed meanwhile")
+            raise SnapshotConflict(
+                "a column is written for all rows that there are; these have changed meanwhile; " + _AGAIN
+            )
         old = base.column(self.column.name)
         if old is not None and old.stored == self.column.stored:
             raise Conflict(f"values are never overwritten; {self.column.stored!r} is in use; choose another array")
@@ -219,7 +227,7 @@ class Compaction:
         for at in range(len(parts) - count + 1):
             if parts[at : at + count] == list(self.before):
                 return {"parts": (*parts[:at], self.part, *parts[at + count :])}
-        raise SnapshotConflict("parts are put together as they were looked at; these have changed meanwhile")
+        raise SnapshotConflict("parts are put together as they were looked at; these have changed meanwhile; " + _AGAIN)
 
 
 def _extend(after: Sequence[Column], before: Sequence[Column]) -> bool:

@@ -92,7 +92,7 @@ def write_column(
     layers = {}
     for part in of.record.parts:
         with dataset.writer((stored,)) as writer:
-            for values in _derived(of, part, stored, derive, inputs, counts if counting else None):
+            for values in _derived(of, part, column, derive, inputs, counts if counting else None):
                 writer.write({stored.name: values})
             sealed = writer.close()
         layers[part.id] = Layer(**sealed.model_dump(), arrays=(stored.name,))
@@ -242,12 +242,19 @@ def _derived(
                 f"many values as rows came in"
             )
         if counts is not None:
-            counts.update((column.labels or ())[int(code)] for code in values)
+            counts.update(_named(column, values))
         last = part.rows if end == len(live) else int(live[end])
         yield _spread(column, values, live[start:end] - written, last - written)
         written = last
     if written < part.rows:
         yield _spread(column, [], np.empty(0, np.int64), part.rows - written)
+
+
+def _named(column: Column, codes: Any) -> list[str]:
+    labels = column.labels or ()
+    if wrong := [code for code in codes if not 0 <= code < len(labels)]:
+        raise InvalidRequest(f"codes of column {column.name!r} are 0 to {len(labels) - 1}; got {wrong[0]}; add a label")
+    return [labels[int(code)] for code in codes]
 
 
 def _spread(column: Column, values: Any, places: Rows, rows: int) -> Any:

@@ -7,6 +7,7 @@ and no snapshot names is nobody's.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -186,9 +187,11 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
     used = {sealed.id for record in records for part in record.parts for sealed in part.folders}
     folders = size = 0
     for folder in candidates:
-        if folder.name not in used and _touched(folder) <= before:
-            folders, size = folders + 1, size + files.tree_bytes(folder)
-            _remove(folder)
+        with contextlib.suppress(FileNotFoundError):  # its writer gave up in this moment and removes it itself
+            if folder.name not in used and _touched(folder) <= before:
+                weight = files.tree_bytes(folder)
+                _remove(folder)
+                folders, size = folders + 1, size + weight
     drafts = [path for path in _drafts(dataset) if path.stat().st_mtime <= before]
     for path in (*ended, *drafts):
         path.unlink(missing_ok=True)
@@ -198,9 +201,8 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
 def _remove(folder: Path) -> None:
     # Under another name first, so that a kill half-way leaves nothing that looks like a part.
     doomed = folder.with_name(f".{folder.name}.gone")
-    with files.writing(folder.parent):
-        folder.rename(doomed)
-        files.fsync_folder(folder.parent)
+    folder.rename(doomed)
+    files.fsync_folder(folder.parent)
     files.remove_tree(doomed)
 
 

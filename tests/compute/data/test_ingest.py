@@ -24,6 +24,7 @@ from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable,
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.edits import rename_columns, write_column
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 CLEAN = (DropUnreadable(), DropDuplicates(), DropOddSizes())
@@ -219,6 +220,32 @@ def test_a_picture_in_two_classes_is_noted_in_the_source_and_against_the_dataset
     shutil.move(cats[0], photos / "dog" / "moved.png")
     _, _, report = ingested(tmp_path, photos, clean=CLEAN)
     assert any("2 × the same picture in two classes" in note and "as 'cat'" in note for note in report.notes)
+
+
+def test_a_dataset_whose_columns_were_changed_takes_no_more_pictures_and_says_why(tmp_path: Path, photos: Path) -> None:
+    dataset, _, _ = ingested(tmp_path, photos)
+    rename_columns(dataset, {"label": "species"}, of=dataset.snapshot())
+    write(photos / "cat" / "new.png", noise(6, 5, seed=999))
+
+    with pytest.raises(
+        DataError, match=r"brings the columns \['image', 'label', .* flowers@2 has \['image', 'species'"
+    ):
+        ingested(tmp_path, photos)
+    assert dataset.snapshots() == [1, 2]
+
+
+def test_pictures_come_into_a_dataset_whose_labels_were_corrected(tmp_path: Path, photos: Path) -> None:
+    dataset, first, _ = ingested(tmp_path, photos)
+    label = dataset.snapshot().column("label")
+    write_column(dataset, label, lambda rows: 1 - rows["label"], inputs=["label"], of=dataset.snapshot())
+    write(photos / "cat" / "new.png", noise(6, 5, seed=999))
+
+    _, grown, report = ingested(tmp_path, photos)
+
+    assert (grown.number, grown.rows, report.kept, report.already_present) == (3, first.rows + 1, 1, 20)
+    labels = by_source(dataset.snapshot(), "label")
+    assert labels.pop("cat/new.png") == 0
+    assert labels == {source: int(source.startswith("cat")) for source in labels}
 
 
 def test_one_class_comes_in_with_a_note(tmp_path: Path) -> None:

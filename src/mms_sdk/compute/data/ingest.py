@@ -38,6 +38,7 @@ MAX_DECODED_BYTES = 256 * 256 * 3
 _WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
 _EXAMPLES = 5
 _ATTEMPTS = 5
+COLUMNS = ("image", "label", "source", "id", "split")
 _TELL_EVERY_S = 0.1
 
 Tell = Callable[[Progress], None]
@@ -107,6 +108,8 @@ def _id(data: bytes) -> bytes:
 def _plan(
     looked: Sequence[Looked], left_out: Sequence[Reject], spec: IngestSpec, base: OpenSnapshot | None, found: int
 ) -> _Plan:
+    if base is not None:
+        _refuse_other_columns(base)
     held = _held(base)
     picture = base.column("image") if base else None
     new = [item for item in looked if (item.entry.source, item.id) not in held]
@@ -137,7 +140,7 @@ def _plan(
         steps=tuple(steps),
         notes=_notes(kept, left_out, labels, picture, clean.contradictions(new, present)),
     )
-    return _Plan(rows=kept, columns=_columns(picture, labels), report=report, rejects=rejects)
+    return _Plan(rows=kept, columns=_columns(picture, labels, base), report=report, rejects=rejects)
 
 
 def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
@@ -197,7 +200,21 @@ def _labels(kept: Sequence[Looked], base: OpenSnapshot | None) -> tuple[str, ...
     return (*before, *sorted({item.entry.label for item in kept} - set(before)))
 
 
-def _columns(picture: Column, labels: tuple[str, ...]) -> tuple[Column, ...]:
+def _refuse_other_columns(base: OpenSnapshot) -> None:
+    there = [column.name for column in base.record.columns]
+    if there != list(COLUMNS):
+        raise DataError(
+            f"an ingest of pictures brings the columns {list(COLUMNS)}; {base.ref} has {there}; ingest into a new "
+            f"dataset, and do there what was done to this one"
+        )
+
+
+def _columns(picture: Column, labels: tuple[str, ...], base: OpenSnapshot | None) -> tuple[Column, ...]:
+    if base is not None:
+        return tuple(
+            column.model_copy(update={"labels": labels}) if column.name == "label" else column
+            for column in base.record.columns
+        )
     return (
         picture,
         Column(name="label", kind="label", dtype="int32", labels=labels),
