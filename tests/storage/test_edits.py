@@ -189,6 +189,43 @@ def test_names_that_cannot_be_are_refused(dataset: Dataset, names: Any, error: t
     assert dataset.snapshots() == [1, 2]
 
 
+def test_two_columns_that_were_written_at_once_never_share_an_array(dataset: Dataset) -> None:
+    looked_at = dataset.snapshot()
+    write_column(dataset, TWICE, twice, inputs=["label"], of=looked_at)
+    rename_columns(dataset, {"twice": "double"}, of=dataset.snapshot())
+
+    with pytest.raises(SnapshotConflict, match="somebody else wrote a column 'twice' meanwhile"):
+        write_column(dataset, TWICE, lambda rows: 0 * rows["label"], inputs=["label"], of=looked_at)
+    assert dataset.snapshot().values("double").tolist() == [2 * label for label in ALL_LABELS]
+
+
+def test_a_column_that_was_dropped_comes_back_with_the_new_values_only(dataset: Dataset) -> None:
+    rename_columns(dataset, {"label": None}, of=dataset.snapshot())
+    write_column(dataset, TWICE.model_copy(update={"name": "label"}), _ones, inputs=["split"], of=dataset.snapshot())
+
+    assert dataset.snapshot().values("label").tolist() == [1] * 14
+    assert labels_of(dataset, 2) == ALL_LABELS
+
+
+def _ones(rows: Mapping[str, Any]) -> Any:
+    return np.ones(len(rows["split"]), np.int32)
+
+
+def test_counts_stay_right_where_labels_are_corrected_and_rows_deleted_at_once(dataset: Dataset) -> None:
+    looked_at = dataset.snapshot()
+    delete_rows(dataset, [0], of=looked_at)
+    with pytest.raises(SnapshotConflict):
+        write_column(dataset, LABEL, lambda rows: rows["label"] * 0, inputs=["label"], of=looked_at)
+
+    looked_at = dataset.snapshot()
+    write_column(dataset, LABEL, lambda rows: rows["label"] * 0, inputs=["label"], of=looked_at)
+    with pytest.raises(SnapshotConflict):
+        delete_rows(dataset, [1], of=looked_at)
+
+    delete_rows(dataset, [1], of=dataset.snapshot())
+    assert dataset.record().statistics["classes"] == {"cat": 12}
+
+
 # Putting together ---------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mms_sdk.errors import Conflict, InvalidRequest, SnapshotConflict
+from mms_sdk.errors import InvalidRequest, SnapshotConflict
 from mms_sdk.schema.dataset import Column, Layer, Part, Run, Sealed, Snapshot
 
 Fields = dict[str, Any]
@@ -97,11 +97,13 @@ class Deletion:
     Attributes:
         before: The parts concerned, as they were.
         deleted: For each of them, by its id, all its deleted rows, earlier ones included.
+        columns: All columns, as they were when the lost rows were counted.
         splits: Rows that each split loses.
         classes: Rows that each class loses.
     """
 
     before: Sequence[Part]
+    columns: Sequence[Column]
     deleted: Mapping[str, Sealed]
     splits: Mapping[str, int]
     classes: Mapping[str, int]
@@ -116,7 +118,8 @@ class Deletion:
     def fields(self, base: Snapshot | None, number: int) -> Fields:
         """The same parts without the rows."""
         now = {part.id: part.deleted for part in base.parts} if base else {}
-        if base is None or any(part.id not in now or now[part.id] != part.deleted for part in self.before):
+        changed = any(part.id not in now or now[part.id] != part.deleted for part in self.before)
+        if base is None or changed or _counted(base.columns) != _counted(self.columns):
             raise SnapshotConflict(
                 "rows are deleted from parts as they were looked at; these have changed meanwhile; " + _AGAIN
             )
@@ -135,12 +138,14 @@ class NewColumn:
     """A column, or other values for one.
 
     Attributes:
+        before: All parts, as they were.
         column: As it will be; one of its name is replaced.
         layers: For each part, by its id, the folder with the values.
         splits: Rows in each split, if that is what the column says.
         classes: Rows in each class, likewise.
     """
 
+    before: Sequence[Part]
     column: Column
     layers: Mapping[str, Layer]
     splits: Mapping[str, int] | None = None
@@ -155,13 +160,13 @@ class NewColumn:
 
     def fields(self, base: Snapshot | None, number: int) -> Fields:
         """The same rows with the column."""
-        if base is None or {part.id for part in base.parts} != set(self.layers):
+        if base is None or _rows(base.parts) != _rows(self.before):
             raise SnapshotConflict(
                 "a column is written for all rows that there are; these have changed meanwhile; " + _AGAIN
             )
         old = base.column(self.column.name)
-        if old is not None and old.stored == self.column.stored:
-            raise Conflict(f"values are never overwritten; {self.column.stored!r} is in use; choose another array")
+        if self.column.stored in arrays_in_use(base):
+            raise SnapshotConflict(f"somebody else wrote a column {self.column.name!r} meanwhile; " + _AGAIN)
         kept = [self.column if column is old else column for column in base.columns]
         return {
             "columns": tuple(kept if old else [*kept, self.column]),
@@ -228,6 +233,21 @@ class Compaction:
             if parts[at : at + count] == list(self.before):
                 return {"parts": (*parts[:at], self.part, *parts[at + count :])}
         raise SnapshotConflict("parts are put together as they were looked at; these have changed meanwhile; " + _AGAIN)
+
+
+def arrays_in_use(base: Snapshot) -> set[str]:
+    """Names of arrays that no new column may have: those of columns, and of layers, of dropped columns too."""
+    layers = (layer for part in base.parts for layer in part.layers)
+    return {column.stored for column in base.columns} | {array for layer in layers for array in layer.arrays}
+
+
+def _rows(parts: Sequence[Part]) -> list[tuple[str, Sealed | None]]:
+    return [(part.id, part.deleted) for part in parts]
+
+
+def _counted(columns: Sequence[Column]) -> dict[str, str]:
+    # Where the values lie that rows are counted by.
+    return {column.name: column.stored for column in columns if column.name in ("split", "label")}
 
 
 def _extend(after: Sequence[Column], before: Sequence[Column]) -> bool:

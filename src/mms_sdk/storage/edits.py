@@ -16,7 +16,7 @@ import numpy as np
 
 from mms_sdk.errors import ColumnNotFound, InvalidName, InvalidRequest
 from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
-from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumn
+from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumn, arrays_in_use
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import DELETED
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -58,6 +58,7 @@ def delete_rows(dataset: Dataset, rows: Sequence[int] | Rows, *, of: OpenSnapsho
     change = Deletion(
         before=[part for part in of.record.parts if part.id in places],
         deleted=deleted,
+        columns=of.record.columns,
         splits=_counts(of, "split", wanted),
         classes=_counts(of, "label", wanted),
         message=message or f"{len(wanted):,} rows deleted",
@@ -97,6 +98,7 @@ def write_column(
             sealed = writer.close()
         layers[part.id] = Layer(**sealed.model_dump(), arrays=(stored.name,))
     change = NewColumn(
+        before=of.record.parts,
         column=column.model_copy(update={"array": stored.name if stored.name != column.name else None}),
         layers=layers,
         splits=dict(counts) if column.name == "split" else None,
@@ -284,8 +286,7 @@ def _batches(columns: Sequence[Column], rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _free_array(of: OpenSnapshot, name: str) -> str:
-    taken = {column.stored for column in of.record.columns}
-    taken |= {array for part in of.record.parts for layer in part.layers for array in layer.arrays}
+    taken = arrays_in_use(of.record)
     number = 2
     free = name
     while free in taken:
