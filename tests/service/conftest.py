@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,13 @@ def empty(tmp_path: Path) -> Iterator[Workspace]:
     workspace = Workspace(tmp_path / "workspace")
     yield workspace
     workspace.close()
+
+
+@pytest.fixture
+def at(empty: Workspace, service: Service) -> Iterator[Service]:
+    """An app of an empty workspace."""
+    app = create_app(empty)
+    lifespan = Lifespan(app)
+    service.runner.run(lifespan.begin())
+    yield replace(service, app=app, workspace=empty, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
+    service.runner.run(lifespan.end())

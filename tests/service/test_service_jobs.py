@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from asgi_calls import Lifespan, Service, check_problem
+from asgi_calls import Service, check_problem
 from mms_sdk.errors import Damaged, StorageFull, Unavailable
 from mms_sdk.schema.job import Job, Progress
-from mms_sdk.service.app import create_app
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.storage.workspace import Workspace
 
@@ -23,16 +21,6 @@ def jobs(empty: Workspace) -> Iterator[JobRunner]:
     jobs = JobRunner(empty)
     yield jobs
     jobs.close()
-
-
-@pytest.fixture
-def at(empty: Workspace, service: Service) -> Iterator[Service]:
-    """An app of an empty workspace."""
-    app = create_app(empty)
-    lifespan = Lifespan(app)
-    service.runner.run(lifespan.begin())
-    yield replace(service, app=app, workspace=empty, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
-    service.runner.run(lifespan.end())
 
 
 def ended(workspace: Workspace, job: Job) -> Job:

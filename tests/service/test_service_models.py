@@ -5,29 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tiny_model
-from asgi_calls import Answer, Lifespan, Service, check_problem
-from mms_sdk.service.app import create_app
+from asgi_calls import Answer, Service, check_problem
 from mms_sdk.storage import manifest
 from mms_sdk.storage.workspace import Workspace
 from tiny_model import Tiny
-
-
-@pytest.fixture
-def at(empty: Workspace, service: Service) -> Iterator[Service]:
-    """An app of an empty workspace."""
-    app = create_app(empty)
-    lifespan = Lifespan(app)
-    service.runner.run(lifespan.begin())
-    yield replace(service, app=app, workspace=empty, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
-    service.runner.run(lifespan.end())
 
 
 def stage(workspace: Workspace, tiny: Tiny) -> tuple[str, Path]:

@@ -207,6 +207,14 @@ def test_a_column_that_was_dropped_comes_back_with_the_new_values_only(dataset: 
     assert labels_of(dataset, 2) == ALL_LABELS
 
 
+def test_counts_go_with_the_column_that_was_counted(dataset: Dataset) -> None:
+    write_column(dataset, LABEL, lambda rows: rows["label"], inputs=["label"], of=dataset.snapshot())
+    assert sum(dataset.record().statistics["classes"].values()) == sum(dataset.record().splits.values()) == 14
+
+    rename_columns(dataset, {"label": "species", "split": None}, of=dataset.snapshot())
+    assert (dataset.record().statistics, dataset.record().splits) == ({}, {})
+
+
 def _ones(rows: Mapping[str, Any]) -> Any:
     return np.ones(len(rows["split"]), np.int32)
 

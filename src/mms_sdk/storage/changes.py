@@ -203,7 +203,13 @@ class ColumnNames:
         ]
         if len({column.name for column in columns}) < len(columns):
             raise InvalidRequest(f"each column has a name of its own; after the change: {[c.name for c in columns]}")
-        return {"columns": tuple(columns)}
+        before, after = _counted(base.columns), _counted(columns)
+        return {
+            "columns": tuple(columns),
+            # Counts are of what `split` and `label` name; where those go, so do they.
+            "splits": base.splits if before.get("split") == after.get("split") else {},
+            "statistics": base.statistics if before.get("label") == after.get("label") else {},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from mms_sdk.errors import ColumnNotFound, InvalidName, InvalidRequest
+from mms_sdk.errors import InvalidName, InvalidRequest
 from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
 from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumn, arrays_in_use
 from mms_sdk.storage.datasets import Dataset
@@ -161,7 +161,7 @@ def compact(dataset: Dataset, *, of: OpenSnapshot, max_part_rows: int = 1_000_00
                     rows = np.arange(first + start, first + end)
                     writer.write({column.name: of.gather(column.name, rows) for column in of.record.columns})
             sealed = writer.close()
-        since = _runs(snapshot for part in group for snapshot in of.snapshots_of(part.id))
+        since = _runs(np.concatenate([of.snapshots_of(part.id) for part in group]))
         change = Compaction(
             before=group,
             part=Part(**sealed.model_dump(), since=since),
@@ -224,8 +224,10 @@ def _worth_it(group: list[Part]) -> Iterator[list[Part]]:
         yield group
 
 
-def _runs(snapshots: Iterator[int]) -> tuple[Run, ...]:
-    return tuple(Run(rows=len(list(rows)), snapshot=int(number)) for number, rows in groupby(snapshots))
+def _runs(snapshots: Rows) -> tuple[Run, ...]:
+    bounds = [0, *(np.flatnonzero(np.diff(snapshots)) + 1).tolist(), len(snapshots)]
+    runs = [(end - start, int(snapshots[start])) for start, end in pairwise(bounds) if end > start]
+    return tuple(Run(rows=rows, snapshot=number) for rows, number in runs)
 
 
 def _derived(
@@ -244,7 +246,7 @@ def _derived(
                 f"many values as rows came in"
             )
         if counts is not None:
-            counts.update(_named(column, values))
+            counts.update(_counted(column, values))
         last = part.rows if end == len(live) else int(live[end])
         yield _spread(column, values, live[start:end] - written, last - written)
         written = last
@@ -252,11 +254,13 @@ def _derived(
         yield _spread(column, [], np.empty(0, np.int64), part.rows - written)
 
 
-def _named(column: Column, codes: Any) -> list[str]:
+def _counted(column: Column, codes: Any) -> dict[str, int]:
+    # Rows by the label that their code names.
     labels = column.labels or ()
-    if wrong := [code for code in codes if not 0 <= code < len(labels)]:
+    numbers, rows = np.unique(np.asarray(codes), return_counts=True)
+    if wrong := [number for number in numbers.tolist() if not 0 <= number < len(labels)]:
         raise InvalidRequest(f"codes of column {column.name!r} are 0 to {len(labels) - 1}; got {wrong[0]}; add a label")
-    return [labels[int(code)] for code in codes]
+    return {labels[int(number)]: int(count) for number, count in zip(numbers, rows, strict=True)}
 
 
 def _spread(column: Column, values: Any, places: Rows, rows: int) -> Any:
@@ -295,8 +299,5 @@ def _free_array(of: OpenSnapshot, name: str) -> str:
 
 
 def _counts(of: OpenSnapshot, column: str, rows: Rows) -> dict[str, int]:
-    try:
-        labels = of.column(column).labels or ()
-    except ColumnNotFound:
-        return {}
-    return dict(Counter(labels[code] for code in of.values(column)[rows].tolist())) if labels else {}
+    found = of.record.column(column)
+    return _counted(found, of.values(column)[rows]) if found is not None and found.labels else {}
