@@ -113,7 +113,8 @@ class Dataset:
     @property
     def picture_shape(self) -> tuple[int, ...] | None:
         """(height, width, channels) of its pictures, or None where they differ in size."""
-        return next((column.shape for column in self.info.columns if column.name == "image"), None)
+        column = next((column for column in self.info.columns if column.name == "image"), None)
+        return None if column is None or column.varies else column.fixed
 
     @property
     def cleaning(self) -> CleaningReport | None:

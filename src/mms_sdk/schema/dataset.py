@@ -15,7 +15,9 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 """Names of the splits in order of their codes in the `split` column."""
 
-ColumnKind = Literal["image", "encoded-image", "label", "text", "number", "embedding", "id", "split"]
+Media = Literal["image", "encoded-image", "audio", "encoded-audio", "encoded-video", "series", "text", "bytes"]
+Scalars = Literal["number", "category", "label", "timestamp", "embedding", "id", "split"]
+ColumnKind = Media | Scalars
 COLUMN_NAME = r"[a-z][a-z0-9_]{0,62}"
 ColumnName = Annotated[str, Field(pattern=f"^{COLUMN_NAME}$")]
 
@@ -32,20 +34,37 @@ class Column(Schema):
             and one whose values were replaced gets new ones.
         kind: What the values mean.
         dtype: NumPy dtype of one value; `uint8` for variable-length bytes and text.
-        shape: Shape of one row; None for rows of variable length.
-        labels: Names of the integer values of a label or split column, in order of their codes.
+        shape: Shape of one row. None: bytes of any length. A first axis of None: arrays of any length, e.g.
+            `(None, 2)` for the samples of two channels.
+        nullable: Whether a row may have no value. Such columns are read as masked arrays, or with None in a list.
+        labels: Names of the integer values of a label, category or split column, in order of their codes.
         color: What pictures decode to: one channel or three.
-        unit: Physical unit, if there is one.
+        rate_hz: Values in a second, of audio, video and series.
+        unit: Physical unit, if there is one; of a timestamp that of its integers, counted from 1970-01-01 UTC.
+        title: Its name where it came from, if that is another.
     """
 
     name: ColumnName
     kind: ColumnKind
     dtype: Dtype
-    shape: tuple[int, ...] | None = ()
+    shape: tuple[Annotated[int, Field(ge=0)] | None, ...] | None = ()
+    nullable: bool = False
     labels: tuple[str, ...] | None = None
     color: Literal["gray", "rgb"] | None = None
+    rate_hz: float | None = Field(default=None, gt=0)
     unit: str | None = None
+    title: str | None = None
     array: ColumnName | None = None
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> Column:
+        if None in (self.shape or ())[1:]:
+            raise ValueError(f"only the first axis of a row may vary, as None; got the shape {self.shape}")
+        if self.varies and 0 in self.fixed:
+            raise ValueError(f"rows of varying length are made of items that hold something; got {self.shape}")
+        if self.shape is None and self.dtype != "uint8":
+            raise ValueError(f"rows of shape None are bytes, dtype uint8; got {self.dtype}; use (None,) for arrays")
+        return self
 
     @property
     def stored(self) -> str:
@@ -53,12 +72,34 @@ class Column(Schema):
         return self.array or self.name
 
     @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of all Zarr arrays it is made of."""
+        values = (f"{self.stored}_data", f"{self.stored}_offsets") if self.varies else (self.stored,)
+        return (*values, f"{self.stored}_valid") if self.nullable else values
+
+    @property
+    def varies(self) -> bool:
+        """Whether its rows are of varying length."""
+        return self.shape is None or None in self.shape[:1]
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """The axes that are the same in all rows: all of them, or all but the first."""
+        axes = (self.shape or ())[1:] if self.varies else self.shape or ()
+        return tuple(axis for axis in axes if axis is not None)
+
+    @property
     def row_bytes(self) -> int | None:
         """Bytes of one row, or None where rows vary."""
+        return None if self.varies else self.item_bytes
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one row, or, where rows vary, of one of the items they are made of."""
         import numpy as np
 
         # `math.prod`: the reader asks for every batch, and NumPy's takes longer than the rest of the question.
-        return None if self.shape is None else np.dtype(self.dtype).itemsize * prod(self.shape)
+        return np.dtype(self.dtype).itemsize * prod(self.fixed)
 
 
 class Sealed(Schema):

@@ -165,7 +165,7 @@ class NewColumn:
                 "a column is written for all rows that there are; these have changed meanwhile; " + _AGAIN
             )
         old = base.column(self.column.name)
-        if self.column.stored in arrays_in_use(base):
+        if arrays_in_use(base) & {self.column.stored, *self.column.arrays}:
             raise SnapshotConflict(f"somebody else wrote a column {self.column.name!r} meanwhile; " + _AGAIN)
         kept = [self.column if column is old else column for column in base.columns]
         return {
@@ -244,7 +244,8 @@ class Compaction:
 def arrays_in_use(base: Snapshot) -> set[str]:
     """Names of arrays that no new column may have: those of columns, and of layers, of dropped columns too."""
     layers = (layer for part in base.parts for layer in part.layers)
-    return {column.stored for column in base.columns} | {array for layer in layers for array in layer.arrays}
+    of_columns = {array for column in base.columns for array in (column.stored, *column.arrays)}
+    return of_columns | {array for layer in layers for array in layer.arrays}
 
 
 def _rows(parts: Sequence[Part]) -> list[tuple[str, Sealed | None]]:

@@ -87,7 +87,7 @@ def write_column(
     """
     for name in inputs:
         of.column(name)
-    stored = column.model_copy(update={"name": _free_array(of, column.name), "array": None})
+    stored = _with_free_arrays(of, column)
     counting = column.name in ("split", "label") and column.labels is not None
     counts: Counter[str] = Counter()
     layers = {}
@@ -264,13 +264,18 @@ def _counted(column: Column, codes: Any) -> dict[str, int]:
 
 
 def _spread(column: Column, values: Any, places: Rows, rows: int) -> Any:
-    if column.shape is None:
-        spread = [b""] * rows
+    if column.varies:
+        missing: Any = b"" if column.shape is None else np.empty((0, *column.fixed), column.dtype)
+        spread = [missing] * rows
         for place, value in zip(places.tolist(), values, strict=True):
             spread[place] = value
         return spread
-    given = np.asarray(values)
-    out: Array = np.zeros((rows, *column.shape), column.dtype)
+    given = np.ma.asanyarray(values) if column.nullable else np.asarray(values)
+    out: Array = (
+        np.ma.zeros((rows, *column.fixed), column.dtype)
+        if column.nullable
+        else np.zeros((rows, *column.fixed), column.dtype)
+    )
     if len(places):
         if given.dtype != out.dtype or given.shape[1:] != column.shape:
             raise InvalidRequest(
@@ -289,12 +294,12 @@ def _batches(columns: Sequence[Column], rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def _free_array(of: OpenSnapshot, name: str) -> str:
+def _with_free_arrays(of: OpenSnapshot, column: Column) -> Column:
     taken = arrays_in_use(of.record)
     number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
+    free = column.model_copy(update={"array": None})
+    while taken & {free.stored, *free.arrays}:
+        free, number = free.model_copy(update={"name": f"{column.name}_{number}"}), number + 1
     return free
 
 

@@ -5,14 +5,17 @@ Three layouts, chosen by the column:
 - *rows*: fixed shape, at least `RAW_ROW_BYTES` a row. Shards whose inner chunks are single uncompressed rows, each
   followed by its crc32c, so that a batch is gathered straight from an mmap.
 - *table*: fixed shape, small rows. Chunks of many rows, each followed by its crc32c; read whole into memory.
-- *ragged*: rows of varying length. `<name>_data`, a flat uint8 array in such chunks, and `<name>_offsets`, uint64 of
-  rows + 1.
+- *ragged*: rows of varying length. `<name>_data`, the items of all rows end to end in such chunks, and
+  `<name>_offsets`, uint64 of rows + 1.
+
+A nullable column has, besides, `<name>_valid`: a bool for each row.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -68,6 +71,7 @@ class PartWriter:
         self.rows = 0
         self.folder = files.make_folder(parts / self.id)
         self._columns = tuple(columns)
+        _refuse_shared_arrays(columns)
         self._group = self.folder / GROUP
         self._writers = {column.name: _column_writer(self._group, column) for column in columns}
         self._closed = False
@@ -76,8 +80,8 @@ class PartWriter:
         """Appends rows.
 
         Args:
-            batch: For each column an array of shape (rows, *column.shape), or a sequence of `bytes` for a column of
-                varying length.
+            batch: For each column an array of shape (rows, *column.shape), or a sequence of `bytes` or arrays for a
+                column of varying length. Rows without a value are masked, or None in a sequence.
 
         Raises:
             InvalidRequest: A column is missing, unknown, or of another dtype, shape or length; or the part is closed.
@@ -125,12 +129,62 @@ class PartWriter:
         files.remove_tree(self.folder)
 
 
+def _refuse_shared_arrays(columns: Sequence[Column]) -> None:
+    owners: dict[str, str] = {}
+    for column in columns:
+        for array in column.arrays:
+            if array in owners:
+                raise InvalidRequest(
+                    f"each Zarr array belongs to one column; {array!r} would belong to {owners[array]!r} and to "
+                    f"{column.name!r}; name one of them otherwise, or its array="
+                )
+            owners[array] = column.name
+
+
+@dataclass(frozen=True)
+class _Nullable:
+    """Values with something in the place of those that are missing, and which are there."""
+
+    values: Any
+    valid: Array
+
+
 def _checked(column: Column, values: Any) -> Any:
+    valid = _valid(values)
+    if column.nullable:
+        return _Nullable(_checked_values(column, _filled(column, values, valid)), valid)
+    if not valid.all():
+        raise InvalidRequest(
+            f"every row of column {column.name!r} has a value; {np.count_nonzero(~valid):,} of {len(valid):,} have "
+            f"none; drop or impute them, or declare the column nullable"
+        )
+    return _checked_values(column, values)
+
+
+def _valid(values: Any) -> Array:
+    if isinstance(values, np.ndarray):
+        missing = np.ma.getmaskarray(values).any(axis=tuple(range(1, values.ndim)))
+        return np.logical_not(missing)
+    return np.fromiter((value is not None for value in values), bool, len(values))
+
+
+def _filled(column: Column, values: Any, valid: Array) -> Any:
+    if isinstance(values, np.ma.MaskedArray):
+        return values.filled(0)
+    if isinstance(values, np.ndarray) or not column.varies:
+        return values
+    missing = b"" if column.shape is None else np.empty((0, *column.fixed), column.dtype)
+    return [value if there else missing for value, there in zip(values, valid, strict=True)]
+
+
+def _checked_values(column: Column, values: Any) -> Any:
     if column.shape is None:
         wrong = next((value for value in values if not isinstance(value, bytes)), None)
         if wrong is not None:
             raise InvalidRequest(f"column {column.name!r} takes bytes, one value a row; got {type(wrong).__name__}")
         return values
+    if column.varies:
+        return [_checked_row(column, np.asarray(value)) for value in values]
     array = np.asarray(values)
     if array.dtype != np.dtype(column.dtype) or array.shape[1:] != column.shape:
         raise InvalidRequest(
@@ -138,6 +192,15 @@ def _checked(column: Column, values: Any) -> Any:
             f"shape {array.shape[1:]}; convert them first"
         )
     return np.ascontiguousarray(array)
+
+
+def _checked_row(column: Column, row: Array) -> bytes:
+    if row.dtype != np.dtype(column.dtype) or row.ndim != 1 + len(column.fixed) or row.shape[1:] != column.fixed:
+        raise InvalidRequest(
+            f"column {column.name!r} takes {column.dtype} rows of shape {column.shape}; got a {row.dtype} row of shape "
+            f"{row.shape}; convert it first"
+        )
+    return row.tobytes()
 
 
 class _ColumnWriter(Protocol):
@@ -150,9 +213,31 @@ class _ColumnWriter(Protocol):
 
 
 def _column_writer(folder: Path, column: Column) -> _ColumnWriter:
-    if column.shape is None:
+    if column.nullable:
+        return _NullableWriter(folder, column)
+    if column.varies:
         return _RaggedWriter(folder, column)
     return _RawWriter(folder, column) if is_raw(column) else _TableWriter(folder, column.stored, column)
+
+
+class _NullableWriter:
+    """The values as of any column, and which rows have one."""
+
+    def __init__(self, folder: Path, column: Column) -> None:
+        self._values = _column_writer(folder, column.model_copy(update={"nullable": False}))
+        valid = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False})
+        self._valid = _TableWriter(folder, f"{column.stored}_valid", valid)
+
+    def write(self, values: _Nullable) -> None:
+        self._values.write(values.values)
+        self._valid.write(values.valid)
+
+    def finish(self, rows: int) -> list[dict[str, Any]]:
+        valid = [{**array, "dimension_names": ["row"], "attributes": {}} for array in self._valid.finish(rows)]
+        return self._values.finish(rows) + valid
+
+    def abandon(self) -> None:
+        self._values.abandon()
 
 
 class _RawWriter:
@@ -188,7 +273,7 @@ class _RawWriter:
         if self._in_shard:
             self._end_shard()
         shard_rows = self._declared_shard_rows(rows)
-        shape = self._column.shape or ()
+        shape = self._column.fixed
         return [
             {
                 "name": self._column.stored,
@@ -214,7 +299,7 @@ class _RawWriter:
 
     def _open(self) -> BinaryIO:
         if self._file is None:
-            path = self._root.joinpath(str(self._shards), *("0" for _ in self._column.shape or ()))
+            path = self._root.joinpath(str(self._shards), *("0" for _ in self._column.fixed))
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("xb")
         return self._file
@@ -260,7 +345,7 @@ class _TableWriter:
         chunk_rows = self._chunk_rows if self._chunks else max(1, len(self._pending) // self._row_bytes)
         if self._pending:
             self._write_chunk(bytes(self._pending).ljust(chunk_rows * self._row_bytes, b"\0"))
-        shape = self._column.shape or ()
+        shape = self._column.fixed
         return [
             {
                 "name": self._name,
@@ -278,18 +363,18 @@ class _TableWriter:
     def abandon(self) -> None: ...
 
     def _write_chunk(self, data: bytes) -> None:
-        path = self._root.joinpath(str(self._chunks), *("0" for _ in self._column.shape or ()))
+        path = self._root.joinpath(str(self._chunks), *("0" for _ in self._column.fixed))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data + struct.pack("<I", crc32c(data)))
         self._chunks += 1
 
 
 class _RaggedWriter:
-    """The bytes of all rows end to end, and where each row begins."""
+    """The items of all rows end to end, and where each row begins."""
 
     def __init__(self, folder: Path, column: Column) -> None:
         self._column = column
-        flat = column.model_copy(update={"shape": (), "dtype": "uint8"})
+        flat = column.model_copy(update={"shape": column.fixed})
         offsets = column.model_copy(update={"shape": (), "dtype": "uint64"})
         self._data = _TableWriter(folder, f"{column.stored}_data", flat)
         self._offsets = _TableWriter(folder, f"{column.stored}_offsets", offsets)
@@ -297,7 +382,9 @@ class _RaggedWriter:
         self._offsets.write(np.zeros(1, "<u8"))
 
     def write(self, values: Sequence[bytes]) -> None:
-        lengths = np.fromiter((len(value) for value in values), "<u8", len(values))
+        lengths = np.fromiter((len(value) for value in values), "<u8", len(values)) // np.uint64(
+            self._column.item_bytes
+        )
         ends = np.cumsum(lengths, dtype="<u8") + np.uint64(self._end)
         if len(ends):
             self._end = int(ends[-1])
@@ -307,8 +394,10 @@ class _RaggedWriter:
 
     def finish(self, rows: int) -> list[dict[str, Any]]:
         arrays = self._data.finish(self._end) + self._offsets.finish(rows + 1)
-        for array, dimension in zip(arrays, ("bytes", "bounds"), strict=True):
-            array["dimension_names"] = [f"{self._column.stored}_{dimension}"]
+        items = "bytes" if self._column.shape is None else "items"
+        axes = [f"{self._column.stored}_{axis}" for axis in range(len(self._column.fixed))]
+        for array, dimensions in zip(arrays, ([items, *axes], ["bounds"]), strict=True):
+            array["dimension_names"] = [f"{self._column.stored}_{dimensions[0]}", *dimensions[1:]]
             array["attributes"] = _attributes(self._column)
         return arrays
 
@@ -319,7 +408,7 @@ def _dimensions(column: Column) -> list[str]:
     # xarray wants names, and the same name for the same length: only `row` is shared between columns.
     if column.kind == "image":
         return ["row", f"{column.stored}_height", f"{column.stored}_width", f"{column.stored}_channel"]
-    return ["row", *(f"{column.stored}_{axis}" for axis in range(len(column.shape or ())))]
+    return ["row", *(f"{column.stored}_{axis}" for axis in range(len(column.fixed)))]
 
 
 def _attributes(column: Column) -> dict[str, Any]:
@@ -328,6 +417,7 @@ def _attributes(column: Column) -> dict[str, Any]:
         told["labels"] = list(column.labels)
     if column.color is not None:
         told["color"] = column.color
-    if column.unit is not None:
-        told["unit"] = column.unit
+    for name in ("unit", "rate_hz", "title"):
+        if (value := getattr(column, name)) is not None:
+            told[name] = value
     return told

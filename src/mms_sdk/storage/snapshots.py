@@ -36,6 +36,7 @@ class OpenSnapshot:
         self._parts = [_OpenPart(parts, part, record.dataset) for part in record.parts]
         self._starts = np.cumsum([0, *(part.live for part in record.parts)])
         self._tables: dict[str, Array] = {}
+        self._valid_rows: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
         for part in self._parts:
             part.check(content=False)
@@ -69,18 +70,18 @@ class OpenSnapshot:
         """A whole column of fixed shape.
 
         Returns:
-            Array of shape (rows, *column.shape). The same array on every call: do not write to it.
+            Array of shape (rows, *column.shape), masked where a nullable column has no value. The same array on every
+            call: do not write to it.
         """
         column = self.column(name)
-        if column.shape is None:
+        if column.varies:
             raise InvalidRequest(f"column {name!r} has rows of varying length; read them with gather()")
         if name not in self._tables:
             if is_raw(column):
                 self._tables[name] = self.gather(name, np.arange(self.rows))
             else:
-                tables = [part.table(column) for part in self._parts]
-                empty = np.empty((0, *column.shape), column.dtype)
-                self._tables[name] = np.concatenate([empty, *tables])
+                values = self._table(column, column.stored, column.fixed, column.dtype)
+                self._tables[name] = _masked(values, self._valid(column)) if column.nullable else values
         return self._tables[name]
 
     def gather(self, name: str, rows: Rows | Sequence[int]) -> Any:
@@ -91,7 +92,8 @@ class OpenSnapshot:
             rows: Row numbers, int64, shape (n,); repeats are allowed.
 
         Returns:
-            A fresh array of shape (n, *column.shape); a list of `bytes` for a column of varying length.
+            A fresh array of shape (n, *column.shape); a list of `bytes` or arrays for a column of varying length. Where
+            a nullable column has no value the array is masked, and the list has None.
 
         Raises:
             Damaged: A row's checksum does not fit its bytes.
@@ -102,21 +104,30 @@ class OpenSnapshot:
             raise InvalidRequest(
                 f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"
             )
-        if column.shape is not None and not is_raw(column):
+        if not column.varies and not is_raw(column):
             return self.values(name)[rows]
+        found = self._gather(column, rows)
+        if not column.nullable:
+            return found
+        valid = self._valid(column)[rows]
+        if not column.varies:
+            return _masked(found, valid)
+        return [value if there else None for value, there in zip(found, valid, strict=True)]
+
+    def _gather(self, column: Column, rows: Rows) -> Any:
         gatherers = self._gatherers_of(column)
         if len(gatherers) == 1:
             return gatherers[0].gather(self._parts[0].physical(rows))
         where = np.searchsorted(self._starts, rows, side="right") - 1
-        if column.shape is None:
-            texts: list[bytes] = [b""] * len(rows)
+        if column.varies:
+            values: list[Any] = [None] * len(rows)
             for part in np.unique(where):
                 places = np.flatnonzero(where == part)
                 found = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
                 for place, value in zip(places, found, strict=True):
-                    texts[place] = value
-            return texts
-        out = np.empty((len(rows), *column.shape), column.dtype)
+                    values[place] = value
+            return values
+        out = np.empty((len(rows), *column.fixed), column.dtype)
         for part in np.unique(where):
             places = np.flatnonzero(where == part)
             out[places] = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
@@ -186,9 +197,18 @@ class OpenSnapshot:
         """Bytes on disk of the parts of this snapshot."""
         return sum(files.tree_bytes(each.folder) for part in self._parts for each in part.files)
 
+    def _valid(self, column: Column) -> Array:
+        if column.name not in self._valid_rows:
+            self._valid_rows[column.name] = self._table(column, f"{column.stored}_valid", (), "bool")
+        return self._valid_rows[column.name]
+
+    def _table(self, column: Column, array: str, shape: tuple[int, ...], dtype: str) -> Array:
+        tables = [part.table(column, array, shape, dtype) for part in self._parts]
+        return np.concatenate([np.empty((0, *shape), dtype), *tables])
+
     def _gatherers_of(self, column: Column) -> list[_Gatherer]:
         if column.name not in self._gatherers:
-            kind = _RaggedColumn if column.shape is None else _RawColumn
+            kind = _RaggedColumn if column.varies else _RawColumn
             self._gatherers[column.name] = [kind(part.files_of(column), column) for part in self._parts]
         return self._gatherers[column.name]
 
@@ -209,9 +229,8 @@ class _OpenPart:
         layers = zip(self.record.layers, self.files[1:], strict=False)
         return next((files for layer, files in layers if column.stored in layer.arrays), self.files[0])
 
-    def table(self, column: Column) -> Array:
-        assert column.shape is not None
-        found = _read_table(self.files_of(column), column.stored, column.shape, column.dtype, self.record.rows)
+    def table(self, column: Column, array: str, shape: tuple[int, ...], dtype: str) -> Array:
+        found = _read_table(self.files_of(column), array, shape, dtype, self.record.rows)
         return found if self.record.deleted is None else found[self.live]
 
     def physical(self, rows: Rows) -> Rows:
@@ -271,10 +290,10 @@ class _RawColumn:
     """Shards of checksummed rows, mapped; a row's checksum is compared the first time it is touched."""
 
     def __init__(self, part: _PartFiles, column: Column) -> None:
-        assert column.row_bytes is not None and column.shape is not None
+        assert column.row_bytes is not None
         self._part = part
         self._column = column
-        self._shape = column.shape
+        self._shape = column.fixed
         self._row_bytes = column.row_bytes
         self._shard_rows = part.chunk_rows(column.stored)
         self._shards: dict[int, tuple[Array, Array]] = {}
@@ -324,17 +343,22 @@ class _RawColumn:
 
 
 class _RaggedColumn:
-    """Bytes of all rows end to end, in checksummed chunks that are compared the first time they are touched."""
+    """Items of all rows end to end, in checksummed chunks that are compared the first time they are touched."""
 
     def __init__(self, part: _PartFiles, column: Column) -> None:
         self._part = part
+        self._column = column
         self._name = f"{column.stored}_data"
-        self._bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
-        self._chunk_bytes = part.chunk_rows(self._name)
+        bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
+        self._bounds = bounds * column.item_bytes
+        self._chunk_bytes = part.chunk_rows(self._name) * column.item_bytes
         self._chunks: dict[int, memoryview] = {}
 
-    def gather(self, rows: Rows) -> list[bytes]:
-        return [self._slice(int(self._bounds[row]), int(self._bounds[row + 1])) for row in rows]
+    def gather(self, rows: Rows) -> list[Any]:
+        found = [self._slice(int(self._bounds[row]), int(self._bounds[row + 1])) for row in rows]
+        if self._column.shape is None:
+            return found
+        return [np.frombuffer(data, self._column.dtype).reshape(-1, *self._column.fixed) for data in found]
 
     def _slice(self, start: int, end: int) -> bytes:
         pieces = []
@@ -347,8 +371,14 @@ class _RaggedColumn:
 
     def _chunk(self, number: int) -> memoryview:
         if number not in self._chunks:
-            self._chunks[number] = _checked_chunk(self._part, self._name, number, 1, self._chunk_bytes)
+            dimensions = 1 + len(self._column.fixed)
+            self._chunks[number] = _checked_chunk(self._part, self._name, number, dimensions, self._chunk_bytes)
         return self._chunks[number]
+
+
+def _masked(values: Array, valid: Array) -> Array:
+    mask = np.broadcast_to(~valid.reshape(-1, *(1 for _ in values.shape[1:])), values.shape)
+    return np.ma.MaskedArray(values, mask)
 
 
 def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:

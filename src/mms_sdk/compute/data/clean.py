@@ -38,7 +38,7 @@ class Present:
     """
 
     classes: Mapping[bytes, str] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
 
 
 def apply(step: CleanStep, looked: Sequence[Looked], present: Present) -> tuple[list[Looked], list[Reject]]:
@@ -92,11 +92,10 @@ def _odd_sizes(step: DropOddSizes, looked: Sequence[Looked], present: Present) -
     sizes = Counter(item.facts.size for item in looked if item.facts)
     if not sizes:
         return []
-    size, count = sizes.most_common(1)[0]
-    if present.size is not None:
-        size = present.size
-    elif count < step.min_share * sizes.total():
+    usual, count = sizes.most_common(1)[0]
+    if present.size is None and count < step.min_share * sizes.total():
         return []
+    size = present.size or usual
     return [
         Reject(
             source=item.entry.source,
@@ -107,7 +106,7 @@ def _odd_sizes(step: DropOddSizes, looked: Sequence[Looked], present: Present) -
     ]
 
 
-def _told(size: tuple[int, int]) -> str:
+def _told(size: tuple[int, ...]) -> str:
     return f"{size[1]}×{size[0]}"
 
 

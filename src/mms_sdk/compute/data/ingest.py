@@ -115,7 +115,7 @@ def _plan(
     new = [item for item in looked if (item.entry.source, item.id) not in held]
     present = Present(
         classes={content: label for (_, content), label in held.items()},
-        size=(picture.shape[0], picture.shape[1]) if picture and picture.shape else None,
+        size=picture.fixed[:2] if picture and not picture.varies else None,
     )
     kept, steps, rejects = new, [], list(left_out)
     for step in spec.clean:

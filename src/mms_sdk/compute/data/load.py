@@ -92,7 +92,7 @@ class Pictures:
 def _stored_shape(column: Column, pipeline: Pipeline) -> tuple[int, ...] | None:
     if column.shape is None and pipeline.host:
         return (-1, -1, image.CHANNELS[column.color or "rgb"])  # any size; the first host step makes it one
-    return column.shape
+    return None if column.varies else column.fixed
 
 
 class Loader:
