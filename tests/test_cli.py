@@ -180,7 +180,7 @@ def test_ingest_says_what_was_left_out_and_that_a_picture_lies_in_two_classes(
     told = dict(line.split("  ", 1) for line in out.splitlines())
 
     assert code == 0
-    assert "80 of 82 files" in told["ingested"]
+    assert "80 of 82;" in told["ingested"]
     assert "1 dropped, e.g. dark/note.png" in told["drop-unreadable"]
     assert "1 × the same picture in two classes" in told["note"]
     code, out, _ = run(capsys, "datasets", "rejects", "shades", "--json")
@@ -259,3 +259,16 @@ def test_a_run_that_is_ended_from_outside_is_resumed_registered_and_asked(
     code, out, _ = run(capsys, "predict", "shades", str(photos), "--to", str(tmp_path / "out.parquet"))
     assert code == 0
     assert "1 of them without a prediction, e.g. dark/note.png: this is not a readable picture" in out
+
+
+def test_a_table_comes_in_by_what_its_name_ends_with(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("n,kind\n" + "".join(f"{at},{'ab'[at % 2]}\n" for at in range(20)) + "1\n")
+    code, out, _ = run(capsys, "datasets", "ingest", "rows", str(tmp_path / "rows.csv"), "--label", "kind")
+    told = dict(line.split("  ", 1) for line in out.splitlines())
+    assert code == 0
+    assert told["classes"].strip() == "a 10, b 10"
+    assert told["ingested"].strip().startswith("20 of 21;")
+    assert "rows.csv, row 21: it has 1 values, the header has 2" in told["note"]
+    assert workspace.is_dir()

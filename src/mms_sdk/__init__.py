@@ -23,41 +23,63 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.schedules import warmup_cosine
     from mms_sdk.compute.training.tasks import Classification
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
-    from mms_sdk.schema.dataset import Column, ImageFolder, Split
+    from mms_sdk.schema.dataset import Clip as clip
+    from mms_sdk.schema.dataset import Column, Split
+    from mms_sdk.schema.dataset import DropConstant as drop_constant
     from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
+    from mms_sdk.schema.dataset import DropMissing as drop_missing
     from mms_sdk.schema.dataset import DropOddSizes as drop_odd_sizes
+    from mms_sdk.schema.dataset import DropOutOfRange as drop_out_of_range
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
+    from mms_sdk.schema.dataset import Impute as impute
+    from mms_sdk.schema.dataset import KeepWhere as keep_where
+    from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "Arrow": "schema.sources",
     "BulkResult": "client.workspace",
+    "CSV": "schema.sources",
     "Checkpoints": "compute.training.policies",
     "Classification": "compute.training.tasks",
     "Column": "schema.dataset",
     "Dataset": "client.datasets",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
-    "ImageFolder": "schema.dataset",
+    "ImageFolder": "schema.sources",
+    "JSONL": "schema.sources",
     "Job": "client.jobs",
     "ModelVersion": "client.models",
+    "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Prediction": "client.deployments",
     "Result": "compute.training.trainer",
+    "SQL": "schema.sources",
     "Split": "schema.dataset",
     "Step": "compute.training.loop",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
     "WorkspaceClient": "client.workspace",
+    "clip": "schema.dataset:Clip",
     "connect": "client.workspace",
+    "drop_constant": "schema.dataset:DropConstant",
     "drop_duplicates": "schema.dataset:DropDuplicates",
+    "drop_missing": "schema.dataset:DropMissing",
     "drop_odd_sizes": "schema.dataset:DropOddSizes",
+    "drop_out_of_range": "schema.dataset:DropOutOfRange",
     "drop_unreadable": "schema.dataset:DropUnreadable",
+    "impute": "schema.dataset:Impute",
+    "keep_where": "schema.dataset:KeepWhere",
     "warmup_cosine": "compute.training.schedules",
 }
 _MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}
 
 __all__ = [
+    "CSV",
+    "JSONL",
+    "SQL",
+    "Arrow",
     "BulkResult",
     "Checkpoints",
     "Classification",
@@ -68,6 +90,7 @@ __all__ = [
     "ImageFolder",
     "Job",
     "ModelVersion",
+    "Parquet",
     "PartitionRules",
     "Prediction",
     "Result",
@@ -76,12 +99,18 @@ __all__ = [
     "TrainedCheckpoint",
     "Trainer",
     "WorkspaceClient",
+    "clip",
     "connect",
+    "drop_constant",
     "drop_duplicates",
+    "drop_missing",
     "drop_odd_sizes",
+    "drop_out_of_range",
     "drop_unreadable",
     "errors",
     "image",
+    "impute",
+    "keep_where",
     "models",
     "warmup_cosine",
 ]

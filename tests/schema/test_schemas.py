@@ -14,10 +14,11 @@ import mms_sdk.schema
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.access import ROLES, allows
 from mms_sdk.schema.base import Asked, Schema
-from mms_sdk.schema.dataset import Column, ImageFolder, IngestSpec, Split
+from mms_sdk.schema.dataset import Column, IngestSpec, Split
 from mms_sdk.schema.deployment import CreateDeployment
 from mms_sdk.schema.job import Job
 from mms_sdk.schema.model import RegisterVersion, SetAlias
+from mms_sdk.schema.sources import ImageFolder
 
 
 def all_schemas() -> list[type[Schema]]:
@@ -132,7 +133,7 @@ def test_a_dtype_that_is_no_plain_number_is_refused(dtype: str) -> None:
 def test_bytes_of_a_row_are_those_of_its_values(dtype: str, shape: tuple[int, ...], count: int) -> None:
     size = {"bool": 1, "uint8": 1, "int64": 8, "float16": 2}[dtype]
     assert Column(name="x", kind="number", dtype=dtype, shape=shape).row_bytes == size * count
-    assert Column(name="x", kind="number", dtype=dtype, shape=None).row_bytes is None
+    assert Column(name="x", kind="number", dtype=dtype, shape=(None, *shape[1:])).row_bytes is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,10 @@ def test_batches_that_cannot_be_served_are_refused(rows: Any) -> None:
 
 def test_an_ingest_reads_back_from_json_as_it_was_written() -> None:
     spec = IngestSpec.model_validate(
-        {"source": {"path": "/x"}, "clean": [{"step": "drop-odd-sizes", "min_share": 0.9}, {"step": "drop-duplicates"}]}
+        {
+            "source": {"type": "image-folder", "path": "/x"},
+            "clean": [{"step": "drop-odd-sizes", "min_share": 0.9}, {"step": "drop-duplicates"}],
+        }
     )
     assert IngestSpec.model_validate_json(spec.model_dump_json()) == spec
     assert [step.step for step in spec.clean] == ["drop-odd-sizes", "drop-duplicates"]
@@ -166,7 +170,7 @@ def test_an_ingest_reads_back_from_json_as_it_was_written() -> None:
 
 def test_a_cleaning_step_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ValidationError, match="drop-all"):
-        IngestSpec.model_validate({"source": {"path": "/x"}, "clean": [{"step": "drop-all"}]})
+        IngestSpec.model_validate({"source": {"type": "image-folder", "path": "/x"}, "clean": [{"step": "drop-all"}]})
 
 
 def test_numbers_that_json_does_not_have_are_written_as_null() -> None:

@@ -171,7 +171,8 @@ def tidy(folder: Path) -> None:
 
 def ingest(folder: Path) -> None:
     from mms_sdk.compute.data.ingest import ingest
-    from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, ImageFolder, IngestSpec
+    from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, IngestSpec
+    from mms_sdk.schema.sources import ImageFolder
     from mms_sdk.storage.workspace import Workspace
 
     spec = IngestSpec(source=ImageFolder(folder.parent / "photos"), clean=(DropUnreadable(), DropDuplicates()))

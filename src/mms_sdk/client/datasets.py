@@ -13,24 +13,24 @@ from mms_sdk.client.api import Api
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.data.kinds import image
+from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     CleaningReport,
     CleanStep,
     Column,
     DatasetInfo,
-    DropDuplicates,
-    DropOddSizes,
-    DropUnreadable,
-    ImageFolder,
     IngestSpec,
+    PictureStep,
     Reject,
     SnapshotDiff,
     SnapshotInfo,
     Split,
+    TableStep,
 )
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
+from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
@@ -66,10 +66,11 @@ class Dataset:
         report = self.cleaning
         if report is None:
             return told
-        told["ingested"] = f"{report.kept:,} of {report.found:,} files; {report.already_present:,} were known already"
+        told["ingested"] = f"{report.kept:,} of {report.found:,}; {report.already_present:,} were known already"
         for step in report.steps:
             first = f", e.g. {step.examples[0].source}: {step.examples[0].reason}" if step.examples else ""
-            told[step.step] = f"{step.dropped} dropped{first}"
+            dropped = f"{step.dropped:,} dropped{first}"
+            told[step.step] = f"{step.note}; {dropped}" if step.note and step.dropped else step.note or dropped
         if report.notes:
             told["note"] = "; ".join(report.notes)
         return told
@@ -135,6 +136,19 @@ class Dataset:
                 f"server; run it there, with mms.connect() without a URL"
             )
         return self._workspace
+
+    def head(self, rows: int = 10) -> Table[dict[str, Any]]:
+        """The first rows, as a table: texts and labels by name, arrays by their shape.
+
+        Args:
+            rows: How many.
+        """
+        opened = self.open()
+        numbers = np.arange(min(rows, opened.rows))
+        columns = [column for column in opened.record.columns if column.kind != "id"]
+        shown = {column.name: told_values(column, opened.gather(column.name, numbers)) for column in columns}
+        found = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
+        return Table(found, title="rows", rows=found)
 
     def preview(self, rows: Sequence[int] | None = None, *, captions: Sequence[str] | None = None) -> Preview:
         """Pictures to look at, with their classes.
@@ -346,10 +360,24 @@ class Datasets:
         """
         return self._work(name, "verify", None, progress)
 
+    def _source(self, source: Source | str | Path | Mapping[str, Any]) -> Source:
+        if isinstance(source, Mapping):
+            return Arrow(path=str(self._staged(source)))
+        found = source_of(str(source)) if isinstance(source, str | Path) else source
+        if isinstance(found, SQL):
+            return found
+        return found.model_copy(update={"path": str(Path(found.path).expanduser().absolute())})
+
+    def _staged(self, arrays: Mapping[str, Any]) -> Path:
+        if self._workspace is None:
+            raise InvalidRequest("arrays are ingested by mms.connect() without a URL; save them for another one")
+        _, folder = self._workspace.stage()
+        return write_arrays(arrays, folder / "arrays.arrow")
+
     def ingest(
         self,
         name: str,
-        source: ImageFolder | str | Path,
+        source: Source | str | Path | Mapping[str, Any],
         *,
         clean: CleanStep | Sequence[CleanStep] = (),
         split: Split | None = None,
@@ -360,7 +388,8 @@ class Datasets:
 
         Args:
             name: The dataset; made if it is not there.
-            source: A source, or a folder with one sub-folder of pictures for each class.
+            source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
+                each class or of a table's file; or arrays by column.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.
@@ -372,18 +401,27 @@ class Datasets:
             StorageFull, NotWritable: It cannot be written; there is no new snapshot.
         """
         check_name(name, what="dataset")
-        folder = source if isinstance(source, ImageFolder) else ImageFolder(source)
-        folder = folder.model_copy(update={"path": str(Path(folder.path).expanduser().absolute())})
         steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
-        if wrong := [step for step in steps if not isinstance(step, DropUnreadable | DropDuplicates | DropOddSizes)]:
-            raise InvalidRequest(
-                f"a cleaning step is mms.drop_unreadable(), mms.drop_duplicates() or mms.drop_odd_sizes(); got "
-                f"{wrong[0]!r}"
-            )
-        spec = IngestSpec(source=folder, clean=steps, split=split or Split(), message=message)
+        if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
+            raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
+        spec = IngestSpec(source=self._source(source), clean=steps, split=split or Split(), message=message)
         record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         return self.get(f"{name}@{job.result['snapshot']}")
+
+
+def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow:
+    """The source that a path means by what its name ends with; a folder of pictures if by nothing known."""
+    suffix = Path(path).suffix.lower()
+    return _BY_SUFFIX[suffix](path=path) if suffix in _BY_SUFFIX else ImageFolder(path=path)
+
+
+_BY_SUFFIX: dict[str, Callable[..., CSV | JSONL | Parquet | Arrow]] = {
+    **dict.fromkeys((".csv", ".tsv", ".tab"), CSV),
+    **dict.fromkeys((".jsonl", ".ndjson"), JSONL),
+    **dict.fromkeys((".parquet", ".pq"), Parquet),
+    **dict.fromkeys((".arrow", ".feather"), Arrow),
+}
 
 
 def _row(dataset: Dataset) -> dict[str, Any]:

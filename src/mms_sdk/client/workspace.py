@@ -23,9 +23,9 @@ from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
-from mms_sdk.schema.dataset import ImageFolder
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
+from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_workspace
 from mms_sdk.storage.workspace import Workspace
 
@@ -187,7 +187,7 @@ class WorkspaceClient:
                     raise
             else:
                 return {"dataset": data}
-        folder = data if isinstance(data, ImageFolder) else ImageFolder(data)
+        folder = data if isinstance(data, ImageFolder) else ImageFolder(path=str(data))
         return {"source": {**folder.model_dump(), "path": str(Path(folder.path).expanduser().absolute())}}
 
 

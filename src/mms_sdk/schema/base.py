@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,15 +17,22 @@ class Schema(BaseModel):
 
 
 class Asked(Schema):
-    """What a person writes in Python: fields by name, and what does not fit is refused in MMS's own words."""
+    """What a person writes in Python: fields by name, and what does not fit is refused in MMS's own words.
+
+    Attributes:
+        by_place: Names of the fields that may be given without their names.
+    """
+
+    by_place: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *values: Any, **fields: Any) -> None:
         name = type(self).__name__
-        if values:
+        placed = dict(zip(self.by_place, values, strict=False))
+        if len(values) > len(placed) or placed.keys() & fields.keys():
             known = ", ".join(f"{field}=" for field in type(self).model_fields if field not in ("type", "step"))
             raise InvalidRequest(f"the fields of {name} are given by name: {known}; got {values}")
         try:
-            super().__init__(**fields)
+            super().__init__(**placed, **fields)
         except ValidationError as error:
             raise InvalidRequest(f"{name} does not fit: {reasons(error.errors())}") from error
 

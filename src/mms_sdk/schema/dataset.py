@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
+from mms_sdk.schema.sources import Source
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -201,27 +201,6 @@ class Snapshot(Schema):
 # What a person asks for when they ingest ------------------------------------------------------------------------
 
 
-class ImageFolder(Asked):
-    """A folder with one sub-folder of pictures for each class.
-
-    Attributes:
-        path: The folder.
-        color: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb` force it.
-        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
-    """
-
-    type: Literal["image-folder"] = "image-folder"
-    path: str
-    color: Literal["auto", "gray", "rgb"] = "auto"
-    max_pixels: int = Field(default=50_000_000, gt=0)
-
-    def __init__(self, path: Any = None, **fields: Any) -> None:
-        given = {} if path is None else {"path": str(path) if isinstance(path, PurePath) else path}
-        super().__init__(**given, **fields)
-
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-
 class DropUnreadable(Asked):
     """Drops files that do not decode to a picture."""
 
@@ -232,6 +211,91 @@ class DropDuplicates(Asked):
     """Drops pictures whose bytes were seen before, in this ingest or in the dataset; the first one stays."""
 
     step: Literal["drop-duplicates"] = "drop-duplicates"
+
+
+class DropMissing(Asked):
+    """Drops rows that lack a value.
+
+    Attributes:
+        columns: Where to look; None for all columns.
+    """
+
+    by_place = ("columns",)
+    step: Literal["drop-missing"] = "drop-missing"
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+
+class DropOutOfRange(Asked):
+    """Drops rows with a number outside a range. Rows without a value stay.
+
+    Attributes:
+        column: Which column.
+        min: The least that stays; None for no bound.
+        max: The greatest that stays; None for no bound.
+    """
+
+    by_place = ("column",)
+    step: Literal["drop-out-of-range"] = "drop-out-of-range"
+    column: str
+    min: float | None = None
+    max: float | None = None
+
+
+class KeepWhere(Asked):
+    """Keeps rows for which an expression holds; where a value it needs is missing, it does not hold.
+
+    Attributes:
+        expression: Columns by name, numbers, quoted texts, `+ - * /`, comparisons, `in`, `and`, `or`, `not` and
+            `is None`, e.g. `age >= 18 and city in ("Rome", "Oslo")`.
+    """
+
+    by_place = ("expression",)
+    step: Literal["keep-where"] = "keep-where"
+    expression: str = Field(max_length=10_000)
+
+
+class DropConstant(Asked):
+    """Drops columns that have one and the same value in every row."""
+
+    step: Literal["drop-constant"] = "drop-constant"
+
+
+class Clip(Asked):
+    """Moves numbers outside a range to its nearest end.
+
+    Attributes:
+        column: Which column.
+        min: The least; None for no bound.
+        max: The greatest; None for no bound.
+    """
+
+    by_place = ("column",)
+    step: Literal["clip"] = "clip"
+    column: str
+    min: float | None = None
+    max: float | None = None
+
+
+class Impute(Asked):
+    """Fills in missing values.
+
+    Attributes:
+        column: Which column.
+        by: Its mean, its most frequent value, or the value given.
+        value: With `by="value"`, what to fill in.
+    """
+
+    by_place = ("column",)
+    step: Literal["impute"] = "impute"
+    column: str
+    by: Literal["mean", "most-frequent", "value"] = "mean"
+    value: bool | int | float | str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_value(self) -> Impute:
+        if (self.by == "value") != (self.value is not None):
+            raise ValueError(f"a value is given with by='value', and only then; got by={self.by!r}, {self.value!r}")
+        return self
 
 
 class DropOddSizes(Asked):
@@ -246,7 +310,9 @@ class DropOddSizes(Asked):
     min_share: float = Field(default=0.95, gt=0.5, le=1.0)
 
 
-CleanStep = Annotated[DropUnreadable | DropDuplicates | DropOddSizes, Field(discriminator="step")]
+PictureStep = DropUnreadable | DropDuplicates | DropOddSizes
+TableStep = DropMissing | DropDuplicates | DropOutOfRange | KeepWhere | DropConstant | Clip | Impute
+CleanStep = Annotated[PictureStep | TableStep, Field(discriminator="step")]
 
 
 class Split(Asked):
@@ -283,7 +349,7 @@ class Split(Asked):
 class IngestSpec(Asked):
     """Everything an ingest job needs to know."""
 
-    source: ImageFolder
+    source: Source
     clean: tuple[CleanStep, ...] = ()
     split: Split = Split()
     message: str = ""
@@ -301,11 +367,13 @@ class CleaningStepReport(Schema):
 
     Attributes:
         examples: The first rejects; the whole list lies in the job's `rejects.jsonl`.
+        note: What became of values or columns.
     """
 
     step: str
     dropped: int
     examples: tuple[Reject, ...] = ()
+    note: str = ""
 
 
 class CleaningReport(Schema):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mms_sdk.schema.base import Schema
-from mms_sdk.schema.dataset import ImageFolder
+from mms_sdk.schema.sources import ImageFolder
 
 
 class Ranked(Schema):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
+from mms_sdk.schema.sources import SQL, ImageFolder, Source
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -28,16 +30,22 @@ class ServiceState:
     jobs: JobRunner
     deployments: Deployments
 
-    def check_source(self, path: str) -> None:
-        """Refuses a folder that callers may not have read.
+    def check_source(self, source: Source) -> None:
+        """Refuses a source that callers may not have read.
 
         Raises:
-            Forbidden: It, or something that a link in it leads to, lies outside the declared roots.
+            Forbidden: It, or something that a link in it leads to, lies outside the declared roots; or a database.
             InvalidRequest: It is no path.
         """
         roots = self.settings.source_roots
         if roots is None:
             return
+        if isinstance(source, SQL):
+            raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
+        path = source.path
+        if not isinstance(source, ImageFolder):  # a pattern: what it can find lies below the part without wildcards
+            path = re.split(r"[*?\[]", path, maxsplit=1)[0]
+            path = path if path == source.path else os.path.dirname(path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
         except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mms_sdk.compute.data.ingest import ingest
-from mms_sdk.schema.dataset import CleaningReport, ImageFolder, IngestSpec, Snapshot
+from mms_sdk.schema.dataset import CleaningReport, IngestSpec, Snapshot
 from mms_sdk.schema.job import Progress
+from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage.datasets import Dataset
 
 TOLD: list[Progress] = []

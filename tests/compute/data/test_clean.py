@@ -6,7 +6,7 @@ import pytest
 
 from mms_sdk.compute.data.clean import Looked, Present, apply, contradictions
 from mms_sdk.compute.data.kinds.image import Facts
-from mms_sdk.compute.data.sources import Entry
+from mms_sdk.compute.data.sources.folders import Entry
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
 
 

@@ -259,7 +259,7 @@ def test_one_class_comes_in_with_a_note(tmp_path: Path) -> None:
 def test_a_class_with_one_picture_is_refused_with_its_name(tmp_path: Path) -> None:
     write_classes(tmp_path / "photos", {"cat": 5, "dog": 1})
 
-    with pytest.raises(DataError, match=r"class 'dog' has 1 in all; add pictures to it, remove it, or split into"):
+    with pytest.raises(DataError, match=r"class 'dog' has 1 in all; add rows to it, remove it, or split into"):
         ingested(tmp_path, tmp_path / "photos")
     assert_nothing_came_in(tmp_path)
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mms_sdk.compute.data.sources import list_image_folder, printable
+from mms_sdk.compute.data.sources.folders import list_image_folder, printable
 from mms_sdk.errors import InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import ImageFolder, Reject
+from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.sources import ImageFolder
 
 
 def make(root: Path, *names: str) -> None:

@@ -139,9 +139,7 @@ def test_a_class_that_holds_more_of_a_split_than_its_share_gets_rows_for_the_oth
 def test_a_class_with_fewer_rows_than_splits_is_refused_with_its_name_and_what_to_do(rows: int) -> None:
     classes = np.array([0] * 10 + [1] * rows)
 
-    with pytest.raises(
-        DataError, match=rf"class 'dog' has {rows} in all; add pictures to it, remove it, or split into"
-    ):
+    with pytest.raises(DataError, match=rf"class 'dog' has {rows} in all; add rows to it, remove it, or split into"):
         place(ids_of(len(classes)), classes, split=Split(), before={}, labels=LABELS)
 
 

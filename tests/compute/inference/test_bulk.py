@@ -17,8 +17,8 @@ import tiny_model
 from mms_sdk.compute.inference.bulk import predict_folder, predict_snapshot
 from mms_sdk.compute.inference.predictor import Predictor
 from mms_sdk.errors import NothingToIngest, StorageFull
-from mms_sdk.schema.dataset import ImageFolder
 from mms_sdk.schema.job import Progress
+from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from tiny_model import Tiny

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +20,24 @@ import numpy as np
 import orjson
 
 from mms_sdk.compute.data import clean
+from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean import Looked, Present
+from mms_sdk.compute.data.ingest_table import ingest_table
 from mms_sdk.compute.data.kinds import image
-from mms_sdk.compute.data.sources import Entry, list_image_folder
+from mms_sdk.compute.data.sources.folders import Entry, list_image_folder
 from mms_sdk.compute.data.split import place
-from mms_sdk.errors import DataError, InvalidInput, NothingToIngest, SnapshotConflict
-from mms_sdk.schema.dataset import SPLITS, CleaningReport, CleaningStepReport, Column, IngestSpec, Reject, Snapshot
-from mms_sdk.schema.job import Progress
+from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
+from mms_sdk.schema.dataset import (
+    SPLITS,
+    CleaningReport,
+    CleaningStepReport,
+    Column,
+    IngestSpec,
+    PictureStep,
+    Reject,
+    Snapshot,
+)
+from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
@@ -36,12 +46,8 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 # Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
 MAX_DECODED_BYTES = 256 * 256 * 3
 _WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
-_EXAMPLES = 5
-_ATTEMPTS = 5
 COLUMNS = ("image", "label", "source", "id", "split")
-_TELL_EVERY_S = 0.1
 
-Tell = Callable[[Progress], None]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -76,19 +82,22 @@ def ingest(
         DataError: A file is unreadable and no step drops such files; a class is too small to split; pictures that do
             not fit those in the dataset; a file that changed while it was read.
     """
-    entries, left_out = list_image_folder(spec.source)
-    looks = _in_threads(lambda entry: _look(entry, spec.source.max_pixels), entries)
-    looked = list(_told(looks, "files checked", len(entries), tell))
-    for attempt in range(_ATTEMPTS):
+    source = spec.source
+    if not isinstance(source, ImageFolder):
+        return ingest_table(dataset, spec, source, job=job, folder=folder, tell=tell)
+    if wrong := [step for step in spec.clean if not isinstance(step, PictureStep)]:
+        raise InvalidRequest(f"step {wrong[0].step} is for tables; pictures have no columns to look at; leave it out")
+    entries, left_out = list_image_folder(source)
+    looks = _in_threads(lambda entry: _look(entry, source.max_pixels), entries)
+    looked = list(told(looks, "files checked", len(entries), tell))
+
+    def bring() -> tuple[Snapshot, CleaningReport]:
         base = dataset.snapshot() if dataset.snapshots() else None
-        plan = _plan(looked, left_out, spec, base, found=len(entries) + len(left_out))
+        plan = _plan(looked, left_out, spec, source, base, found=len(entries) + len(left_out))
         _write_rejects(folder, plan.rejects)
-        try:
-            return _write(dataset, plan, spec, base, job, tell), plan.report
-        except SnapshotConflict:
-            if attempt == _ATTEMPTS - 1:
-                raise
-    raise AssertionError("unreachable")
+        return _write(dataset, plan, spec, source, base, job, tell), plan.report
+
+    return tried(bring)
 
 
 def _look(entry: Entry, max_pixels: int) -> Looked:
@@ -106,7 +115,12 @@ def _id(data: bytes) -> bytes:
 
 
 def _plan(
-    looked: Sequence[Looked], left_out: Sequence[Reject], spec: IngestSpec, base: OpenSnapshot | None, found: int
+    looked: Sequence[Looked],
+    left_out: Sequence[Reject],
+    spec: IngestSpec,
+    source: ImageFolder,
+    base: OpenSnapshot | None,
+    found: int,
 ) -> _Plan:
     if base is not None:
         _refuse_other_columns(base)
@@ -121,7 +135,7 @@ def _plan(
     for step in spec.clean:
         kept, dropped = clean.apply(step, kept, present)
         rejects += dropped
-        steps.append(CleaningStepReport(step=step.step, dropped=len(dropped), examples=tuple(dropped[:_EXAMPLES])))
+        steps.append(CleaningStepReport(step=step.step, dropped=len(dropped), examples=tuple(dropped[:EXAMPLES])))
     _refuse_unreadable(kept)
     if not kept and base is None:
         reasons = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
@@ -129,9 +143,9 @@ def _plan(
             f"a dataset begins with at least one usable picture; all {found} were left out: {reasons}; check the "
             f"folder, or the cleaning steps"
         )
-    picture = picture or _picture_column(kept, spec)
+    picture = picture or _picture_column(kept, source)
     _refuse_other_sizes(kept, picture)
-    _refuse_other_color(spec.source.color, picture)
+    _refuse_other_color(source.color, picture)
     labels = _labels(kept, base)
     report = CleaningReport(
         found=found,
@@ -182,9 +196,9 @@ def _refuse_other_color(asked: str, picture: Column) -> None:
         )
 
 
-def _picture_column(kept: Sequence[Looked], spec: IngestSpec) -> Column:
+def _picture_column(kept: Sequence[Looked], source: ImageFolder) -> Column:
     facts = [item.facts for item in kept if item.facts]
-    color = spec.source.color
+    color = source.color
     if color == "auto":
         color = "gray" if all(fact.gray for fact in facts) else "rgb"
     sizes = {fact.size for fact in facts}
@@ -249,7 +263,13 @@ def _notes(
 
 
 def _write(
-    dataset: Dataset, plan: _Plan, spec: IngestSpec, base: OpenSnapshot | None, job: str, tell: Tell
+    dataset: Dataset,
+    plan: _Plan,
+    spec: IngestSpec,
+    source: ImageFolder,
+    base: OpenSnapshot | None,
+    job: str,
+    tell: Tell,
 ) -> Snapshot:
     picture, label = plan.columns[:2]
     labels = label.labels or ()
@@ -259,7 +279,7 @@ def _write(
     addition = Addition(
         parts=(),
         columns=plan.columns,
-        message=spec.message or f"ingest of {Path(spec.source.path).name}",
+        message=spec.message or f"ingest of {source.told}",
         splits=Counter(SPLITS[code] for code in splits),
         classes=Counter(labels[code] for code in classes),
         split_rule=spec.split.model_dump(),
@@ -274,8 +294,8 @@ def _write(
         return dataset.commit(addition, base=record, rebase=False)
     with dataset.writer(plan.columns) as writer:
         at = 0
-        pictures = _in_threads(lambda item: _bring(item, picture, spec.source.max_pixels), plan.rows)
-        for batch in _batches(_told(pictures, "pictures stored", len(plan.rows), tell)):
+        pictures = _in_threads(lambda item: _bring(item, picture, source.max_pixels), plan.rows)
+        for batch in _batches(told(pictures, "pictures stored", len(plan.rows), tell)):
             part = slice(at, at + len(batch))
             writer.write(
                 {
@@ -287,14 +307,7 @@ def _write(
                 }
             )
             at += len(batch)
-        sealed = writer.close()
-    try:
-        return dataset.commit(replace(addition, parts=(sealed,)), base=record, rebase=False)
-    except BaseException:
-        # An interrupt or an error may come after the link that is the commit; then the part is in use.
-        if not dataset.snapshots() or sealed.id not in {part.id for part in dataset.record().parts}:
-            files.remove_tree(writer.folder)
-        raise
+        return commit_part(dataset, writer, addition, base=record)
 
 
 def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:
@@ -332,15 +345,6 @@ def _batches(items: Iterable[_In]) -> Iterator[list[_In]]:
     waiting = iter(items)
     while batch := list(islice(waiting, _WINDOW)):
         yield batch
-
-
-def _told(items: Iterable[_In], what: str, total: int, tell: Tell) -> Iterator[_In]:
-    last = 0.0
-    for done, item in enumerate(items, 1):
-        if time.monotonic() - last > _TELL_EVERY_S or done == total:
-            last = time.monotonic()
-            tell(Progress(done=done, total=total, what=what))
-        yield item
 
 
 def _write_rejects(folder: Path, rejects: Sequence[Reject]) -> None:

@@ -45,7 +45,7 @@ def place(
         if total < len(names):
             raise DataError(
                 f"every class has at least one row in each of {names}; class {labels[int(code)]!r} has {total} in all; "
-                f"add pictures to it, remove it, or split into fewer parts, e.g. mms.Split(train=0.8, val=0.2, test=0)"
+                f"add rows to it, remove it, or split into fewer parts, e.g. mms.Split(train=0.8, val=0.2, test=0)"
             )
         wanted = _shares(total, split.fractions)
         needed = [max(0, wanted[name] - held[name]) for name in names]

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mms_sdk.compute.data.sources import list_image_folder
+from mms_sdk.compute.data.sources.folders import list_image_folder
 from mms_sdk.compute.inference.predictor import Predictor
 from mms_sdk.errors import InvalidInput
-from mms_sdk.schema.dataset import ImageFolder
 from mms_sdk.schema.job import Progress
+from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage import files
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array

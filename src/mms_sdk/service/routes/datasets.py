@@ -74,7 +74,7 @@ def ingest_dataset(service: Service, name: Name, spec: IngestSpec) -> Job:
     """Starts bringing a source into a dataset, which is made if it is not there."""
     from mms_sdk.compute.data.ingest import ingest
 
-    service.check_source(spec.source.path)
+    service.check_source(spec.source)
 
     def work(job: Job, tell: Tell) -> dict[str, object]:
         dataset = service.workspace.open_or_create_dataset(name)

@@ -36,7 +36,7 @@ def predict_in_bulk(service: Service, asked: PredictJob) -> Job:
         snapshot = dataset.snapshot(retention.resolve(dataset, ref.snapshot))
         snapshot.split_rows(ref.split)
     if asked.source is not None:
-        service.check_source(asked.source.path)
+        service.check_source(asked.source)
 
     def work(job: Job, tell: Tell) -> dict[str, object]:
         folder = workspace.artifact(row["artifact"], digest=row["digest"], what=what)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mms_sdk.errors import InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import ImageFolder, Reject
+from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.sources import ImageFolder
 
 # Files that operating systems put into folders; nobody means them.
 _CLUTTER = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|__macosx|\._.*|\.ipynb_checkpoints", re.IGNORECASE)

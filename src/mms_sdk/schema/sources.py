@@ -1,0 +1,149 @@
+"""Sources: where the rows of an ingest come from, as they are said and kept."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.base import Asked
+
+
+class _OfPath(Asked):
+    by_place = ("path",)
+    path: Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, PurePath) else path)]
+
+    @property
+    def told(self) -> str:
+        """What it is, in a word."""
+        return PurePath(self.path).name
+
+
+class ImageFolder(_OfPath):
+    """A folder with one sub-folder of pictures for each class.
+
+    Attributes:
+        path: The folder.
+        color: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb` force it.
+        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+    """
+
+    type: Literal["image-folder"] = "image-folder"
+    color: Literal["auto", "gray", "rgb"] = "auto"
+    max_pixels: int = Field(default=50_000_000, gt=0)
+
+
+class _Table(Asked):
+    """What all sources of rows with named columns have in common.
+
+    Attributes:
+        label: The column that is to be predicted, if it is a class; it becomes the column `label`.
+        categories: Columns whose texts are a few that repeat; kept as codes.
+        columns: Which columns; None for all.
+    """
+
+    label: str | None = None
+    categories: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("categories", "columns", mode="before")
+    @classmethod
+    def _several(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+
+class _TableFiles(_Table, _OfPath):
+    """Rows in files: one file, a pattern such as `logs/*.csv`, or a folder, whose files are taken in order of name."""
+
+
+class CSV(_TableFiles):
+    """Rows of delimited text with a header line.
+
+    Types are chosen by all values of a column: whole numbers, numbers, truth values, times, else text. Nothing is
+    altered: a code with leading zeros stays text.
+
+    Attributes:
+        path: A file, a pattern, or a folder.
+        delimiter: What lies between two values; None for a tab in `.tsv` and `.tab` files and a comma in others.
+        encoding: Of the text.
+        text: Columns that stay text, whatever they look like.
+    """
+
+    type: Literal["csv"] = "csv"
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    encoding: str = "utf-8"
+    text: tuple[str, ...] = ()
+
+
+class JSONL(_TableFiles):
+    """Rows of JSON objects, one a line.
+
+    Attributes:
+        path: A file, a pattern, or a folder.
+    """
+
+    type: Literal["jsonl"] = "jsonl"
+
+
+class Parquet(_TableFiles):
+    """Rows of Parquet files.
+
+    Attributes:
+        path: A file, a pattern, or a folder.
+    """
+
+    type: Literal["parquet"] = "parquet"
+
+
+class Arrow(_TableFiles):
+    """Rows of Arrow IPC files, also called Feather.
+
+    Attributes:
+        path: A file, a pattern, or a folder.
+    """
+
+    type: Literal["arrow"] = "arrow"
+
+
+class SQL(_Table):
+    """Rows that a query gives.
+
+    Attributes:
+        url: The database, as SQLAlchemy writes it, without a password: sources are kept with the job and the dataset.
+        query: What is selected. Give it an ORDER BY: rows come in that order.
+        password_env: Environment variable with the password, read where the ingest runs.
+    """
+
+    by_place = ("url", "query")
+    type: Literal["sql"] = "sql"
+    url: str
+    query: str
+    password_env: str | None = None
+
+    @property
+    def told(self) -> str:
+        """What it is, in a word."""
+        return "a query"
+
+    @field_validator("url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            has_password = make_url(url).password is not None
+        except ArgumentError as error:
+            raise InvalidRequest("a database is a URL such as postgresql://user@host/name; this is none") from error
+        if has_password:
+            raise InvalidRequest(
+                "a source is kept with its dataset, so its URL has no password; name an environment variable that "
+                "holds it with password_env="
+            )
+        return url
+
+
+TableSource = CSV | JSONL | Parquet | Arrow | SQL
+Source = Annotated[ImageFolder | TableSource, Field(discriminator="type")]
