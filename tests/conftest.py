@@ -18,6 +18,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from postgres_server import MISSING, PostgresServer, postgres_server, programs
+
 # What a shell starts in the background ignores interrupts, and so do its children; some tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,3 +38,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(folder))
         patch.setenv("MMS_WORKSPACE", str(folder / "mms-workspace"))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; a test that stops it starts it again."""
+    found = programs()
+    if found is None:
+        pytest.skip(MISSING)
+    with postgres_server(found) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_at(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a new catalog may lie: a file's path, or the URL of an empty database."""
+    if request.param == "sqlite":
+        return tmp_path / "catalog.sqlite"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.make_database()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WORKSPACE_VARIABLE = "MMS_WORKSPACE"
+CATALOG_VARIABLE = "MMS_CATALOG"
 TOKEN_VARIABLE = "MMS_TOKEN"
 HOME_WORKSPACE = Path.home() / "mms-workspace"
 
@@ -14,6 +15,11 @@ HOME_WORKSPACE = Path.home() / "mms-workspace"
 def default_workspace() -> Path:
     """The folder a workspace is kept in when nobody names one: `$MMS_WORKSPACE`, or `~/mms-workspace`."""
     return Path(os.environ.get(WORKSPACE_VARIABLE) or HOME_WORKSPACE).expanduser()
+
+
+def default_catalog() -> str | None:
+    """The URL of a workspace's catalog when nobody names one: `$MMS_CATALOG`, or None for a file in the workspace."""
+    return os.environ.get(CATALOG_VARIABLE, "").strip() or None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,8 @@ CARD = ModelCard(
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog(tmp_path / "catalog.sqlite")
+def catalog(catalog_at: Path | str) -> Iterator[Catalog]:
+    opened = Catalog(catalog_at)
     yield opened
     opened.close()
 

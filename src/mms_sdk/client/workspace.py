@@ -26,7 +26,7 @@ from mms_sdk.schema.access import Principal
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
 from mms_sdk.schema.sources import ImageFolder
-from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_workspace
+from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_catalog, default_workspace
 from mms_sdk.storage.workspace import Workspace
 
 _open: dict[Path, WorkspaceClient] = {}
@@ -192,7 +192,11 @@ class WorkspaceClient:
 
 
 def connect(
-    url: str | None = None, *, workspace: str | Path | None = None, token: str | None = None
+    url: str | None = None,
+    *,
+    workspace: str | Path | None = None,
+    catalog: str | None = None,
+    token: str | None = None,
 ) -> WorkspaceClient:
     """Opens a workspace.
 
@@ -202,20 +206,25 @@ def connect(
     Args:
         url: A server's address, e.g. `http://127.0.0.1:8765`.
         workspace: The folder; `$MMS_WORKSPACE`, or `~/mms-workspace`, if left out. Made if it is not there.
+        catalog: The URL of the PostgreSQL database of the workspace's catalog; `$MMS_CATALOG`, or a SQLite file in the
+            folder, if left out.
         token: For a server; `$MMS_TOKEN` if left out.
 
     Returns:
         The workspace. Opening the same folder again in one process gives the same one.
 
     Raises:
-        InvalidRequest: Both a URL and a folder, or something that is neither.
+        InvalidRequest: Both a URL and a folder or catalog, or something that is none; a workspace with another catalog.
         Unauthenticated: A URL without a token.
         NotWritable: The folder cannot be made or written.
     """
     if url is None:
-        return _embedded(Path(workspace).expanduser() if workspace is not None else default_workspace())
+        folder = Path(workspace).expanduser() if workspace is not None else default_workspace()
+        return _embedded(folder, catalog or default_catalog())
     if workspace is not None:
         raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
+    if catalog is not None:
+        raise InvalidRequest(f"a catalog goes with a folder; the server at {url} has its own; leave catalog= out")
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"a server's address begins with http:// or https://; got {url!r}; a folder is workspace=")
     try:
@@ -233,11 +242,11 @@ def connect(
     return WorkspaceClient(Api(url, token), url, None)
 
 
-def _embedded(folder: Path) -> WorkspaceClient:
+def _embedded(folder: Path, catalog: str | None) -> WorkspaceClient:
     from mms_sdk.service.app import create_app
 
     with _opening:
-        workspace = Workspace(folder.resolve())  # one folder, whichever way it was named
+        workspace = Workspace(folder.resolve(), catalog=catalog)  # one folder, whichever way it was named
         if workspace.root in _open:
             return _open[workspace.root]
         # The token never leaves this process; it is there so that embedded requests pass the same door as all others.

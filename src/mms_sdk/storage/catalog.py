@@ -1,4 +1,4 @@
-"""The catalog: what exists and what happened, in SQLite.
+"""The catalog: what exists and what happened, in SQLite or PostgreSQL.
 
 The catalog is the truth about jobs and model versions. Every change of state is a compare-and-set in one transaction,
 so that two processes never both believe they made it.
@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,40 +17,37 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
-from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
+from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound
 from mms_sdk.schema.access import Principal, Role
 from mms_sdk.schema.job import Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef
-from mms_sdk.storage import files, tables
+from mms_sdk.storage import migrations, tables
+from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import new_id, now
-
-HEAD = "0001"
-_BUSY_TIMEOUT_MS = 30_000
 
 
 class Catalog:
     """One catalog database. Safe to use from several threads and processes.
 
     Args:
-        path: The SQLite file; made if absent, migrated if older.
+        where: A SQLite file, made if absent; or the URL of a PostgreSQL database, which must be there. Tables of an
+            older MMS are migrated.
 
     Raises:
-        Damaged: The file is not a catalog, or comes from a newer MMS.
+        Damaged: It is not a catalog, or comes from a newer MMS.
+        Unavailable: The server does not answer.
+        MissingExtra: PostgreSQL without psycopg.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with files.writing(path):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, files.FILE_MODE))
-        self._engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))  # a URL's text would need escaping
-        sa.event.listen(self._engine, "connect", _configure)
-        sa.event.listen(self._engine, "begin", _begin)
+    def __init__(self, where: Path | str) -> None:
+        self._database = database_at(where)
+        self._engine = self._database.engine()
         try:
             self._migrate()
         except sa.exc.DatabaseError as error:
             self.close()
-            raise Damaged(f"{path} is not a readable catalog ({error.orig}); restore it from a backup") from error
+            raise Damaged(f"{self.name} is not a readable catalog ({error.orig}); {self._database.remedy}") from error
         except BaseException:
             self.close()
             raise
@@ -60,6 +56,11 @@ class Catalog:
         self.deployments = Deployments(self)
         self.tokens = Tokens(self)
 
+    @property
+    def name(self) -> str:
+        """Which database it is: a path, or a URL without user and password."""
+        return self._database.name
+
     def close(self) -> None:
         """Closes all connections."""
         self._engine.dispose()
@@ -67,35 +68,29 @@ class Catalog:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that only reads."""
-        with files.writing(self.path), _sqlite_errors(), self._engine.begin() as connection:
+        with self._database.errors(), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that holds the write lock from its beginning, so that reading and then writing is safe."""
         with (
-            files.writing(self.path),
-            _sqlite_errors(),
+            self._database.errors(),
             self._engine.connect().execution_options(mms_write=True) as connection,
             connection.begin(),
         ):
             yield connection
 
     def _migrate(self) -> None:
-        if self._revision() == HEAD:
+        if self._revision() == migrations.HEAD:
             return
-        from alembic import command
-        from alembic.config import Config
         from alembic.util.exc import CommandError
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-        with self.writing() as connection:
-            config.attributes["connection"] = connection
+        with self.writing() as connection:  # of processes that come here at once, the first finds something to do
             try:
-                command.upgrade(config, "head")
+                migrations.upgrade(connection)
             except CommandError as error:
-                raise Damaged(f"{self.path} comes from a newer MMS ({error}); upgrade mms-sdk") from error
+                raise Damaged(f"{self.name} comes from a newer MMS ({error}); upgrade mms-sdk") from error
 
     def _revision(self) -> str | None:
         with self.reading() as connection:
@@ -362,34 +357,3 @@ def _alive(owner: str) -> bool:
         return False
     except psutil.AccessDenied:
         return True
-
-
-def _configure(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN comes too late to lock before reading
-    connection.execute(f"pragma busy_timeout = {_BUSY_TIMEOUT_MS}")
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = full")
-    connection.execute("pragma foreign_keys = on")
-
-
-def _begin(connection: sa.Connection) -> None:
-    write = connection.get_execution_options().get("mms_write")
-    connection.exec_driver_sql("begin immediate" if write else "begin")
-
-
-@contextlib.contextmanager
-def _sqlite_errors() -> Iterator[None]:
-    try:
-        yield
-    except sa.exc.OperationalError as error:
-        code = getattr(error.orig, "sqlite_errorname", "")
-        if code in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):  # the second: no room for the index of its log
-            raise OSError(28, "the disk is full") from error
-        if code.startswith("SQLITE_READONLY"):
-            raise OSError(30, "the catalog is read-only") from error
-        if code.startswith("SQLITE_BUSY"):
-            raise Unavailable(
-                f"a catalog is held by one writer at a time; another process has held it for "
-                f"{_BUSY_TIMEOUT_MS / 1000:g} s; try again"
-            ) from error
-        raise

@@ -9,8 +9,10 @@ import orjson
 
 from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotWritable
 from mms_sdk.schema.names import check_name
+from mms_sdk.settings import CATALOG_VARIABLE
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.catalog import Catalog
+from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import is_id, new_id, now
 
@@ -21,8 +23,8 @@ class Workspace:
     """Everything MMS keeps, in one private folder.
 
     ```
-    workspace.json   format version
-    catalog.sqlite   jobs, model versions, aliases, deployments, tokens
+    workspace.json   format version, and which database the catalog is
+    catalog.sqlite   jobs, model versions, aliases, deployments, tokens, where they are not in PostgreSQL
     datasets/NAME/   see `docs/dataset-format.md`
     jobs/ID/         metrics.jsonl, checkpoints/, files the job made
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
@@ -31,21 +33,26 @@ class Workspace:
 
     Args:
         root: The folder; made, readable by its owner only, if it is not there.
+        catalog: The URL of a PostgreSQL database of this workspace's own, e.g. `postgresql://mms@db.example/mms`; a
+            SQLite file in the folder if left out. A workspace stays with the one it was made with.
 
     Raises:
         NotWritable: The folder cannot be made or written.
-        InvalidRequest: There is something else at that path.
+        InvalidRequest: There is something else at that path, or a workspace with another catalog.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, catalog: str | None = None) -> None:
         self.root = root.expanduser().absolute()
+        self._catalog = catalog or self.root / "catalog.sqlite"
+        # The folder's own file goes by its kind, since a folder may be moved.
+        self._catalog_name = database_at(catalog).name if catalog else "sqlite"
         described = self.root / "workspace.json"
         with files.writing(self.root):
             if self.root.exists() and not self.root.is_dir():
                 raise InvalidRequest(f"a workspace is a folder; {self.root} is a file; name another with workspace=")
             if not described.is_file():
                 self._make(described)
-        self._check_version(described)
+        self._check(described)
 
     def __repr__(self) -> str:
         return f"<workspace {self.root}>"
@@ -53,7 +60,7 @@ class Workspace:
     @cached_property
     def catalog(self) -> Catalog:
         """The catalog, opened and migrated on first use."""
-        return Catalog(self.root / "catalog.sqlite")
+        return Catalog(self._catalog)
 
     def dataset_names(self) -> list[str]:
         """Datasets that have at least one snapshot, by name."""
@@ -151,18 +158,30 @@ class Workspace:
                 f"a new workspace is made in an empty or absent folder; {self.root} holds {others[0]!r}; name another "
                 f"with workspace= or $MMS_WORKSPACE"
             )
-        told = {"format": "mms-workspace", "format_version": WORKSPACE_VERSION, "created_at": now()}
+        told = {
+            "format": "mms-workspace",
+            "format_version": WORKSPACE_VERSION,
+            "created_at": now(),
+            "catalog": self._catalog_name,
+        }
         try:
             files.publish(path, orjson.dumps(told, option=orjson.OPT_INDENT_2))
         except FileExistsError:
             return  # another process was first
 
-    def _check_version(self, path: Path) -> None:
+    def _check(self, path: Path) -> None:
         try:
-            version = orjson.loads(path.read_bytes())["format_version"]
+            told = orjson.loads(path.read_bytes())
+            version, catalog = told["format_version"], told.get("catalog", "sqlite")
         except PermissionError as error:
             raise NotWritable(f"{path} cannot be read by this user; use another workspace folder") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise Damaged(f"{path} is not a workspace description; restore it from a backup") from error
         if version != WORKSPACE_VERSION:
             raise Damaged(f"{path} has version {version}; this MMS reads {WORKSPACE_VERSION}; upgrade mms-sdk")
+        if catalog != self._catalog_name:
+            right = f"unset {CATALOG_VARIABLE}" if catalog == "sqlite" else f"set {CATALOG_VARIABLE} to its URL"
+            raise InvalidRequest(
+                f"a workspace stays with the catalog it was made with; that of {self.root} is {catalog}, asked for was "
+                f"{self._catalog_name}; {right}, or, if the database has moved, write its new name into {path}"
+            )
