@@ -1,7 +1,8 @@
 """Makes workspaces at the moment that files appear, and finishes jobs in them: `opens_at_once.py FOLDER ROUNDS`.
 
-For each round N it waits for FOLDER/N.go, opens the workspace FOLDER/N, starts a job, ends the job named in FOLDER/N.go
-if there is one, and prints whether it was the one to end it, or the error.
+For each round N it waits for FOLDER/N.go, opens the workspace FOLDER/N, starts a job, ends the job named in the first
+line of FOLDER/N.go if there is one, and prints whether it was the one to end it, or the error. The second line is the
+URL of the catalog, empty for a file.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def main() -> None:
         while not go.exists():
             time.sleep(0.0005)
         try:
-            workspace = Workspace(go.with_suffix(""))
+            job, catalog = go.read_text().split("\n")
+            workspace = Workspace(go.with_suffix(""), catalog=catalog or None)
             workspace.catalog.jobs.start("train", "flowers", {})
-            job = go.read_text()
             ended = bool(job) and workspace.catalog.jobs.finish(job, "succeeded", result={"by": "me"})
             workspace.close()
             print(ended, flush=True)

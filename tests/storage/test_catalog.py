@@ -2,30 +2,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.model import Lineage, ModelCard, Signature, TensorSpec
 from mms_sdk.schema.names import ModelRef, parse_model_ref
-from mms_sdk.storage import catalog as module
-from mms_sdk.storage import tables
+from mms_sdk.storage import databases, tables
 from mms_sdk.storage.catalog import Catalog
+from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import new_id
 from mms_sdk.storage.workspace import Workspace
+from postgres_server import PostgresServer
 
 DRIVER = Path(__file__).with_name("opens_at_once.py")
 CARD = ModelCard(
@@ -53,6 +51,31 @@ def catalog(catalog_at: Path | str) -> Iterator[Catalog]:
     opened.close()
 
 
+@pytest.fixture
+def kept_bytes(catalog_at: Path | str, request: pytest.FixtureRequest) -> Callable[[], bytes]:
+    """A function that reads all that lies on the disk for a catalog."""
+
+    def read() -> bytes:
+        if isinstance(catalog_at, Path):
+            found = list(catalog_at.parent.glob("catalog.sqlite*"))
+        else:
+            server: PostgresServer = request.getfixturevalue("postgres")
+            server.tell("checkpoint")
+            found = [path for part in ("base", "pg_wal") for path in (server.folder / "data" / part).rglob("*")]
+        return b"".join(path.read_bytes() for path in found if path.is_file())
+
+    return read
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_catalog(request: pytest.FixtureRequest) -> Callable[[], str | None]:
+    """A function that gives a place for the catalog of a new workspace."""
+    if request.param == "sqlite":
+        return lambda: None
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.make_database
+
+
 def add_version(catalog: Catalog, model: str = "flowers") -> int:
     return catalog.models.add(model, artifact=new_id(), digest="0" * 64, size=10, card=CARD)
 
@@ -73,38 +96,15 @@ def next_lines(processes: list[subprocess.Popen[str]]) -> list[str]:
     return [process.stdout.readline().strip() for process in processes if process.stdout is not None]
 
 
-# The file -------------------------------------------------------------------------------------------------------
+# The database ---------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_and_the_migrations_describe_the_same_schema(catalog: Catalog) -> None:
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(catalog.path)))
-
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        differences = compare_metadata(context, tables.metadata)
-        revision = context.get_current_revision()
-    engine.dispose()
-
-    assert differences == []
-    assert revision == module.HEAD
-
-
-def test_the_newest_migration_is_the_one_the_catalog_asks_for() -> None:
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(module.__file__).with_name("migrations")))
-
-    assert ScriptDirectory.from_config(config).get_heads() == [module.HEAD]
-
-
-def test_a_catalog_keeps_what_it_was_told_when_it_is_opened_again(tmp_path: Path) -> None:
-    first = Catalog(tmp_path / "catalog.sqlite")
+def test_a_catalog_keeps_what_it_was_told_when_it_is_opened_again(catalog_at: Path | str) -> None:
+    first = Catalog(catalog_at)
     job = first.jobs.start("ingest", "flowers", {"source": "ü"})
     first.close()
 
-    second = Catalog(tmp_path / "catalog.sqlite")
+    second = Catalog(catalog_at)
 
     assert second.jobs.get(job.id) == job
     second.close()
@@ -120,45 +120,41 @@ def test_a_file_that_is_no_catalog_is_damage(tmp_path: Path, body: bytes) -> Non
     assert path.read_bytes() == body
 
 
-def test_somebody_elses_database_is_damage_and_stays_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.sqlite"
-    theirs = sqlite3.connect(path)
-    theirs.execute("create table jobs (theirs text)")
-    theirs.close()
+def test_somebody_elses_database_is_damage_and_stays_as_it_is(catalog_at: Path | str) -> None:
+    theirs = database_at(catalog_at).engine()
+    with theirs.begin() as connection:
+        connection.execute(sa.text("create table jobs (theirs text)"))
 
     with pytest.raises(Damaged, match="is not a readable catalog"):
-        Catalog(path)
+        Catalog(catalog_at)
 
-    theirs = sqlite3.connect(path)
-    assert [row[0] for row in theirs.execute("select name from sqlite_master")] == ["jobs"]
-    theirs.close()
+    assert sa.inspect(theirs).get_table_names() == ["jobs"]
+    theirs.dispose()
 
 
-def test_a_catalog_of_a_newer_mms_asks_for_an_upgrade(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.sqlite"
-    Catalog(path).close()
-    newer = sqlite3.connect(path)
-    newer.execute("update alembic_version set version_num = '9999'")
-    newer.commit()
-    newer.close()
+def test_a_catalog_of_a_newer_mms_asks_for_an_upgrade_and_stays_as_it_is(catalog_at: Path | str) -> None:
+    catalog = Catalog(catalog_at)
+    job = catalog.jobs.start("train", "flowers", {}).id
+    with catalog.writing() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
 
     with pytest.raises(Damaged, match=r"comes from a newer MMS .*9999.*; upgrade mms-sdk"):
-        Catalog(path)
+        Catalog(catalog_at)
+    assert catalog.jobs.get(job).state == "running"
+    catalog.close()
 
 
-def test_a_lock_that_is_held_too_long_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BUSY_TIMEOUT_MS", 50)
-    catalog = Catalog(tmp_path / "catalog.sqlite")
-    other = sqlite3.connect(catalog.path, isolation_level=None)
-    other.execute("begin immediate")
+def test_a_lock_that_is_held_too_long_is_no_damage(catalog_at: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "LOCK_TIMEOUT_MS", 50)
+    catalog, other = Catalog(catalog_at), Catalog(catalog_at)
 
-    with pytest.raises(Unavailable, match=r"another process has held it for 0\.05 s; try again"):
-        catalog.jobs.start("train", "flowers", {})
-    assert catalog.jobs.list() == []  # reading goes on
+    with other.writing():
+        with pytest.raises(Unavailable, match=r"another process has held it for 0\.05 s; try again"):
+            catalog.jobs.start("train", "flowers", {})
+        assert catalog.jobs.list() == []  # reading goes on
 
-    other.execute("rollback")
-    other.close()
     assert catalog.jobs.start("train", "flowers", {}).state == "running"
+    other.close()
     catalog.close()
 
 
@@ -232,37 +228,40 @@ def test_of_threads_that_end_one_job_one_wins(catalog: Catalog) -> None:
 
 
 @pytest.mark.slow
-def test_of_processes_that_make_one_workspace_and_end_one_job_none_fails_and_one_wins(tmp_path: Path) -> None:
+def test_of_processes_that_make_one_workspace_and_end_one_job_none_fails_and_one_wins(
+    tmp_path: Path, new_catalog: Callable[[], str | None]
+) -> None:
     rounds = 4
 
     with running([sys.executable, str(DRIVER), str(tmp_path), str(rounds)], 3) as processes:
         assert next_lines(processes) == ["ready"] * 3
         for number in range(rounds):
-            job = ""
+            job, catalog = "", new_catalog()
             if number % 2:  # every other workspace is made by all of them at once
-                workspace = Workspace(tmp_path / str(number))
+                workspace = Workspace(tmp_path / str(number), catalog=catalog)
                 job = workspace.catalog.jobs.start("train", "flowers", {}).id
                 workspace.close()
             draft = tmp_path / f"{number}.draft"
-            draft.write_text(job)
+            draft.write_text(f"{job}\n{catalog or ''}")
             draft.rename(tmp_path / f"{number}.go")
 
             assert sorted(next_lines(processes)) == ["False"] * 2 + ["True" if job else "False"]
-            workspace = Workspace(tmp_path / str(number))
+            workspace = Workspace(tmp_path / str(number), catalog=catalog)
             assert len(workspace.catalog.jobs.list()) == 3 + bool(job)
             workspace.close()
 
 
 @pytest.mark.slow
-def test_jobs_of_dead_processes_are_lost_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
-    catalog = Catalog(tmp_path / "catalog.sqlite")
+def test_jobs_of_dead_processes_are_lost_and_those_of_living_ones_are_not(catalog_at: Path | str) -> None:
+    catalog = Catalog(catalog_at)
     mine = catalog.jobs.start("train", "flowers", {}).id
     ended = catalog.jobs.start("train", "flowers", {}).id
     catalog.jobs.finish(ended, "failed", error={"title": "out of memory"})
-    code = "import sys, time; from pathlib import Path; from mms_sdk.storage.catalog import Catalog;"
-    code += "print(Catalog(Path(sys.argv[1])).jobs.start('train', 'flowers', {}).id, flush=True); time.sleep(60)"
+    code = "import sys, time; from mms_sdk.storage.catalog import Catalog;"
+    code += "print(Catalog(sys.argv[1]).jobs.start('train', 'flowers', {}).id, flush=True); time.sleep(60)"
 
-    with running([sys.executable, "-c", code, str(catalog.path)], 3) as started:
+    url = f"sqlite:///{catalog_at}" if isinstance(catalog_at, Path) else catalog_at
+    with running([sys.executable, "-c", code, url], 3) as started:
         killed, unwaited, living = next_lines(started)
         started[0].kill()
         started[0].wait()
@@ -371,13 +370,13 @@ def test_deployments_are_kept_until_they_are_forgotten(catalog: Catalog) -> None
 # Tokens ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_known_but_kept_nowhere(catalog: Catalog) -> None:
+def test_a_token_is_known_but_kept_nowhere(catalog: Catalog, kept_bytes: Callable[[], bytes]) -> None:
     token = catalog.tokens.issue("ada", "editor")
     found = catalog.tokens.find(token)
 
     assert found is not None
     assert (found.name, found.role) == ("ada", "editor")
-    kept = b"".join(path.read_bytes() for path in catalog.path.parent.glob("catalog.sqlite*"))
+    kept = kept_bytes()
     assert token.encode() not in kept
     assert token.removeprefix("mms_").encode() not in kept
     assert hashlib.sha256(token.encode()).hexdigest().encode() in kept
