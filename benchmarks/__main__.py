@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.table import Row, markdown, plain
 
 # One file each, with `rows(folder, *, quick)`.
-TOPICS = ("start", "reader", "training", "checkpoints", "serving")
+TOPICS = ("start", "catalog", "reader", "training", "checkpoints", "serving")
 
 
 def main(words: Sequence[str] | None = None) -> int:
