@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from test_catalog import CARD, add_version
 
-from mms_sdk.errors import InvalidRequest, MissingExtra, NotWritable, Unavailable
+from mms_sdk.errors import Conflict, InvalidRequest, MissingExtra, NotWritable, Unavailable
 from mms_sdk.storage import databases, tables
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
@@ -154,6 +154,21 @@ def test_a_workspace_is_never_opened_with_another_catalog(postgres: PostgresServ
     with pytest.raises(InvalidRequest, match=r"is sqlite, asked for was postgresql:///.*; unset MMS_CATALOG"):
         Workspace(tmp_path / "file", catalog=mine)
     assert not (tmp_path / "server" / "catalog.sqlite").exists()
+
+
+def test_a_database_is_the_catalog_of_one_workspace(url: str, tmp_path: Path) -> None:
+    first, second = Workspace(tmp_path / "first", catalog=url), Workspace(tmp_path / "second", catalog=url)
+    token = first.catalog.tokens.issue("server", "admin")
+
+    for _ in range(2):
+        with pytest.raises(Conflict, match=r"is that of workspace \w{26}, this one is \w{26}; give it a database of"):
+            _ = second.catalog
+
+    (tmp_path / "first").rename(tmp_path / "moved")
+    moved = Workspace(tmp_path / "moved", catalog=url)
+    assert moved.catalog.tokens.find(token) is not None
+    moved.close()
+    first.close()
 
 
 # Texts ----------------------------------------------------------------------------------------------------------

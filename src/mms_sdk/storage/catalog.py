@@ -61,6 +61,27 @@ class Catalog:
         """Which database it is: a path, or a URL without user and password."""
         return self._database.name
 
+    def give_to(self, workspace: str) -> None:
+        """Makes it the catalog of one workspace, by its id, for good.
+
+        Raises:
+            Conflict: It is another's.
+        """
+        query = sa.select(tables.workspace.c.id)
+        with self.reading() as connection:
+            owner = connection.execute(query).scalar()
+        if owner is None:
+            with self.writing() as connection:
+                owner = connection.execute(query).scalar()
+                if owner is None:
+                    connection.execute(sa.insert(tables.workspace).values(id=workspace))
+                    return
+        if owner != workspace:
+            raise Conflict(
+                f"a database holds the catalog of one workspace; {self.name} is that of workspace {owner}, this one is "
+                f"{workspace}; give it a database of its own"
+            )
+
     def close(self) -> None:
         """Closes all connections."""
         self._engine.dispose()

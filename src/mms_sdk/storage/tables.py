@@ -12,6 +12,9 @@ def text(length: int) -> String:
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
+# One row, once a server's database has been given to a workspace.
+workspace = Table("workspace", metadata, Column("id", text(26), primary_key=True))
+
 jobs = Table(
     "jobs",
     metadata,

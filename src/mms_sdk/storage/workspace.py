@@ -23,7 +23,7 @@ class Workspace:
     """Everything MMS keeps, in one private folder.
 
     ```
-    workspace.json   format version, and which database the catalog is
+    workspace.json   format version, the workspace's id, and which database the catalog is
     catalog.sqlite   jobs, model versions, aliases, deployments, tokens, where they are not in PostgreSQL
     datasets/NAME/   see `docs/dataset-format.md`
     jobs/ID/         metrics.jsonl, checkpoints/, files the job made
@@ -59,8 +59,19 @@ class Workspace:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The catalog, opened and migrated on first use."""
-        return Catalog(self._catalog)
+        """The catalog, opened and migrated on first use.
+
+        Raises:
+            Conflict: The database is the catalog of another workspace.
+        """
+        catalog = Catalog(self._catalog)
+        try:
+            if self._catalog_name != "sqlite":
+                catalog.give_to(self._id)
+        except BaseException:
+            catalog.close()
+            raise
+        return catalog
 
     def dataset_names(self) -> list[str]:
         """Datasets that have at least one snapshot, by name."""
@@ -161,6 +172,7 @@ class Workspace:
         told = {
             "format": "mms-workspace",
             "format_version": WORKSPACE_VERSION,
+            "id": new_id(),
             "created_at": now(),
             "catalog": self._catalog_name,
         }
@@ -172,7 +184,7 @@ class Workspace:
     def _check(self, path: Path) -> None:
         try:
             told = orjson.loads(path.read_bytes())
-            version, catalog = told["format_version"], told.get("catalog", "sqlite")
+            version, catalog, self._id = told["format_version"], told.get("catalog", "sqlite"), told.get("id", "")
         except PermissionError as error:
             raise NotWritable(f"{path} cannot be read by this user; use another workspace folder") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
