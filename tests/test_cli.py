@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mms_sdk import cli
+from postgres_server import PostgresServer
 
 
 @pytest.fixture
@@ -153,6 +154,22 @@ def test_doctor_looks_at_everything_and_shows_no_secret(capsys: pytest.CaptureFi
     assert "mms_secret" not in out
     workspace.chmod(0o755)
     assert "chmod 700" in run(capsys, "doctor")[1]
+
+
+def test_doctor_names_the_database_of_the_catalog_and_not_its_password(
+    capsys: pytest.CaptureFixture[str], workspace: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer
+) -> None:
+    monkeypatch.setenv("MMS_CATALOG", postgres.make_database())
+    run(capsys, "status")
+
+    good = run(capsys, "doctor", "--json")[1]
+    monkeypatch.delenv("MMS_CATALOG")
+    bad = run(capsys, "doctor", "--json")[1]
+
+    assert {row["what"]: row["seen"] for row in json.loads(good)}["catalog"].startswith("postgresql:///mms_")
+    assert "set MMS_CATALOG to its URL" in {row["what"]: row["seen"] for row in json.loads(bad)}["workspace"]
+    assert postgres.password not in good + bad
+    assert not (workspace / "catalog.sqlite").exists()
 
 
 # The words in order, on a few pictures ------------------------------------------------------------------------------

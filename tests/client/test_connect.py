@@ -28,6 +28,7 @@ from mms_sdk.errors import (
 )
 from mms_sdk.service.app import create_app
 from mms_sdk.storage.workspace import Workspace
+from postgres_server import PostgresServer
 from tiny_model import Tiny
 
 
@@ -111,6 +112,25 @@ def test_an_argument_wins_over_the_environment_which_wins_over_the_default(
     monkeypatch.setattr("mms_sdk.settings.HOME_WORKSPACE", tmp_path / "home")
     with mms.connect() as ws:
         assert ws.folder == tmp_path / "home"
+
+
+def test_a_catalog_comes_from_the_argument_else_from_the_environment_else_it_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer
+) -> None:
+    one, other = postgres.make_database(), postgres.make_database()
+    monkeypatch.setenv("MMS_CATALOG", one + "\n")
+    for folder, catalog in (("environment", None), ("argument", other)):
+        with mms.connect(workspace=tmp_path / folder, catalog=catalog) as ws:
+            assert list(ws.jobs.list()) == []
+        assert not (tmp_path / folder / "catalog.sqlite").exists()
+    monkeypatch.setenv("MMS_CATALOG", "")
+    with mms.connect(workspace=tmp_path / "file") as ws:
+        assert list(ws.jobs.list()) == []
+    assert (tmp_path / "file" / "catalog.sqlite").exists()
+    with pytest.raises(InvalidRequest, match="set MMS_CATALOG to its URL"):
+        mms.connect(workspace=tmp_path / "environment")
+    with pytest.raises(InvalidRequest, match="the server at http://127.0.0.1:1 has its own; leave catalog= out"):
+        mms.connect("http://127.0.0.1:1", catalog=one)
 
 
 def test_a_token_comes_from_the_argument_else_from_the_environment(

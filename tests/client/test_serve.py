@@ -20,6 +20,7 @@ import pytest
 import mms_sdk as mms
 import tiny_model
 from mms_sdk.storage.workspace import Workspace
+from postgres_server import PostgresServer
 from tiny_model import Tiny
 
 pytestmark = pytest.mark.slow
@@ -79,6 +80,24 @@ def folder(tiny: Tiny, tmp_path: Path) -> Path:
         tiny_model.register(tiny, workspace, name)
     workspace.close()
     return workspace.root
+
+
+def test_a_server_with_its_catalog_in_postgresql_answers_and_brings_its_deployments_back(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer
+) -> None:
+    monkeypatch.setenv("MMS_CATALOG", postgres.make_database())
+    workspace = Workspace(tmp_path / "ws", catalog=os.environ["MMS_CATALOG"])
+    tiny_model.register(tiny, workspace, "good")
+    workspace.close()
+
+    for words in (["good"], []):
+        with served(workspace.root, *words, "--port", "0") as server:
+            with mms.connect(server.url, token=server.token_file.read_text()) as ws:
+                assert ws.deployments.get("good").predict(tiny_model.pictures_of(1)[0]).label
+            code, _, said = server.end()
+        assert code == 143
+        assert postgres.password not in said + "".join(server.said)
+    assert not (workspace.root / "catalog.sqlite").exists()
 
 
 def damage(folder: Path, model: str) -> None:
