@@ -129,7 +129,7 @@ def test_a_catalog_comes_from_the_argument_else_from_the_environment_else_it_is_
     assert (tmp_path / "file" / "catalog.sqlite").exists()
     with pytest.raises(InvalidRequest, match="set MMS_CATALOG to its URL"):
         mms.connect(workspace=tmp_path / "environment")
-    with pytest.raises(InvalidRequest, match="the server at http://127.0.0.1:1 has its own; leave catalog= out"):
+    with pytest.raises(InvalidRequest, match=r"the server at http://127\.0\.0\.1:1 has its own; leave catalog= out"):
         mms.connect("http://127.0.0.1:1", catalog=one)
 
 

@@ -14,19 +14,8 @@ from typing import Any
 from mms_sdk.errors import MmsError
 from mms_sdk.storage.workspace import Workspace
 
-_PACKAGES = (
-    "mms-sdk",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "zarr",
-    "numpy",
-    "jupyterlab",
-    "ray",
-    "psycopg",
-)
+_OPTIONAL = ("jupyterlab", "ray", "psycopg")
+_PACKAGES = ("mms-sdk", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "zarr", "numpy", *_OPTIONAL)
 _LOW_DISK_BYTES = 2 * 2**30
 _DEVICES = "import jax; print(', '.join(f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()))"
 
@@ -47,8 +36,7 @@ def _packages() -> list[dict[str, Any]]:
         try:
             rows.append(_row(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            optional = name in ("jupyterlab", "ray", "psycopg")
-            rows.append({**_row(name, False, "not installed"), **({"ok": "–"} if optional else {})})
+            rows.append({**_row(name, False, "not installed"), **({"ok": "–"} if name in _OPTIONAL else {})})
     return rows
 
 
