@@ -314,6 +314,12 @@ def test_versions_count_from_one_within_each_model_and_threads_never_share_one(c
         assert [row["version"] for row in catalog.models.list(model)] == list(range(12, 0, -1))
 
 
+def test_a_version_may_be_of_any_size(catalog: Catalog) -> None:
+    catalog.models.add("flowers", artifact=new_id(), digest="0" * 64, size=2**45, card=CARD)
+
+    assert catalog.models.resolve(ModelRef(name="flowers"))["bytes"] == 2**45
+
+
 def test_an_artefact_is_registered_once(catalog: Catalog) -> None:
     artifact = new_id()
     catalog.models.add("flowers", artifact=artifact, digest="0" * 64, size=1, card=CARD)

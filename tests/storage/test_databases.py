@@ -16,6 +16,8 @@ import sqlalchemy as sa
 from test_catalog import CARD, add_version
 
 from mms_sdk.errors import Conflict, InvalidRequest, MissingExtra, NotWritable, Unavailable
+from mms_sdk.schema.job import Progress
+from mms_sdk.storage import catalog as module
 from mms_sdk.storage import databases, tables
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
@@ -203,8 +205,9 @@ def test_a_text_that_the_server_cannot_hold_is_a_wrong_request(catalog: Catalog)
 
 
 def test_a_server_that_went_away_is_told_and_when_it_is_back_the_catalog_works_on(
-    stoppable: PostgresServer, url: str, tmp_path: Path
+    stoppable: PostgresServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_FINISH_WITHIN_S", 0.1)
     catalog, never_used = Catalog(url), Workspace(tmp_path / "ws", catalog=url)
     job = catalog.jobs.start("train", "flowers", {})
     stoppable.stop()
@@ -222,6 +225,23 @@ def test_a_server_that_went_away_is_told_and_when_it_is_back_the_catalog_works_o
     assert catalog.jobs.finish(job.id, "succeeded")
     never_used.close()
     catalog.close()
+
+
+def test_a_job_works_on_while_the_server_is_away_and_its_end_is_recorded_once_it_is_back(
+    stoppable: PostgresServer, catalog: Catalog
+) -> None:
+    job = catalog.jobs.start("train", "flowers", {}).id
+    stoppable.stop()
+    catalog.jobs.progress(job, Progress(done=1, total=2))
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(catalog.jobs.finish, job, "succeeded", result={"accuracy": 1.0})
+        time.sleep(0.2)
+        assert not ended.done()
+        stoppable.start()
+
+    assert ended.result()
+    assert catalog.jobs.get(job).result == {"accuracy": 1.0}
 
 
 def test_of_a_change_that_a_server_died_in_nothing_is_kept(stoppable: PostgresServer, catalog: Catalog) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
-from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound
+from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.access import Principal, Role
 from mms_sdk.schema.job import Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
@@ -25,6 +26,9 @@ from mms_sdk.schema.names import ModelRef
 from mms_sdk.storage import migrations, tables
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import new_id, now
+
+_FINISH_WITHIN_S = 60.0  # a server that is restarted or replaced is back by then
+_FINISH_AGAIN_S = 0.5
 
 
 class Catalog:
@@ -144,8 +148,9 @@ class Jobs:
         return job
 
     def progress(self, job: str, progress: Progress) -> None:
-        """Says how far a running job is."""
-        self._set(job, {"progress": progress.model_dump()}, only_from=("running",))
+        """Says how far a running job is; a catalog that is away for the moment hears it the next time."""
+        with contextlib.suppress(Unavailable):  # hours of work are not given up for it
+            self._set(job, {"progress": progress.model_dump()}, only_from=("running",))
 
     def finish(
         self,
@@ -155,13 +160,25 @@ class Jobs:
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Records a job's one end.
+        """Records a job's one end, once a catalog that is away is back, for which it waits a minute.
+
+        That may be tried again, as the first end stays.
 
         Returns:
-            False if the job had ended before; its recorded end stays.
+            False if the job had ended before; also if an earlier try did it and the answer was lost.
+
+        Raises:
+            Unavailable: The catalog did not come back.
         """
         values = {"state": state, "ended_at": now(), "result": dict(result or {}), "error": error and dict(error)}
-        return self._set(job, values, only_from=("queued", "running"))
+        until = time.monotonic() + _FINISH_WITHIN_S
+        while True:
+            try:
+                return self._set(job, values, only_from=("queued", "running"))
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_FINISH_AGAIN_S)
 
     def get(self, job: str) -> Job:
         """One job.

@@ -163,7 +163,7 @@ class Server:
         state = getattr(error.orig, "sqlstate", None) or ""
         reason = str(error.orig).strip().partition("\n")[0]
         if isinstance(error, sa.exc.DataError):
-            return InvalidRequest(f"PostgreSQL does not keep or look for such a text ({reason}); use another")
+            return InvalidRequest(f"PostgreSQL does not keep or look for such a value ({reason}); use another")
         if state == "55P03":
             return _held()
         if state == "53100":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, ForeignKeyConstraint, Index, Integer, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, Column, ForeignKeyConstraint, Index, Integer, MetaData, String, Table
 
 metadata = MetaData()
 
@@ -41,7 +41,7 @@ model_versions = Table(
     Column("created_at", text(32), nullable=False),
     Column("artifact", text(26), nullable=False, unique=True),
     Column("digest", text(64), nullable=False),
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
     Column("card", JSON, nullable=False),
 )
 

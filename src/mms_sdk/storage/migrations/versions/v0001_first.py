@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("created_at", text(32), nullable=False),
         sa.Column("artifact", text(26), nullable=False, unique=True),
         sa.Column("digest", text(64), nullable=False),
-        sa.Column("bytes", sa.Integer, nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
         sa.Column("card", sa.JSON, nullable=False),
     )
     op.create_table(
