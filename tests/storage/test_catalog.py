@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from small_versions import CARD, add_version
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.job import Progress
-from mms_sdk.schema.model import Lineage, ModelCard, Signature, TensorSpec
+from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef, parse_model_ref
 from mms_sdk.storage import databases, tables
 from mms_sdk.storage.catalog import Catalog
@@ -26,22 +27,6 @@ from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
 
 DRIVER = Path(__file__).with_name("opens_at_once.py")
-CARD = ModelCard(
-    task="classification",
-    kind="image",
-    signature=Signature(
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=(2, 2, 1)),),
-        outputs=(TensorSpec(name="scores", dtype="float32", shape=(2,)),),
-    ),
-    host=(),
-    device=(),
-    labels=("cat", "dog"),
-    metrics={"test/accuracy": 0.5},
-    lineage=Lineage(dataset="flowers@1", job="01J", step=7),
-    platforms=("cpu",),
-    parameters=3,
-    created_at="2025-01-01T00:00:00.000Z",
-)
 
 
 @pytest.fixture
@@ -74,10 +59,6 @@ def new_catalog(request: pytest.FixtureRequest) -> Callable[[], str | None]:
         return lambda: None
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.make_database
-
-
-def add_version(catalog: Catalog, model: str = "flowers") -> int:
-    return catalog.models.add(model, artifact=new_id(), digest="0" * 64, size=10, card=CARD)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from test_catalog import CARD, add_version
+from small_versions import CARD, add_version
 
 from mms_sdk.errors import Conflict, InvalidRequest, MissingExtra, NotWritable, Unavailable
 from mms_sdk.schema.job import Progress
@@ -121,9 +121,8 @@ def test_a_password_is_in_no_message_log_repr_or_file(
     workspace.close()
 
     assert "mms_" in seen
-    # The start of the password is in the URL too, and in whatever shows a part of it.
     for secret in ("hunter2", postgres.password, "p@ss", "p%40ss"):
-        assert secret not in seen.replace("password", "")
+        assert secret not in seen
 
 
 # A workspace and its catalog ------------------------------------------------------------------------------------
