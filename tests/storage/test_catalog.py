@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -230,6 +231,20 @@ def test_of_processes_that_make_one_workspace_and_end_one_job_none_fails_and_one
             workspace = Workspace(tmp_path / str(number), catalog=catalog)
             assert len(workspace.catalog.jobs.list()) == 3 + bool(job)
             workspace.close()
+
+
+@pytest.mark.slow
+def test_processes_that_make_one_file_at_once_never_refuse_one_another(memory_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from mms_sdk.storage.databases import database_at\n"
+    code += "for n in range(200):\n"
+    code += "    time.sleep(max(0, float(sys.argv[2]) + 0.01 * n - time.monotonic()))\n"
+    code += "    engine = database_at(Path(sys.argv[1], str(n))).engine()\n"
+    code += "    engine.connect().close()\n"
+    code += "print('made')"
+    start = time.monotonic() + 3  # by when all of them have imported what they need
+
+    with running([sys.executable, "-c", code, str(memory_path), str(start)], 4) as processes:
+        assert next_lines(processes) == ["made"] * 4
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import errno
 import importlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,9 +190,22 @@ def _held() -> Unavailable:
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late to lock before reading
     connection.execute(f"pragma busy_timeout = {LOCK_TIMEOUT_MS}")
-    connection.execute("pragma journal_mode = wal")
+    _write_ahead(connection)
     connection.execute("pragma synchronous = full")
     connection.execute("pragma foreign_keys = on")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    # Connections that change a new file to WAL at once refuse one another, whatever the busy timeout.
+    until = time.monotonic() + LOCK_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > until:
+                raise
+            time.sleep(0.002)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
