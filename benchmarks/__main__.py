@@ -1,7 +1,7 @@
 """Runs measurements and prints one table.
 
 python -m benchmarks                    all of them
-python -m benchmarks reader training    some
+python -m benchmarks storage training   some
 python -m benchmarks --quick            fewer rounds, to see that they run
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.table import Row, markdown, plain
 
 # One file each, with `rows(folder, *, quick)`.
-TOPICS = ("start", "catalog", "reader", "training", "checkpoints", "serving")
+TOPICS = ("start", "catalog", "storage", "training", "checkpoints", "serving")
 
 
 def main(words: Sequence[str] | None = None) -> int:

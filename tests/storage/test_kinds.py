@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mms_sdk.storage import edits
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import GROUP
+from mms_sdk.storage.reader import Memory, Reader
 
 SAMPLES = Column(name="sound", kind="audio", dtype="int16", shape=(None, 2), rate_hz=8000)
 SERIES = Column(name="series", kind="series", dtype="float32", shape=(None,), nullable=True)
@@ -25,6 +27,7 @@ AGE = Column(name="age", kind="number", dtype="int64", nullable=True)
 WIDE = Column(name="wide", kind="embedding", dtype="float32", shape=(32,), nullable=True)
 NOTE = Column(name="note", kind="text", dtype="uint8", shape=None, nullable=True)
 COLUMNS = (SAMPLES, SERIES, AGE, WIDE, NOTE)
+PROFILES = ("raw", "blosc", "zstd")
 
 
 def _rows(count: int, seed: int) -> dict:
@@ -39,13 +42,14 @@ def _rows(count: int, seed: int) -> dict:
     }
 
 
-def _write(dataset: Dataset, batches: list[dict]) -> None:
-    with dataset.writer(COLUMNS) as writer:
+def _write(dataset: Dataset, batches: list[dict], profile: str = "raw") -> None:
+    columns = tuple(column.model_copy(update={"profile": profile}) for column in COLUMNS)
+    with dataset.writer(columns) as writer:
         for batch in batches:
             writer.write(batch)
         sealed = writer.close()
     base = dataset.record() if dataset.snapshots() else None
-    dataset.commit(Addition(parts=[sealed], columns=COLUMNS), base=base, rebase=True)
+    dataset.commit(Addition(parts=[sealed], columns=columns), base=base, rebase=True)
 
 
 def _assert_same(found: dict, expected: dict, rows: np.ndarray) -> None:
@@ -76,18 +80,20 @@ def dataset(tmp_path) -> Dataset:
     return Dataset.create(tmp_path / "kinds", "kinds")
 
 
-def test_every_layout_gives_back_what_was_written(dataset):
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_layout_gives_back_what_was_written(dataset, profile):
     first, second = _rows(30, 0), _rows(20, 1)
-    _write(dataset, [first, second])
-    _write(dataset, [_rows(10, 2)])
+    _write(dataset, [first, second], profile)
+    _write(dataset, [_rows(10, 2)], profile)
     rows = np.random.default_rng(3).permutation(60)
     _assert_same(_all(dataset.snapshot(), rows), _joined(_joined(first, second), _rows(10, 2)), rows)
 
 
-def test_every_layout_survives_deletion_and_compaction(dataset):
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_layout_survives_deletion_and_compaction(dataset, profile):
     written = _joined(_rows(30, 0), _rows(30, 1))
-    _write(dataset, [_rows(30, 0)])
-    _write(dataset, [_rows(30, 1)])
+    _write(dataset, [_rows(30, 0)], profile)
+    _write(dataset, [_rows(30, 1)], profile)
     edits.delete_rows(dataset, [3, 40], of=dataset.snapshot())
     (compacted,) = edits.compact(dataset, of=dataset.snapshot())
     kept = np.delete(np.arange(60), [3, 40])
@@ -105,9 +111,25 @@ def test_a_nullable_column_can_be_derived_past_deleted_rows(dataset):
     np.testing.assert_array_equal(np.ma.filled(dataset.snapshot().values("old"), -1), expected)
 
 
-def test_other_readers_see_the_items_and_where_each_row_begins(dataset):
+@pytest.mark.parametrize(
+    ("profile", "rung"), [("raw", "mmap"), ("raw", "ram"), *product(("blosc", "zstd"), ("window", "ram"))]
+)
+def test_a_reader_gives_each_row_once_and_masks_what_is_missing(dataset, profile, rung):
     rows = _rows(30, 0)
-    _write(dataset, [rows])
+    _write(dataset, [rows], profile)
+    names = [column.name for column in COLUMNS]
+    reader = Reader(dataset.snapshot(), columns=names, batch_size=10, seed=0, memory=Memory(rung=rung, window_bytes=1))
+    seen = []
+    for batch in reader.epoch():
+        _assert_same(batch.columns, rows, batch.rows)
+        seen += batch.rows.tolist()
+    assert sorted(seen) == list(range(30))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_other_readers_see_the_items_and_where_each_row_begins(dataset, profile):
+    rows = _rows(30, 0)
+    _write(dataset, [rows], profile)
     folder = dataset.folder / "parts" / dataset.record().parts[0].id / GROUP
     group = zarr.open_group(folder, mode="r")
     bounds = group["sound_offsets"][:]

@@ -15,7 +15,8 @@ from small_datasets import add, content_of
 from mms_sdk.errors import ColumnNotFound, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.reader import Batch, Reader, permuted
+from mms_sdk.storage.permutation import permuted
+from mms_sdk.storage.reader import Batch, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 SIZE = 41

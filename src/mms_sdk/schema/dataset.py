@@ -22,6 +22,9 @@ COLUMN_NAME = r"[a-z][a-z0-9_]{0,62}"
 ColumnName = Annotated[str, Field(pattern=f"^{COLUMN_NAME}$")]
 
 
+Profile = Literal["raw", "blosc", "zstd"]
+"""How arrays lie: as they are, compressed for reading, or compressed for keeping."""
+
 Dtype = Annotated[str, Field(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))$")]  # little-endian; no objects
 
 
@@ -42,6 +45,7 @@ class Column(Schema):
         rate_hz: Values in a second, of audio, video and series.
         unit: Physical unit, if there is one; of a timestamp that of its integers, counted from 1970-01-01 UTC.
         title: Its name where it came from, if that is another.
+        profile: How its arrays lie in the parts.
     """
 
     name: ColumnName
@@ -55,6 +59,7 @@ class Column(Schema):
     unit: str | None = None
     title: str | None = None
     array: ColumnName | None = None
+    profile: Profile = "raw"
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Column:

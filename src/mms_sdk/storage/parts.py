@@ -9,12 +9,16 @@ Three layouts, chosen by the column:
   `<name>_offsets`, uint64 of rows + 1.
 
 A nullable column has, besides, `<name>_valid`: a bool for each row.
+
+A column whose profile is not raw is a table whatever its rows weigh, and its chunks are compressed before the checksum.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +28,8 @@ import google_crc32c
 import numpy as np
 
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import Column, Sealed
-from mms_sdk.storage import files, manifest
+from mms_sdk.schema.dataset import Column, Profile, Sealed
+from mms_sdk.storage import codecs, files, manifest
 from mms_sdk.storage.ids import new_id
 from mms_sdk.types import Array
 
@@ -33,6 +37,7 @@ GROUP = "data.zarr"  # beside the manifest, not around it: Zarr warns of files i
 RAW_ROW_BYTES = 64
 SHARD_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**20
+COMPRESSED_CHUNK_BYTES = 2 * 2**20
 CRC_BYTES = 4
 DELETED = Column(name="row", kind="number", dtype="int64")
 """The column of a folder that lists rows of a part which are no longer there."""
@@ -41,7 +46,28 @@ _MISSING = 2**64 - 1  # how Zarr's sharding codec marks an inner chunk that is n
 
 def is_raw(column: Column) -> bool:
     """Whether the column is laid out in rows that can be gathered from an mmap."""
-    return column.row_bytes is not None and column.row_bytes >= RAW_ROW_BYTES
+    return column.profile == "raw" and column.row_bytes is not None and column.row_bytes >= RAW_ROW_BYTES
+
+
+def is_compressed(column: Column) -> bool:
+    """Whether the column's rows are too large to keep all of them, and are decoded chunk by chunk."""
+    return column.profile != "raw" and column.row_bytes is not None and column.row_bytes >= RAW_ROW_BYTES
+
+
+def suited_profile(column: Column, *, archive: bool = False, remote: bool = False) -> Profile:
+    """The profile that suits a column; a `Column` may say another.
+
+    Args:
+        column: What is stored.
+        archive: Room counts for more than the time it takes to read.
+        remote: It lies where bytes cost more time than decoding them, as on an object store.
+    """
+    if column.kind == "encoded-image":
+        return "raw"  # compressed already
+    if archive:
+        return "zstd"
+    # A global order needs rows that can be read one at a time, and a local disk gives them from the page cache.
+    return "blosc" if remote else "raw"
 
 
 def rows_per_shard(column: Column) -> int:
@@ -225,7 +251,7 @@ class _NullableWriter:
 
     def __init__(self, folder: Path, column: Column) -> None:
         self._values = _column_writer(folder, column.model_copy(update={"nullable": False}))
-        valid = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False})
+        valid = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False, "profile": "raw"})
         self._valid = _TableWriter(folder, f"{column.stored}_valid", valid)
 
     def write(self, values: _Nullable) -> None:
@@ -328,19 +354,33 @@ class _TableWriter:
         self._column = column
         self._root = folder / name / "c"
         self._row_bytes = max(1, column.row_bytes)
-        self._chunk_rows = max(1, CHUNK_BYTES // self._row_bytes)
+        self._codec = None if column.profile == "raw" else column.profile
+        self._item_bytes = np.dtype(column.dtype).itemsize
+        self._chunk_rows = max(1, (COMPRESSED_CHUNK_BYTES if self._codec else CHUNK_BYTES) // self._row_bytes)
         self._pending = bytearray()
         self._chunks = 0
 
     def write(self, values: Array | bytes) -> None:
         self._pending += values if isinstance(values, bytes) else values.tobytes()
         full = self._chunk_rows * self._row_bytes
-        while len(self._pending) >= full:
-            self._write_chunk(bytes(self._pending[:full]))
-            del self._pending[:full]
+        ends = range(full, len(self._pending) + 1, full)
+        if not ends:
+            return
+        pending = memoryview(self._pending)
+        chunks = (bytes(pending[end - full : end]) for end in ends)
+        if self._codec is None or len(ends) == 1:
+            for chunk in chunks:
+                self._write_chunk(chunk)
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                encoded = pool.map(self._encoded, chunks)
+                for chunk in encoded:
+                    self._write_encoded(chunk)
+        pending.release()
+        del self._pending[: ends[-1]]
 
     def finish(self, rows: int) -> list[dict[str, Any]]:
-        from zarr.codecs import BytesCodec, Crc32cCodec
+        from zarr.codecs import BytesCodec
 
         chunk_rows = self._chunk_rows if self._chunks else max(1, len(self._pending) // self._row_bytes)
         if self._pending:
@@ -353,7 +393,7 @@ class _TableWriter:
                 "chunks": (chunk_rows, *shape),
                 "dtype": self._column.dtype,
                 "serializer": BytesCodec(),
-                "compressors": [Crc32cCodec()],
+                "compressors": codecs.zarr_codecs(self._codec, item_bytes=self._item_bytes),
                 "filters": None,
                 "dimension_names": _dimensions(self._column),
                 "attributes": _attributes(self._column),
@@ -363,6 +403,12 @@ class _TableWriter:
     def abandon(self) -> None: ...
 
     def _write_chunk(self, data: bytes) -> None:
+        self._write_encoded(self._encoded(data))
+
+    def _encoded(self, data: bytes) -> bytes:
+        return codecs.encode(self._codec, data, item_bytes=self._item_bytes) if self._codec else data
+
+    def _write_encoded(self, data: bytes) -> None:
         path = self._root.joinpath(str(self._chunks), *("0" for _ in self._column.fixed))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data + struct.pack("<I", crc32c(data)))
@@ -375,7 +421,7 @@ class _RaggedWriter:
     def __init__(self, folder: Path, column: Column) -> None:
         self._column = column
         flat = column.model_copy(update={"shape": column.fixed})
-        offsets = column.model_copy(update={"shape": (), "dtype": "uint64"})
+        offsets = column.model_copy(update={"shape": (), "dtype": "uint64", "profile": "raw"})
         self._data = _TableWriter(folder, f"{column.stored}_data", flat)
         self._offsets = _TableWriter(folder, f"{column.stored}_offsets", offsets)
         self._end = 0

@@ -1,77 +1,50 @@
 """The order in which rows are read: a pure function of (rows, seed, epoch, position), with a state of two integers.
 
-A keyed permutation (a Feistel network walked until it lands inside the range; Black and Rogaway 2002, section 4)
-needs no shuffled index in memory, can start anywhere in O(1), and gives the same order for any number of processes.
+Rows come from one of three rungs, by how the columns lie: `mmap` gathers raw rows from mapped files, `ram` decodes
+compressed columns once where they are small enough, `window` decodes some chunks at a time. The first two read in one
+global order, the third shuffles chunks and then rows within a window; `mms_sdk.storage.windows` tells how.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mms_sdk.errors import InvalidRequest
+from mms_sdk.storage.parts import is_compressed
+from mms_sdk.storage.permutation import permuted
+from mms_sdk.storage.sampling import Draws
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.windows import Windows
 from mms_sdk.types import Array, Rows
 
-_ROUNDS = 6
 _BLOCK_BYTES = 1 << 20  # fits a core's cache, and is a few hundred small rows at least
 _BLOCK_BATCHES = 64
 _WINDOW = 1 << 14  # positions permuted at once, so that NumPy's cost a call is spread over many batches
 
 
-def permuted(positions: Rows, *, size: int, seed: int, epoch: int) -> Rows:
-    """Where each position of an epoch's order lies.
+Rung = Literal["ram", "mmap", "window"]
 
-    Args:
-        positions: Positions in [0, size), int64, shape (n,).
-        size: Number of rows.
-        seed: Chooses the family of orders.
-        epoch: Chooses the order within it.
 
-    Returns:
-        Row indices in [0, size), int64, shape (n,); a bijection over all positions.
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a reader may hold of compressed columns. Part of what the order depends on: go on with the same.
+
+    Attributes:
+        rung: Where rows come from; None chooses by the sizes below. `ram` suits every column, `mmap` raw ones, `window`
+            compressed ones.
+        ram_bytes: Columns are decoded as a whole up to so many bytes. Not a share of the memory that happens to be
+            free: the order must be the same on another machine.
+        window_bytes: Otherwise so many bytes are decoded at a time: half of them are read, the other half is the next
+            window. One chunk is the least.
     """
-    if size <= 1:
-        return np.zeros_like(positions)
-    bits = max(2, int(size - 1).bit_length())
-    keys = _keys(seed, epoch, _ROUNDS if bits >= 8 else 2 * _ROUNDS)  # halves of a few bits mix slowly
-    out = _feistel(positions.astype(np.uint64), bits, keys)
-    outside = np.flatnonzero(out >= size)
-    while len(outside):
-        out[outside] = _feistel(out[outside], bits, keys)
-        outside = outside[out[outside] >= size]
-    return out.astype(np.int64)
 
-
-def _keys(seed: int, epoch: int, rounds: int) -> Array:
-    return np.random.SeedSequence([seed & 2**63 - 1, epoch]).generate_state(rounds, np.uint32)
-
-
-def _feistel(values: Array, bits: int, keys: Array) -> Array:
-    # Unbalanced halves that swap sizes each round cover any number of bits, so at most half the range is walked.
-    low_bits, high_bits = bits // 2, bits - bits // 2
-    low = (values & np.uint64((1 << low_bits) - 1)).astype(np.uint32)
-    high = (values >> np.uint64(low_bits)).astype(np.uint32)
-    for key in keys:
-        mixed = _mix(high + key, low_bits)
-        mixed ^= low
-        low, high = high, mixed
-        low_bits, high_bits = high_bits, low_bits
-    joined: Array = high.astype(np.uint64) << np.uint64(low_bits) | low
-    return joined
-
-
-def _mix(values: Array, bits: int) -> Array:
-    # The top bits of a product depend on all below: two products, with the multipliers of MurmurHash3 (public domain;
-    # A. Appleby). In place and in 32 bits, because what this costs is the memory it goes through.
-    values *= np.uint32(0x85EBCA6B)
-    values ^= values >> np.uint32(15)
-    values *= np.uint32(0xC2B2AE35)
-    values >>= np.uint32(32 - bits)
-    return values
+    rung: Rung | None = None
+    ram_bytes: int = 2**30
+    window_bytes: int = 2**27
 
 
 class Position(NamedTuple):
@@ -111,12 +84,16 @@ class Block:
 
     Attributes:
         rows: Row numbers, int64, shape (batches, batch).
+        places: Where they stand in the order of the epoch, int64, shape (batches, batch).
         weight: float32, shape (batches, batch): 1 for a row, 0 for padding.
+        epoch: Which epoch.
         positions: Where the reader stands after each batch.
     """
 
     rows: Array
+    places: Array
     weight: Array
+    epoch: int
     positions: tuple[Position, ...]
 
 
@@ -131,10 +108,15 @@ class Reader:
         seed: Chooses the order; None reads in row order.
         process: This process's number and the number of processes. Each takes its share of every batch, so that the
             order over all of them does not depend on their number.
+        memory: What it may hold of compressed columns.
+        sample: Draws rows with replacement instead, as many in an epoch as the split has: the name of a label column,
+            whose classes then come equally often, or how often each row of the snapshot comes, shape (rows,), in any
+            unit. Nothing to do with the weight in a batch, which marks padding.
 
     Raises:
         SplitNotFound: The split has no rows.
-        InvalidRequest: The batch does not divide over the processes.
+        InvalidRequest: The batch does not divide over the processes; or the rung does not suit the columns or the
+            sampling.
     """
 
     def __init__(
@@ -146,6 +128,8 @@ class Reader:
         batch_size: int,
         seed: int | None = None,
         process: tuple[int, int] = (0, 1),
+        memory: Memory = Memory(),
+        sample: str | Array | None = None,
     ) -> None:
         index, count = process
         if batch_size < 1 or batch_size % count:
@@ -161,7 +145,24 @@ class Reader:
         share = batch_size // count
         self._mine = slice(index * share, (index + 1) * share)
         self._position = Position()
+        self.rung = _rung(snapshot, self.columns, memory)
+        self._windows = self._draws = None
+        if sample is not None:
+            self._draws = Draws(_weights(snapshot, self._rows, sample), seed=seed or 0)
+        if self.rung == "window":
+            if sample is not None:
+                raise InvalidRequest(
+                    f"sampling draws rows from anywhere, so that columns are raw or decoded as a whole; {snapshot.ref} "
+                    f"is read by windows; raise ram_bytes above {memory.ram_bytes}, or leave sample out"
+                )
+            compressed = [name for name in self.columns if is_compressed(snapshot.column(name))]
+            self._windows = Windows(
+                snapshot, self._rows, columns=compressed, seed=seed, window_bytes=memory.window_bytes
+            )
         self._window: tuple[int, int, Rows] = (-1, -1, np.empty(0, np.int64))
+
+    def __repr__(self) -> str:
+        return f"<reader of {self.snapshot.ref}: {self.rows:,} rows, batch {self.batch_size}, rung {self.rung}>"
 
     @property
     def rows(self) -> int:
@@ -186,12 +187,13 @@ class Reader:
         together = batches_together(sum(self._row_bytes(name) for name in self.columns) * self.batch_size)
         while self._position.batch < self.batches:
             block = self.block(self._position, together)
-            gathered = {name: self.snapshot.gather(name, block.rows.ravel()) for name in self.columns}
+            gathered = {name: self.gather(name, block) for name in self.columns}
             share = block.rows.shape[1]
             for number, self._position in enumerate(block.positions):
                 mine = slice(number * share, (number + 1) * share)
                 columns = {name: values[mine] for name, values in gathered.items()}
                 yield Batch(columns, block.weight[number], block.rows[number], self._position)
+            del gathered, columns  # before the next block is made, so that its memory is this one's
         self._position = Position(epoch=self._position.epoch + 1)
 
     def block(self, at: Position, batches: int) -> Block:
@@ -205,21 +207,40 @@ class Reader:
         begin = at.batch * self.batch_size
         end = begin + batches * self.batch_size
         ordered = self._ordered(at.epoch, begin, min(end, self.rows))
-        padding = end - begin - len(ordered)
-        if padding:
-            ordered = np.concatenate([ordered, np.full(padding, -1)])
-        rows = ordered.reshape(batches, self.batch_size)[:, self._mine]
-        weight = (rows >= 0).astype(np.float32)
-        if padding:
-            known = rows[-1][rows[-1] >= 0]
-            rows[-1] = np.resize(known if len(known) else self._rows[:1], rows.shape[1])
+        places = np.arange(begin, end, dtype=np.int64).reshape(batches, self.batch_size)[:, self._mine]
+        there = places < self.rows
+        if end > self.rows:
+            known = places[-1][there[-1]]
+            places[-1] = np.resize(known if len(known) else self.rows - 1, places.shape[1])
+        whole = end <= self.rows
+        rows = ordered.reshape(batches, self.batch_size)[:, self._mine] if whole else ordered[places - begin]
+        weight = there.astype(np.float32)
         positions = tuple(Position(epoch=at.epoch, batch=at.batch + number + 1) for number in range(batches))
-        return Block(rows, weight, positions)
+        return Block(rows, places, weight, at.epoch, positions)
+
+    def gather(self, name: str, block: Block) -> Any:
+        """Rows of a column for a block. One thread at a time; fastest where blocks follow one another.
+
+        Returns:
+            A fresh array of shape (batches * batch, *column.shape), or a list of `bytes`.
+        """
+        column = self.snapshot.column(name)
+        if self._windows is not None and name in self._windows.columns:
+            found = self._windows.gather(name, epoch=block.epoch, places=block.places.ravel())
+            values = found.view(column.dtype).reshape(-1, *column.fixed)
+            return self.snapshot.masked(column, values, block.rows.ravel())
+        if self.rung == "ram" and not column.varies:
+            return self.snapshot.values(name)[block.rows.ravel()]
+        return self.snapshot.gather(name, block.rows.ravel())
 
     def _row_bytes(self, name: str) -> int:
         return self.snapshot.column(name).row_bytes or _BLOCK_BYTES  # rows of varying length may be of any
 
     def _ordered(self, epoch: int, start: int, stop: int) -> Rows:
+        if self._draws is not None:
+            return self._rows[self._draws.at(start, stop, epoch=epoch)]
+        if self._windows is not None:
+            return self._windows.ordered(start, stop, epoch=epoch)
         if self.seed is None:
             return self._rows[start:stop]
         window_epoch, begin, order = self._window
@@ -229,6 +250,30 @@ class Reader:
             order = self._rows[permuted(positions, size=self.rows, seed=self.seed, epoch=epoch)]
             self._window = (epoch, begin, order)
         return order[start - begin : stop - begin]
+
+
+def _rung(snapshot: OpenSnapshot, names: Sequence[str], memory: Memory) -> Rung:
+    compressed = [name for name in names if is_compressed(snapshot.column(name))]
+    if memory.rung == "mmap" and compressed:
+        raise InvalidRequest(f"rung 'mmap' reads raw columns; {compressed} are compressed; use 'ram' or 'window'")
+    if memory.rung == "window" and not compressed:
+        raise InvalidRequest(f"rung 'window' reads compressed columns; {list(names)} are not; use 'ram' or 'mmap'")
+    if memory.rung is not None or not compressed:
+        return memory.rung or "mmap"
+    decoded = snapshot.rows * sum(snapshot.column(name).row_bytes or 0 for name in compressed)
+    return "ram" if decoded <= memory.ram_bytes else "window"
+
+
+def _weights(snapshot: OpenSnapshot, rows: Rows, sample: str | Array) -> Array:
+    if isinstance(sample, str):
+        _, codes, counts = np.unique(snapshot.values(sample)[rows], return_inverse=True, return_counts=True)
+        return np.asarray(1 / counts)[codes]
+    if np.shape(sample) != (snapshot.rows,):
+        raise InvalidRequest(
+            f"sample has one number for each of the {snapshot.rows} rows of {snapshot.ref}; got shape "
+            f"{np.shape(sample)}; give 0 to rows that never come"
+        )
+    return np.asarray(sample, np.float64)[rows]
 
 
 def batches_together(batch_bytes: int) -> int:

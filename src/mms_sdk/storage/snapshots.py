@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import mmap
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
 
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
-from mms_sdk.storage import files, manifest
-from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_raw
+from mms_sdk.storage import codecs, files, manifest
+from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_compressed, is_raw
 from mms_sdk.types import Array, Rows
+
+MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
+_DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
+
+
+class Chunked(NamedTuple):
+    """Where rows of a compressed column lie, each an int64 array of shape (rows,).
+
+    Attributes:
+        part: The part's place in the snapshot.
+        chunk: The chunk's number within the part.
+        place: The row's place within the chunk.
+        chunk_rows: Rows in each chunk of the part.
+    """
+
+    part: Rows
+    chunk: Rows
+    place: Rows
+    chunk_rows: Rows
 
 
 class OpenSnapshot:
@@ -104,15 +127,18 @@ class OpenSnapshot:
             raise InvalidRequest(
                 f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"
             )
-        if not column.varies and not is_raw(column):
+        if name in self._tables or not (column.varies or is_raw(column) or is_compressed(column)):
             return self.values(name)[rows]
-        found = self._gather(column, rows)
+        return self.masked(column, self._gather(column, rows), rows)
+
+    def masked(self, column: Column, values: Any, rows: Rows) -> Any:
+        """Values of some rows, without those that a nullable column has not: masked, or None in a list."""
         if not column.nullable:
-            return found
+            return values
         valid = self._valid(column)[rows]
         if not column.varies:
-            return _masked(found, valid)
-        return [value if there else None for value, there in zip(found, valid, strict=True)]
+            return _masked(values, valid)
+        return [value if there else None for value, there in zip(values, valid, strict=True)]
 
     def _gather(self, column: Column, rows: Rows) -> Any:
         gatherers = self._gatherers_of(column)
@@ -132,6 +158,43 @@ class OpenSnapshot:
             places = np.flatnonzero(where == part)
             out[places] = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
         return out
+
+    def chunked(self, name: str, rows: Rows) -> Chunked:
+        """Which chunk of a compressed column holds each of some rows.
+
+        Args:
+            name: The column; of fixed shape and not raw.
+            rows: Row numbers, int64, shape (n,), ascending.
+        """
+        column = self.column(name)
+        columns = self._compressed(column)
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        chunk_rows = np.array([each.chunk_rows for each in columns], np.int64)
+        bounds = np.searchsorted(rows, self._starts)
+        inside = [
+            part.physical(rows[start:end] - first)
+            for part, first, start, end in zip(self._parts, self._starts, bounds, bounds[1:], strict=False)
+        ]
+        physical = np.concatenate([np.empty(0, np.int64), *inside])
+        sizes = chunk_rows[parts]
+        return Chunked(parts, physical // sizes, physical % sizes, sizes)
+
+    def read_chunk(self, name: str, part: int, number: int, out: Array) -> None:
+        """Decodes one chunk of a compressed column.
+
+        Args:
+            name: The column.
+            part: The part's place in the snapshot.
+            number: The chunk's number within the part.
+            out: uint8, contiguous, with room for exactly one chunk; the part's last one is padded.
+
+        Raises:
+            Damaged: The chunk is not what was written.
+        """
+        self._compressed(self.column(name))[part].read(number, out)
+
+    def _compressed(self, column: Column) -> list[_CompressedColumn]:
+        return [each for each in self._gatherers_of(column) if isinstance(each, _CompressedColumn)]
 
     def places(self, rows: Rows) -> dict[str, Rows]:
         """Where rows lie: for each part that has some of them, by its id, their row numbers within it, ascending."""
@@ -204,11 +267,11 @@ class OpenSnapshot:
 
     def _table(self, column: Column, array: str, shape: tuple[int, ...], dtype: str) -> Array:
         tables = [part.table(column, array, shape, dtype) for part in self._parts]
-        return np.concatenate([np.empty((0, *shape), dtype), *tables])
+        return tables[0] if len(tables) == 1 else np.concatenate([np.empty((0, *shape), dtype), *tables])
 
     def _gatherers_of(self, column: Column) -> list[_Gatherer]:
         if column.name not in self._gatherers:
-            kind = _RaggedColumn if column.varies else _RawColumn
+            kind = _RaggedColumn if column.varies else _RawColumn if is_raw(column) else _CompressedColumn
             self._gatherers[column.name] = [kind(part.files_of(column), column) for part in self._parts]
         return self._gatherers[column.name]
 
@@ -264,7 +327,44 @@ class _PartFiles:
     def chunk_rows(self, array: str) -> int:
         # Read, not computed: a part stays readable when the sizes that new parts are written with change.
         body = manifest.check_file(self.folder, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
-        return int(orjson.loads(body)["chunk_grid"]["configuration"]["chunk_shape"][0])
+        try:
+            rows = orjson.loads(body)["chunk_grid"]["configuration"]["chunk_shape"][0]
+        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+            raise self.odd(array, "chunk_shape", "nothing that can be read") from error
+        if not isinstance(rows, int) or rows < 1:
+            raise self.odd(array, "chunk_shape[0], at least 1", rows)
+        return rows
+
+    def codec(self, array: str) -> codecs.Codec | None:
+        """How the array's chunks are compressed."""
+        body = manifest.check_file(self.folder, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
+        try:
+            names = tuple(each["name"] for each in orjson.loads(body)["codecs"])
+        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+            raise self.odd(array, "codecs", "nothing that can be read") from error
+        if names not in _CODECS:
+            allowed = " or ".join(" → ".join(chain) for chain in _CODECS)
+            raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, names)))
+        return _CODECS[names]
+
+    def encoded(self, array: str, number: int, dimensions: int) -> bytes:
+        """A compressed chunk, once its checksum was compared."""
+        path = self.folder.joinpath(GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1)))
+        try:
+            with path.open("rb", buffering=0) as file:
+                data = file.read(os.fstat(file.fileno()).st_size - CRC_BYTES)
+                stored = file.read(CRC_BYTES)
+        except FileNotFoundError as error:
+            raise self._gone(path) from error
+        if crc32c(data) != int.from_bytes(stored, "little"):
+            raise _bad_sum(self, array, number)
+        return data
+
+    def odd(self, array: str, rule: str, value: Any) -> Damaged:
+        return Damaged(
+            f"{self.what} is damaged: the metadata of array {array!r} has {rule}; it says {value}; restore the part "
+            f"from a backup, or upgrade mms-sdk if a newer one wrote it"
+        )
 
     def chunk(self, array: str, number: int, dimensions: int, *, size: int) -> mmap.mmap:
         path = self.folder.joinpath(GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1)))
@@ -279,6 +379,13 @@ class _PartFiles:
 
     def _gone(self, path: Path) -> Damaged:
         return Damaged(f"{self.what} is damaged: {path} is gone or cut short; restore the part from a backup")
+
+
+_CODECS: dict[tuple[str, ...], codecs.Codec | None] = {
+    ("bytes", "crc32c"): None,
+    ("bytes", "blosc", "crc32c"): "blosc",
+    ("bytes", "zstd", "crc32c"): "zstd",
+}
 
 
 class _Gatherer(Protocol):
@@ -342,6 +449,81 @@ class _RawColumn:
         return self._shards[shard]
 
 
+class _CompressedColumn:
+    """Chunks of many rows, decoded when they are needed; the last few stay decoded."""
+
+    def __init__(self, part: _PartFiles, column: Column) -> None:
+        assert column.row_bytes is not None
+        self._part = part
+        self._column = column
+        self._row_bytes = column.row_bytes
+        self._chunks = _Chunks(part, column.stored, 1 + len(column.fixed), column.row_bytes)
+        self.chunk_rows = self._chunks.rows
+
+    def gather(self, rows: Rows) -> Array:
+        out = np.empty(len(rows), f"V{self._row_bytes}")
+        chunks = rows // self.chunk_rows
+        for number in np.unique(chunks):
+            places = np.flatnonzero(chunks == number)
+            values = self._chunks.decoded(int(number)).view(out.dtype)
+            out[places] = values[rows[places] - number * self.chunk_rows]
+        return out.view(self._column.dtype).reshape(len(rows), *self._column.fixed)
+
+    def read(self, number: int, out: Array) -> None:
+        self._chunks.read(number, out)
+
+
+class _Chunks:
+    """The compressed chunks of one array; those decoded last are kept, in bounded memory."""
+
+    def __init__(self, part: _PartFiles, array: str, dimensions: int, row_bytes: int) -> None:
+        self._part = part
+        self._array = array
+        self._dimensions = dimensions
+        self.rows = part.chunk_rows(array)
+        self._bytes = self.rows * row_bytes
+        codec = part.codec(array)
+        if codec is None or self._bytes > MAX_CHUNK_BYTES:
+            rule = f"a compressing codec and chunks of at most {MAX_CHUNK_BYTES} bytes"
+            raise part.odd(array, rule, f"{codec or 'none'} and {self._bytes} bytes")
+        self._codec: codecs.Codec = codec
+        self._kept: OrderedDict[int, Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def decoded(self, number: int) -> Array:
+        """A chunk's bytes; not to be written to."""
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        out = np.empty(self._bytes, np.uint8)
+        self.read(number, out)
+        with self._lock:
+            self._kept[number] = out
+            while len(self._kept) > max(1, _DECODED_BYTES // self._bytes):
+                self._kept.popitem(last=False)
+        return out
+
+    def read(self, number: int, out: Array) -> None:
+        """Decodes a chunk into `out`, uint8, contiguous, of its size."""
+        data = self._part.encoded(self._array, number, self._dimensions)
+        try:
+            codecs.decode(self._codec, data, out)
+        except ValueError as error:
+            raise Damaged(
+                f"array {self._array!r} in {self._part.what} is damaged: chunk {number} holds {self._bytes} bytes of "
+                f"values; {error}; restore the part from a backup"
+            ) from error
+
+    def all(self, count: int) -> Array:
+        """The bytes of the first so many chunks, decoded side by side."""
+        out = np.empty((count, self._bytes), np.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(self.read, range(count), out):
+                pass
+        return out.reshape(-1)
+
+
 class _RaggedColumn:
     """Items of all rows end to end, in checksummed chunks that are compared the first time they are touched."""
 
@@ -353,6 +535,9 @@ class _RaggedColumn:
         self._bounds = bounds * column.item_bytes
         self._chunk_bytes = part.chunk_rows(self._name) * column.item_bytes
         self._chunks: dict[int, memoryview] = {}
+        self._compressed = (
+            None if column.profile == "raw" else _Chunks(part, self._name, 1 + len(column.fixed), column.item_bytes)
+        )
 
     def gather(self, rows: Rows) -> list[Any]:
         found = [self._slice(int(self._bounds[row]), int(self._bounds[row + 1])) for row in rows]
@@ -370,6 +555,8 @@ class _RaggedColumn:
         return b"".join(pieces)
 
     def _chunk(self, number: int) -> memoryview:
+        if self._compressed is not None:
+            return memoryview(self._compressed.decoded(number).data)
         if number not in self._chunks:
             dimensions = 1 + len(self._column.fixed)
             self._chunks[number] = _checked_chunk(self._part, self._name, number, dimensions, self._chunk_bytes)
@@ -385,6 +572,9 @@ def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, 
     # Chunk files by number, each of the full length: the last one is padded.
     chunk_rows = part.chunk_rows(array)
     values = int(np.prod(shape, dtype=np.int64))
+    if part.codec(array) is not None:
+        chunks = _Chunks(part, array, 1 + len(shape), values * np.dtype(dtype).itemsize)
+        return chunks.all(-(-rows // chunks.rows)).view(dtype)[: rows * values].reshape(rows, *shape)
     chunk_bytes = chunk_rows * values * np.dtype(dtype).itemsize
     pieces = [
         _checked_chunk(part, array, number, 1 + len(shape), chunk_bytes) for number in range(-(-rows // chunk_rows))
@@ -396,8 +586,12 @@ def _checked_chunk(part: _PartFiles, array: str, number: int, dimensions: int, s
     whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
     data, stored = whole[:size], whole[size : size + CRC_BYTES]
     if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
-        raise Damaged(
-            f"array {array!r} in {part.what} is damaged: the checksum of chunk {number} does not fit its bytes; "
-            f"restore the part from a backup"
-        )
+        raise _bad_sum(part, array, number)
     return data
+
+
+def _bad_sum(part: _PartFiles, array: str, number: int) -> Damaged:
+    return Damaged(
+        f"array {array!r} in {part.what} is damaged: the checksum of chunk {number} does not fit its bytes; "
+        f"restore the part from a backup"
+    )

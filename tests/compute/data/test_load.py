@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.load import Loader, Pictures, ahead
 from mms_sdk.compute.data.preprocess.image import Resize
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
-from mms_sdk.storage.reader import Position
+from mms_sdk.storage import edits, parts
+from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.reader import Memory, Position, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 ROWS = 30
@@ -166,6 +169,30 @@ def test_an_epoch_goes_on_from_any_position_as_if_it_had_not_stopped(same: OpenS
                 np.testing.assert_array_equal(one.inputs, other.inputs)
                 np.testing.assert_array_equal(one.weight, other.weight)
                 assert one.position == other.position
+
+
+@pytest.mark.parametrize("rung", ["ram", "window"])
+@pytest.mark.parametrize("pipeline", [Pipeline(), Pipeline.of([Resize(8, 4)])])
+def test_compressed_pictures_are_loaded_by_every_rung(
+    tmp_path: Path, rung: Any, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = make(tmp_path, sizes=[(6, 5)])
+    dataset = Dataset.open(tmp_path / "flowers", "flowers")
+    column = raw.column("image").model_copy(update={"profile": "blosc"})
+    monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 4 * 90)
+    monkeypatch.setattr(load, "Reader", partial(Reader, memory=Memory(rung=rung, window_bytes=3 * 2 * 4 * 90)))
+    edits.write_column(dataset, column, lambda batch: batch["image"], inputs=("image",), of=raw)
+    snapshot = dataset.snapshot()
+    loader = Loader(snapshot, "train", pipeline=pipeline, batch_size=4, seed=3, sharding=one_device())
+
+    batches = list(loader.epoch(Position()))
+
+    expected = resized(snapshot, 8, 4) if pipeline.host else snapshot.values("image")
+    rows = [loader.reader.block(Position(batch=number), 1).rows[0] for number in range(len(batches))]
+    assert loader.reader.rung == rung
+    for batch, numbers in zip(batches, rows, strict=True):
+        np.testing.assert_array_equal(batch.inputs, expected[numbers])
+        np.testing.assert_array_equal(batch.labels, snapshot.values("label")[numbers])
 
 
 # ahead ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import psutil
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage.reader import Position, Reader, batches_together
+from mms_sdk.storage.reader import Block, Position, Reader, batches_together
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
@@ -57,15 +57,15 @@ class Pictures:
         self._pipeline = pipeline
         self._rows = rows
         self.shape = pipeline.host_shape(_stored_shape(self._column, pipeline))
-        self._direct = self._column.shape is not None and not pipeline.host
+        self.direct = not self._column.varies and not pipeline.host
         size = len(rows) * int(np.prod(self.shape))
-        fits = not self._direct and size <= _CACHE_SHARE * psutil.virtual_memory().available
+        fits = not self.direct and size <= _CACHE_SHARE * psutil.virtual_memory().available
         self._cache = np.empty((len(rows), *self.shape), np.uint8) if fits else None
         self._cached = np.zeros(len(rows), bool)
 
     def gather(self, rows: Rows) -> Array:
         """uint8 of shape (n, *shape)."""
-        if self._direct:
+        if self.direct:
             return np.asarray(self._snapshot.gather("image", rows))
         if self._cache is None:
             return self._decoded(rows)
@@ -77,8 +77,13 @@ class Pictures:
         return self._cache[places]
 
     def _decoded(self, rows: Rows) -> Array:
-        stored = self._snapshot.gather("image", rows)
-        if self._column.shape is None:
+        return self.prepared(self._snapshot.gather("image", rows))
+
+    def prepared(self, stored: Any) -> Array:
+        """Pictures as they are stored, after the host part: uint8 of shape (n, *shape)."""
+        if self.direct:
+            return np.asarray(stored)
+        if self._column.varies:
             work: Callable[[Any], Array] = self._decode
         else:
             work = self._pipeline.on_row
@@ -90,7 +95,7 @@ class Pictures:
 
 
 def _stored_shape(column: Column, pipeline: Pipeline) -> tuple[int, ...] | None:
-    if column.shape is None and pipeline.host:
+    if column.varies and pipeline.host:
         return (-1, -1, image.CHANNELS[column.color or "rgb"])  # any size; the first host step makes it one
     return None if column.varies else column.fixed
 
@@ -120,7 +125,7 @@ class Loader:
         import jax
 
         process = (jax.process_index(), jax.process_count())
-        self.reader = Reader(snapshot, split, columns=(), batch_size=batch_size, seed=seed, process=process)
+        self.reader = Reader(snapshot, split, columns=("image",), batch_size=batch_size, seed=seed, process=process)
         self.pictures = Pictures(snapshot, snapshot.split_rows(split), pipeline)
         self._snapshot = snapshot
         self._sharding = sharding
@@ -144,13 +149,19 @@ class Loader:
         while at.batch < self.reader.batches:
             block = self.reader.block(at, self._together)
             rows = block.rows.ravel()
-            pictures = self.pictures.gather(rows).reshape(*block.rows.shape, *self.pictures.shape)
+            pictures = self._pictures(block).reshape(*block.rows.shape, *self.pictures.shape)
             labels = self._snapshot.gather("label", rows).reshape(block.rows.shape)
             # Padding stands at the end of an epoch, so most batches need no weights of their own.
             weights = [self._full if weight[-1] else self._placed(weight) for weight in block.weight]
             placed = map(self._place, pictures), map(self._place, labels)
             yield list(map(DeviceBatch, *placed, weights, block.positions))
             at = block.positions[-1]
+
+    def _pictures(self, block: Block) -> Array:
+        # By windows each picture is decoded once an epoch, and there are too many to keep what preprocessing makes.
+        if self.pictures.direct or self.reader.rung == "window":
+            return self.pictures.prepared(self.reader.gather("image", block))
+        return self.pictures.gather(block.rows.ravel())
 
     def _placed(self, array: Array) -> Any:
         import jax

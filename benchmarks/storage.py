@@ -1,0 +1,159 @@
+"""The reader: shuffled epochs of raw and of compressed datasets, beside fancy indexing of a NumPy memmap.
+
+The peers torch DataLoader, tf.data and grain are left out: none is a dependency of MMS, even of its development.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data import CLASSES
+from benchmarks.table import Row, in_turns, speedup
+from mms_sdk.schema.dataset import SPLITS, Column, Profile
+from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.reader import Memory, Reader
+from mms_sdk.storage.workspace import Workspace
+from mms_sdk.types import Array
+
+WINDOW_BYTES = 64 * 2**20
+_AT_ONCE_BYTES = 2**25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A size of pictures, and the ratio to the memmap that each way of reading should reach."""
+
+    rows: int
+    side: int
+    batch: int
+    targets: Mapping[str, str]
+
+    @property
+    def what(self) -> str:
+        """As the table says it."""
+        return f"shuffled epochs, {self.rows:,} rows of {self.side}×{self.side}×3, batch {self.batch}"
+
+
+CASES = (
+    Case(
+        rows=50_000,
+        side=32,
+        batch=256,
+        targets={"raw": ">= 0.75", "blosc window": ">= 0.45", "zstd window": ">= 0.30"},
+    ),
+    Case(rows=5_000, side=224, batch=64, targets={"raw": ">= 1.00", "blosc window": ">= 0.65"}),
+)
+
+
+def rows(folder: Path, *, quick: bool) -> list[Row]:
+    """The rows of this topic."""
+    return [row for case in CASES for row in _measured(folder / str(case.side), case, rounds=2 if quick else 9)]
+
+
+def _measured(folder: Path, case: Case, *, rounds: int) -> list[Row]:
+    folder.mkdir()
+    labels = np.random.default_rng(0).integers(0, CLASSES, case.rows, np.int32)
+    memmap = _saved(folder / "pictures.npy", case)
+    workspace = Workspace(folder / "workspace")
+    weighs = {profile: _written(workspace, profile, memmap, labels) for profile in ("raw", "blosc", "zstd")}
+    readers = {
+        "raw": _reader(workspace, "raw", case, Memory()),
+        "blosc window": _reader(workspace, "blosc", case, Memory(rung="window", window_bytes=WINDOW_BYTES)),
+        "zstd window": _reader(workspace, "zstd", case, Memory(rung="window", window_bytes=WINDOW_BYTES)),
+        "blosc decoded once": _reader(workspace, "blosc", case, Memory(rung="ram")),
+    }
+    for reader in readers.values():
+        _epoch(reader)  # compares each raw row's checksum, and decodes what is decoded once
+    runs = {name: lambda reader=reader: _epoch(reader) for name, reader in readers.items()}  # type: ignore[misc]
+    runs["memmap"] = lambda: _gathered(memmap, labels, case)
+    runs["first"] = lambda: _epoch(_reader(workspace, "raw", case, Memory()))
+    seen = in_turns(runs, rounds)
+    speed = {name: f"{case.rows / median(seconds) / 1e3:,.0f} k rows/s" for name, seconds in seen.items()}
+    found = []
+    for name in readers:
+        share = weighs[name.split()[0]] / weighs["raw"]  # type: ignore[index]
+        found.append(
+            Row(
+                what=f"{case.what}; {name}, {share:.2f} of the bytes of raw",
+                mms=speed[name],
+                beside=f"npy memmap {speed['memmap']}",
+                ratio=speedup(seen[name], seen["memmap"]),
+                target=case.targets.get(name, ""),
+            )
+        )
+    first = Row(
+        what=f"{case.what}; raw, first epoch, which checks each row's crc32c",
+        mms=speed["first"],
+        beside=f"later epochs {speed['raw']}",
+        ratio=speedup(seen["first"], seen["raw"]),
+    )
+    return [*found, first]
+
+
+def _saved(path: Path, case: Case) -> Array:
+    rng = np.random.default_rng(0)
+    shape = (case.rows, case.side, case.side, 3)
+    out = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    step = max(1, _AT_ONCE_BYTES // (8 * case.side**2 * 3))
+    for start in range(0, case.rows, step):
+        out[start : start + step] = _pictures(rng, len(out[start : start + step]), case.side)
+    out.flush()
+    memmap: Array = np.load(path, mmap_mode="r")
+    return memmap
+
+
+def _pictures(rng: np.random.Generator, count: int, side: int) -> Array:
+    """Flat grounds and soft waves, with a little noise on the waves: neither random bytes nor constant ones."""
+    across, down = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
+    turns, phase = rng.uniform(1, 9, (2, count, 1, 1, 1)), rng.uniform(0, 6, (count, 1, 1, 3))
+    wave = np.sin(turns[0] * across[..., None] + turns[1] * down[..., None] + phase)
+    noisy = 128 + 90 * wave + rng.normal(0, 2, wave.shape)
+    ground = rng.integers(0, 256, (count, 1, 1, 3))
+    pictured = (across - 0.5) ** 2 + (down - 0.5) ** 2 < 0.16
+    return np.where(pictured[..., None], noisy, ground).clip(0, 255).astype(np.uint8)
+
+
+def _written(workspace: Workspace, profile: Profile, pictures: Array, labels: Array) -> int:
+    columns = (
+        Column(name="image", kind="image", dtype="uint8", shape=pictures.shape[1:], color="rgb", profile=profile),
+        Column(name="label", kind="label", dtype="int32", labels=tuple("0123456789")),
+        Column(name="split", kind="split", dtype="uint8", labels=SPLITS),
+    )
+    dataset = workspace.open_or_create_dataset(profile)
+    step = max(1, _AT_ONCE_BYTES // pictures[0].nbytes)
+    with dataset.writer(columns) as writer:
+        for start in range(0, len(labels), step):
+            some = slice(start, start + step)
+            splits = np.zeros(len(labels[some]), np.uint8)
+            writer.write({"image": pictures[some], "label": labels[some], "split": splits})
+        part = writer.close()
+    dataset.commit(Addition(parts=(part,), columns=columns, splits={"train": len(labels)}), base=None, rebase=False)
+    return dataset.snapshot().bytes
+
+
+def _reader(workspace: Workspace, profile: Profile, case: Case, memory: Memory) -> Reader:
+    snapshot = workspace.dataset(profile).snapshot()
+    return Reader(snapshot, "train", columns=("image", "label"), batch_size=case.batch, seed=0, memory=memory)
+
+
+def _epoch(reader: Reader) -> float:
+    began = time.perf_counter()
+    for batch in reader.epoch():
+        assert len(batch.columns["image"]) == reader.batch_size
+    return time.perf_counter() - began
+
+
+def _gathered(pictures: Any, labels: Any, case: Case) -> float:
+    began = time.perf_counter()
+    order = np.random.default_rng(0).permutation(case.rows)
+    for start in range(0, case.rows, case.batch):
+        rows = order[start : start + case.batch]
+        _ = pictures[rows], labels[rows]
+    return time.perf_counter() - began

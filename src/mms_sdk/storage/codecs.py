@@ -1,0 +1,83 @@
+"""Compression of chunks: blosc (lz4) for data that is read often, zstd for data that is kept.
+
+A header says how long its content claims to be. It is compared with what the metadata says before anything is decoded,
+so that no file can ask for more memory than its array was declared with.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mms_sdk.types import Array
+
+Codec = Literal["blosc", "zstd"]
+
+_BLOSC_HEADER = 16
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_LEVEL = {"blosc": 5, "zstd": 3}
+
+
+def encode(codec: Codec, data: bytes, *, item_bytes: int) -> bytes:
+    """Compresses a chunk.
+
+    Args:
+        codec: Which compression.
+        data: The chunk's bytes.
+        item_bytes: Size of one value; blosc puts bytes of equal weight together.
+    """
+    import numpy as np
+    from numcodecs import Blosc, Zstd
+
+    if codec == "zstd":
+        return bytes(Zstd(level=_LEVEL[codec]).encode(data))
+    blosc = Blosc(cname="lz4", clevel=_LEVEL[codec], shuffle=Blosc.SHUFFLE)
+    return bytes(blosc.encode(np.frombuffer(data, f"u{item_bytes}")))
+
+
+def decode(codec: Codec, data: bytes, out: Array) -> None:
+    """Decompresses a chunk into `out`, a contiguous uint8 array that it fills.
+
+    Raises:
+        ValueError: The chunk is not of this codec, does not decode, or holds more or less than `out`.
+    """
+    from numcodecs import Blosc, Zstd
+
+    claimed = _blosc_size(data) if codec == "blosc" else _zstd_size(data)
+    if claimed != out.nbytes:
+        raise ValueError(f"its {codec} header says {claimed} bytes where its array says {out.nbytes}")
+    # In a thread that is not the main one, numcodecs gives each Blosc call a context of its own, without Blosc's
+    # threads: chunks that are decoded side by side share nothing, and no global setting has to be changed.
+    try:
+        (Blosc if codec == "blosc" else Zstd)().decode(data, out)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def zarr_codecs(codec: Codec | None, *, item_bytes: int) -> list[Any]:
+    """What is declared in Zarr's metadata after `bytes`."""
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    if codec == "blosc":
+        shuffled = BloscCodec(typesize=item_bytes, cname="lz4", clevel=_LEVEL[codec], shuffle="shuffle")
+        return [shuffled, Crc32cCodec()]
+    return [ZstdCodec(level=_LEVEL[codec]), Crc32cCodec()] if codec else [Crc32cCodec()]
+
+
+def _blosc_size(data: bytes) -> int | None:
+    # C-Blosc 1, README_HEADER.rst: four bytes of versions and flags; then uncompressed, block and compressed size.
+    if len(data) < _BLOSC_HEADER or int.from_bytes(data[12:16], "little") != len(data):
+        return None
+    return int.from_bytes(data[4:8], "little")
+
+
+def _zstd_size(data: bytes) -> int | None:
+    # RFC 8878, section 3.1.1.1. A frame that does not tell its size would be decoded into as much as it likes.
+    if data[:4] != _ZSTD_MAGIC or len(data) < 6:
+        return None
+    descriptor = data[4]
+    single = descriptor >> 5 & 1
+    size_bytes = (single, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    if not size_bytes or len(data) < start + size_bytes:
+        return None
+    return int.from_bytes(data[start : start + size_bytes], "little") + (256 if size_bytes == 2 else 0)
