@@ -13,8 +13,8 @@ import pytest
 from small_datasets import COLUMNS, IMAGE, SOURCE, SPLIT, Content, add, content_of
 
 from mms_sdk.errors import Conflict, Damaged, DatasetNotFound, InvalidName, InvalidRequest, SnapshotConflict
-from mms_sdk.schema.dataset import Column, Sealed
-from mms_sdk.storage.changes import Addition
+from mms_sdk.schema.dataset import Column, Sealed, Snapshot
+from mms_sdk.storage.changes import Addition, ColumnNames
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import new_id
 from mms_sdk.storage.workspace import Workspace
@@ -75,6 +75,25 @@ def test_splits_and_classes_add_up_over_snapshots(dataset: Dataset) -> None:
     assert found.splits == {"train": 7, "val": 1, "test": 4}
     assert found.statistics == {"classes": {"cat": 7, "dog": 5}}
     assert dataset.record() == found
+
+
+def test_a_batch_of_a_stream_is_committed_once_whoever_repeats_it(dataset: Dataset) -> None:
+    first, again, other, more = copies(dataset, sealed(dataset, content_of(6)), 4)
+
+    def commit(part: Sealed, base: Snapshot | None, once: tuple[str, int]) -> Snapshot:
+        change = Addition(parts=[part], columns=COLUMNS)
+        return dataset.commit(change, base=base, rebase=True, once=once)
+
+    one = commit(first, None, ("photos", 0))
+    assert commit(again, one, ("photos", 0)) == one  # repeated with the newest snapshot in hand
+    assert commit(again, None, ("photos", 0)) == one  # and by one that raced and lost
+    two = commit(other, one, ("sounds", 0))
+    three = commit(more, two, ("photos", 7))
+    assert commit(again, one, ("photos", 6)) == three  # an older batch, on a snapshot that does not know it yet
+
+    assert three.streams == {"photos": 7, "sounds": 0}
+    assert [part.id for part in three.parts] == [first.id, other.id, more.id]
+    assert dataset.commit(ColumnNames(names={"label": "kind"}), base=three, rebase=True).streams == three.streams
 
 
 def test_a_dataset_name_is_used_once(dataset: Dataset) -> None:

@@ -177,6 +177,7 @@ class Snapshot(Schema):
         splits: Rows in each split.
         split_rule: The rule that placed them.
         statistics: Rows in each class, and what else the writer counted.
+        streams: For each stream of batches that came in, the last batch committed.
         provenance: Where the rows came from and what cleaning did.
     """
 
@@ -191,6 +192,7 @@ class Snapshot(Schema):
     splits: dict[str, int] = {}
     split_rule: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
+    streams: dict[str, int] = {}
     provenance: dict[str, Any] = {}
 
     @property

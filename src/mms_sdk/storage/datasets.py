@@ -142,7 +142,9 @@ class Dataset:
         """A writer for one new part; commit what it returns."""
         return PartWriter(self.folder / "parts", columns)
 
-    def commit(self, change: Change, *, base: Snapshot | None, rebase: bool) -> Snapshot:
+    def commit(
+        self, change: Change, *, base: Snapshot | None, rebase: bool, once: tuple[str, int] | None = None
+    ) -> Snapshot:
         """Makes a change visible, all or nothing.
 
         Args:
@@ -150,20 +152,26 @@ class Dataset:
             base: The snapshot it was made on; None for the first.
             rebase: Put it on top of whatever was committed meanwhile, if the two commute. Right for a change that
                 stands for itself; wrong where it was chosen by looking at what is there.
+            once: A stream's name and the number of one of its batches, which count up. If that batch or a later one is
+                committed already, by whomever, nothing is; what was written for it is garbage.
 
         Returns:
-            The new snapshot, which is on disk.
+            The new snapshot, which is on disk; the newest one if the batch was committed already.
 
         Raises:
             SnapshotConflict: Somebody committed first and the two do not commute.
         """
+        if once is not None and _holds(base, once):  # a repeated batch may name parts that were collected long ago
+            return self.record()
         self._check_fresh(change)
         while True:
-            snapshot = self._on_top(change, base)
+            snapshot = self._on_top(change, base, once)
             try:
                 files.publish(self._snapshot_path(snapshot.number), _encode(snapshot))
             except FileExistsError as error:
                 base = self.record()
+                if once is not None and _holds(base, once):
+                    return base
                 if not rebase:
                     raise SnapshotConflict(
                         f"snapshot {snapshot.number} of {self.name!r} was committed by somebody else meanwhile; read "
@@ -186,7 +194,7 @@ class Dataset:
                     f"collected as garbage; {sealed.id} is {age / 3600:.1f} hours old; write it again"
                 )
 
-    def _on_top(self, change: Change, base: Snapshot | None) -> Snapshot:
+    def _on_top(self, change: Change, base: Snapshot | None, once: tuple[str, int] | None) -> Snapshot:
         number = base.number + 1 if base else 1
         before = {"columns": (), "parts": ()} if base is None else dict(base)
         told = {
@@ -196,11 +204,17 @@ class Dataset:
             "created_at": now(),
             "message": change.message,
             "provenance": dict(change.provenance),
+            "streams": {**(base.streams if base else {}), **dict([once] if once else [])},
         }
         return Snapshot(**{**before, **told, **change.fields(base, number)})
 
     def _snapshot_path(self, number: int) -> Path:
         return self.folder / "snapshots" / f"{number:08d}.json"
+
+
+def _holds(base: Snapshot | None, once: tuple[str, int]) -> bool:
+    stream, batch = once
+    return base is not None and base.streams.get(stream, -1) >= batch
 
 
 def _encode(snapshot: Snapshot) -> bytes:
