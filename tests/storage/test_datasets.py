@@ -309,3 +309,9 @@ def test_a_snapshot_file_says_in_plain_json_what_it_holds(dataset: Dataset) -> N
     assert [part["rows"] for part in told["parts"]] == [4]
     assert [column["name"] for column in told["columns"]] == ["image", "label", "source", "split"]
     assert told["columns"][1]["labels"] == ["cat", "dog", "eel"]
+
+
+def test_a_batch_with_a_negative_number_is_refused(tmp_path: Path) -> None:
+    dataset = Dataset.create(tmp_path / "flowers", "flowers")
+    with pytest.raises(InvalidRequest, match="numbered from 0; got -1 of 'q'"):
+        dataset.commit(Addition(parts=[], columns=[]), base=None, rebase=True, once=("q", -1))

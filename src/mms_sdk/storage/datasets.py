@@ -12,7 +12,14 @@ from typing import Any
 
 import orjson
 
-from mms_sdk.errors import Conflict, Damaged, DatasetNotFound, SnapshotConflict, SnapshotNotFound
+from mms_sdk.errors import (
+    Conflict,
+    Damaged,
+    DatasetNotFound,
+    InvalidRequest,
+    SnapshotConflict,
+    SnapshotNotFound,
+)
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Snapshot
 from mms_sdk.schema.names import check_name
 from mms_sdk.storage import files, manifest
@@ -160,7 +167,12 @@ class Dataset:
 
         Raises:
             SnapshotConflict: Somebody committed first and the two do not commute.
+            InvalidRequest: A batch's number is negative.
         """
+        if once is not None and once[1] < 0:
+            raise InvalidRequest(
+                f"batches of a stream are numbered from 0; got {once[1]} of {once[0]!r}; count up"
+            )
         if once is not None and _holds(base, once):  # a repeated batch may name parts that were collected long ago
             return self.record()
         self._check_fresh(change)

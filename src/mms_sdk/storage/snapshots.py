@@ -6,7 +6,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
+_PIECE_BYTES = 2**20
 
 
 class Chunked(NamedTuple):
@@ -154,8 +155,7 @@ class OpenSnapshot:
                     values[place] = value
             return values
         out = np.empty((len(rows), *column.fixed), column.dtype)
-        for part in np.unique(where):
-            places = np.flatnonzero(where == part)
+        for part, places in _pieces(where, column.item_bytes):
             out[places] = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
         return out
 
@@ -393,6 +393,15 @@ class _Gatherer(Protocol):
         """Rows of one part, numbered within the part."""
 
 
+def _pieces(where: Rows, row_bytes: int) -> Iterator[tuple[int, Rows]]:
+    # Rows that lie in one place, a few at a time: what is gathered is still in a core's cache when it is put in order.
+    step = max(1, _PIECE_BYTES // max(1, row_bytes))
+    for place in np.unique(where).tolist():
+        found = np.flatnonzero(where == place)
+        for start in range(0, len(found), step):
+            yield place, found[start : start + step]
+
+
 class _RawColumn:
     """Shards of checksummed rows, mapped; a row's checksum is compared the first time it is touched."""
 
@@ -413,10 +422,8 @@ class _RawColumn:
             out = self._from_shard(0, rows)
         else:
             out = np.empty(len(rows), f"V{self._row_bytes}")
-            shards = rows // self._shard_rows
-            for shard in np.unique(shards):
-                places = np.flatnonzero(shards == shard)
-                out[places] = self._from_shard(int(shard), rows[places])
+            for shard, places in _pieces(rows // self._shard_rows, self._row_bytes):
+                out[places] = self._from_shard(shard, rows[places])
         return out.view(self._column.dtype).reshape(len(rows), *self._shape)
 
     def _from_shard(self, shard: int, rows: Rows) -> Array:
