@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet
+    from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, AudioFolder, ImageFolder, Parquet
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
     "Arrow": "schema.sources",
+    "AudioFolder": "schema.sources",
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Checkpoints": "compute.training.policies",
@@ -80,6 +81,7 @@ __all__ = [
     "JSONL",
     "SQL",
     "Arrow",
+    "AudioFolder",
     "BulkResult",
     "Checkpoints",
     "Classification",

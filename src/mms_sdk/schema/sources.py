@@ -35,6 +35,18 @@ class ImageFolder(_OfPath):
     max_pixels: int = Field(default=50_000_000, gt=0)
 
 
+class AudioFolder(_OfPath):
+    """A folder with one sub-folder of recordings for each class: WAV, FLAC, OGG or MP3.
+
+    Attributes:
+        path: The folder.
+        max_seconds: Longer recordings are rejected.
+    """
+
+    type: Literal["audio-folder"] = "audio-folder"
+    max_seconds: float = Field(default=3600.0, gt=0)
+
+
 class _Table(Asked):
     """What all sources of rows with named columns have in common.
 
@@ -146,4 +158,4 @@ class SQL(_Table):
 
 
 TableSource = CSV | JSONL | Parquet | Arrow | SQL
-Source = Annotated[ImageFolder | TableSource, Field(discriminator="type")]
+Source = Annotated[ImageFolder | AudioFolder | TableSource, Field(discriminator="type")]

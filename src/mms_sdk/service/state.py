@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import SQL, ImageFolder, Source
+from mms_sdk.schema.sources import SQL, AudioFolder, ImageFolder, Source
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -43,7 +43,9 @@ class ServiceState:
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
         path = source.path
-        if not isinstance(source, ImageFolder):  # a pattern: what it can find lies below the part without wildcards
+        if not isinstance(
+            source, ImageFolder | AudioFolder
+        ):  # a pattern: what it can find lies below the part without wildcards
             path = re.split(r"[*?\[]", path, maxsplit=1)[0]
             path = path if path == source.path else os.path.dirname(path)
         try:

@@ -170,9 +170,7 @@ class Dataset:
             InvalidRequest: A batch's number is negative.
         """
         if once is not None and once[1] < 0:
-            raise InvalidRequest(
-                f"batches of a stream are numbered from 0; got {once[1]} of {once[0]!r}; count up"
-            )
+            raise InvalidRequest(f"batches of a stream are numbered from 0; got {once[1]} of {once[0]!r}; count up")
         if once is not None and _holds(base, once):  # a repeated batch may name parts that were collected long ago
             return self.record()
         self._check_fresh(change)

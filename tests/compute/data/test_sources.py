@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mms_sdk.compute.data.sources.folders import list_image_folder, printable
+from mms_sdk.compute.data.sources.folders import list_folder, printable
 from mms_sdk.errors import InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import Reject
 from mms_sdk.schema.sources import ImageFolder
@@ -23,7 +23,7 @@ def make(root: Path, *names: str) -> None:
 
 def listed(root: Path, *, labelled: bool = True) -> tuple[dict[str, str], dict[str, str]]:
     """Labels by source, and reasons by what was left out."""
-    entries, rejects = list_image_folder(ImageFolder(root), labelled=labelled)
+    entries, rejects = list_folder(ImageFolder(root), labelled=labelled)
     assert [entry.source for entry in entries] == sorted(entry.source for entry in entries)
     return {entry.source: entry.label for entry in entries}, {reject.source: reject.reason for reject in rejects}
 
@@ -65,23 +65,23 @@ def test_a_folder_without_a_file_has_nothing_to_ingest(tmp_path: Path, names: tu
     (tmp_path / "empty class").mkdir()
 
     with pytest.raises(NothingToIngest, match="one sub-folder of pictures for each class; no such file is in"):
-        list_image_folder(ImageFolder(tmp_path))
+        list_folder(ImageFolder(tmp_path))
 
 
 def test_a_folder_with_pictures_and_no_classes_is_told_what_was_left_out(tmp_path: Path) -> None:
     make(tmp_path, "1.png", "2.png")
 
     with pytest.raises(NothingToIngest, match=r"2 left out, e\.g\. 1\.png: it lies beside the class folders"):
-        list_image_folder(ImageFolder(tmp_path))
+        list_folder(ImageFolder(tmp_path))
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "file")
 
     with pytest.raises(InvalidRequest, match=r"an image folder is a folder; .*file is a file; check the path"):
-        list_image_folder(ImageFolder(tmp_path / "file"))
+        list_folder(ImageFolder(tmp_path / "file"))
     with pytest.raises(InvalidRequest, match="is not there; check the path"):
-        list_image_folder(ImageFolder(tmp_path / "absent"))
+        list_folder(ImageFolder(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
 def test_any_name_is_kept_and_leads_back_to_its_file(tmp_path: Path, name: str) -> None:
     make(tmp_path, f"clässe/{name}")
 
-    (entry,), _ = list_image_folder(ImageFolder(tmp_path))
+    (entry,), _ = list_folder(ImageFolder(tmp_path))
 
     assert entry.source == f"clässe/{name}".replace("\\", "\\\\")
     assert entry.label == "clässe"
@@ -104,7 +104,7 @@ def test_names_that_are_not_utf_8_are_kept_apart_and_storable(tmp_path: Path) ->
     for name in names:
         Path(os.fsdecode(folder + b"/" + name)).write_bytes(name)
 
-    entries, _ = list_image_folder(ImageFolder(tmp_path))
+    entries, _ = list_folder(ImageFolder(tmp_path))
 
     assert len({entry.source for entry in entries}) == 4
     assert {entry.path.read_bytes() for entry in entries} == set(names)
@@ -128,7 +128,7 @@ def test_a_link_to_a_picture_is_that_picture(tmp_path: Path) -> None:
     make(tmp_path, "elsewhere/1.png", "photos/cat/0.png")
     (tmp_path / "photos" / "cat" / "1.png").symlink_to(tmp_path / "elsewhere" / "1.png")
 
-    entries, rejects = list_image_folder(ImageFolder(tmp_path / "photos"))
+    entries, rejects = list_folder(ImageFolder(tmp_path / "photos"))
 
     assert [entry.path.read_text() for entry in entries] == ["photos/cat/0.png", "elsewhere/1.png"]
     assert rejects == []
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_listed_is_left_out_with_the_reason(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    _, rejects = list_image_folder(ImageFolder(tmp_path))
+    _, rejects = list_folder(ImageFolder(tmp_path))
 
     assert rejects == [Reject(source="dog", reason="the folder cannot be listed: Permission denied")]
 

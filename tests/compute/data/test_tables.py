@@ -397,7 +397,7 @@ def test_columns_that_were_constant_stay_away(tmp_path, bring):
 
 
 def test_steps_for_pictures_are_refused(tmp_path, bring):
-    with pytest.raises(InvalidRequest, match="drop-odd-sizes is for pictures"):
+    with pytest.raises(InvalidRequest, match="drop-odd-sizes is for files of a folder"):
         bring(CSV(_write(tmp_path / "1.csv", "a\n1\n")), DropOddSizes())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from mms_sdk.compute.data.kinds.image import Facts
 from mms_sdk.compute.data.sources.folders import Entry
 from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable, Reject
 
@@ -18,13 +18,13 @@ class Looked:
     Attributes:
         entry: The file.
         id: 16 bytes of BLAKE2b over its bytes: equal content, equal id. Empty if it cannot be read.
-        facts: What the picture is; None if it does not decode.
+        facts: What the picture or recording is; None if it does not decode.
         reason: Why it does not decode.
     """
 
     entry: Entry
     id: bytes = b""
-    facts: Facts | None = None
+    facts: Any = None
     reason: str = ""
 
 

@@ -23,8 +23,8 @@ from mms_sdk.compute.data import clean
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import ingest_table
-from mms_sdk.compute.data.kinds import image
-from mms_sdk.compute.data.sources.folders import Entry, list_image_folder
+from mms_sdk.compute.data.media import Medium, Pictures, Recordings
+from mms_sdk.compute.data.sources.folders import Entry, list_folder
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -32,21 +32,21 @@ from mms_sdk.schema.dataset import (
     CleaningReport,
     CleaningStepReport,
     Column,
+    DropDuplicates,
+    DropUnreadable,
     IngestSpec,
     PictureStep,
     Reject,
     Snapshot,
 )
-from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.sources import AudioFolder, ImageFolder
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
 
-# Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
-MAX_DECODED_BYTES = 256 * 256 * 3
 _WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
-COLUMNS = ("image", "label", "source", "id", "split")
+_OWN = ("label", "source", "id", "split")
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -83,27 +83,29 @@ def ingest(
             not fit those in the dataset; a file that changed while it was read.
     """
     source = spec.source
-    if not isinstance(source, ImageFolder):
+    if not isinstance(source, ImageFolder | AudioFolder):
         return ingest_table(dataset, spec, source, job=job, folder=folder, tell=tell)
-    if wrong := [step for step in spec.clean if not isinstance(step, PictureStep)]:
-        raise InvalidRequest(f"step {wrong[0].step} is for tables; pictures have no columns to look at; leave it out")
-    entries, left_out = list_image_folder(source)
-    looks = _in_threads(lambda entry: _look(entry, source.max_pixels), entries)
+    medium: Medium = Pictures(source) if isinstance(source, ImageFolder) else Recordings(source)
+    suited = PictureStep if isinstance(source, ImageFolder) else DropUnreadable | DropDuplicates
+    if wrong := [step for step in spec.clean if not isinstance(step, suited)]:
+        raise InvalidRequest(f"step {wrong[0].step} is not for {medium.noun}s; leave it out")
+    entries, left_out = list_folder(source)
+    looks = _in_threads(lambda entry: _look(entry, medium), entries)
     looked = list(told(looks, "files checked", len(entries), tell))
 
     def bring() -> tuple[Snapshot, CleaningReport]:
         base = dataset.snapshot() if dataset.snapshots() else None
-        plan = _plan(looked, left_out, spec, source, base, found=len(entries) + len(left_out))
+        plan = _plan(looked, left_out, spec, medium, base, found=len(entries) + len(left_out))
         _write_rejects(folder, plan.rejects)
-        return _write(dataset, plan, spec, source, base, job, tell), plan.report
+        return _write(dataset, plan, spec, medium, base, job, tell), plan.report
 
     return tried(bring)
 
 
-def _look(entry: Entry, max_pixels: int) -> Looked:
+def _look(entry: Entry, medium: Medium) -> Looked:
     try:
         data = entry.path.read_bytes()
-        return Looked(entry=entry, id=_id(data), facts=image.inspect(data, max_pixels=max_pixels))
+        return Looked(entry=entry, id=_id(data), facts=medium.inspect(data))
     except InvalidInput as error:
         return Looked(entry=entry, id=_id(data), reason=error.message)
     except OSError as error:
@@ -118,43 +120,42 @@ def _plan(
     looked: Sequence[Looked],
     left_out: Sequence[Reject],
     spec: IngestSpec,
-    source: ImageFolder,
+    medium: Medium,
     base: OpenSnapshot | None,
     found: int,
 ) -> _Plan:
     if base is not None:
-        _refuse_other_columns(base)
+        _refuse_other_columns(base, medium)
     held = _held(base)
-    picture = base.column("image") if base else None
+    column = base.column(medium.column) if base else None
     new = [item for item in looked if (item.entry.source, item.id) not in held]
     present = Present(
         classes={content: label for (_, content), label in held.items()},
-        size=picture.fixed[:2] if picture and not picture.varies else None,
+        size=column.fixed[:2] if column and not column.varies else None,
     )
     kept, steps, rejects = new, [], list(left_out)
     for step in spec.clean:
         kept, dropped = clean.apply(step, kept, present)
         rejects += dropped
         steps.append(CleaningStepReport(step=step.step, dropped=len(dropped), examples=tuple(dropped[:EXAMPLES])))
-    _refuse_unreadable(kept)
+    _refuse_unreadable(kept, medium)
     if not kept and base is None:
         reasons = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
         raise NothingToIngest(
-            f"a dataset begins with at least one usable picture; all {found} were left out: {reasons}; check the "
+            f"a dataset begins with at least one usable {medium.noun}; all {found} were left out: {reasons}; check the "
             f"folder, or the cleaning steps"
         )
-    picture = picture or _picture_column(kept, source)
-    _refuse_other_sizes(kept, picture)
-    _refuse_other_color(source.color, picture)
+    column = column or medium.describe([item.facts for item in kept])
+    medium.refuse(kept, column)
     labels = _labels(kept, base)
     report = CleaningReport(
         found=found,
         already_present=len(looked) - len(new),
         kept=len(kept),
         steps=tuple(steps),
-        notes=_notes(kept, left_out, labels, picture, clean.contradictions(new, present)),
+        notes=_notes(kept, left_out, labels, medium, column, clean.contradictions(new, present)),
     )
-    return _Plan(rows=kept, columns=_columns(picture, labels, base), report=report, rejects=rejects)
+    return _Plan(rows=kept, columns=_columns(column, labels, base), report=report, rejects=rejects)
 
 
 def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
@@ -167,46 +168,13 @@ def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
     return {(source.decode(), content.tobytes()): labels[code] for source, content, code in rows}
 
 
-def _refuse_unreadable(kept: Sequence[Looked]) -> None:
+def _refuse_unreadable(kept: Sequence[Looked], medium: Medium) -> None:
     bad = [item for item in kept if item.facts is None]
     if bad:
         raise DataError(
-            f"every file of an image folder decodes; {len(bad)} of {len(kept)} do not, e.g. {bad[0].entry.source}: "
-            f"{bad[0].reason}; mend them, or drop such files with clean=[mms.drop_unreadable()]"
+            f"every file of an {medium.column} folder decodes; {len(bad)} of {len(kept)} do not, e.g. "
+            f"{bad[0].entry.source}: {bad[0].reason}; mend them, or drop such files with clean=[mms.drop_unreadable()]"
         )
-
-
-def _refuse_other_sizes(kept: Sequence[Looked], picture: Column) -> None:
-    if picture.shape is None:
-        return
-    other = [item for item in kept if item.facts and item.facts.size != picture.shape[:2]]
-    if other:
-        raise DataError(
-            f"new pictures have the size of those in the dataset, {picture.shape[1]}×{picture.shape[0]}; {len(other)} "
-            f"do not, e.g. {other[0].entry.source}; drop them with clean=[mms.drop_odd_sizes()], or ingest everything "
-            f"into a new dataset"
-        )
-
-
-def _refuse_other_color(asked: str, picture: Column) -> None:
-    if asked not in ("auto", picture.color):
-        raise DataError(
-            f"all pictures of a dataset have the same channels; it holds {picture.color!r}, asked for is {asked!r}; "
-            f"leave color= out, or ingest everything into a new dataset"
-        )
-
-
-def _picture_column(kept: Sequence[Looked], source: ImageFolder) -> Column:
-    facts = [item.facts for item in kept if item.facts]
-    color = source.color
-    if color == "auto":
-        color = "gray" if all(fact.gray for fact in facts) else "rgb"
-    sizes = {fact.size for fact in facts}
-    height, width = next(iter(sizes))
-    if len(sizes) == 1 and height * width * image.CHANNELS[color] <= MAX_DECODED_BYTES:
-        shape = (height, width, image.CHANNELS[color])
-        return Column(name="image", kind="image", dtype="uint8", shape=shape, color=color)
-    return Column(name="image", kind="encoded-image", dtype="uint8", shape=None, color=color)
 
 
 def _labels(kept: Sequence[Looked], base: OpenSnapshot | None) -> tuple[str, ...]:
@@ -214,23 +182,23 @@ def _labels(kept: Sequence[Looked], base: OpenSnapshot | None) -> tuple[str, ...
     return (*before, *sorted({item.entry.label for item in kept} - set(before)))
 
 
-def _refuse_other_columns(base: OpenSnapshot) -> None:
+def _refuse_other_columns(base: OpenSnapshot, medium: Medium) -> None:
     there = [column.name for column in base.record.columns]
-    if there != list(COLUMNS):
+    brought = [medium.column, *_OWN]
+    if there != brought:
         raise DataError(
-            f"an ingest of pictures brings the columns {list(COLUMNS)}; {base.ref} has {there}; ingest into a new "
+            f"an ingest of {medium.noun}s brings the columns {brought}; {base.ref} has {there}; ingest into a new "
             f"dataset, and do there what was done to this one"
         )
 
 
-def _columns(picture: Column, labels: tuple[str, ...], base: OpenSnapshot | None) -> tuple[Column, ...]:
+def _columns(column: Column, labels: tuple[str, ...], base: OpenSnapshot | None) -> tuple[Column, ...]:
     if base is not None:
         return tuple(
-            column.model_copy(update={"labels": labels}) if column.name == "label" else column
-            for column in base.record.columns
+            each.model_copy(update={"labels": labels}) if each.name == "label" else each for each in base.record.columns
         )
     return (
-        picture,
+        column,
         Column(name="label", kind="label", dtype="int32", labels=labels),
         Column(name="source", kind="text", dtype="uint8", shape=None),
         Column(name="id", kind="id", dtype="uint8", shape=(16,)),
@@ -242,20 +210,19 @@ def _notes(
     kept: Sequence[Looked],
     left_out: Sequence[Reject],
     labels: Sequence[str],
-    picture: Column,
+    medium: Medium,
+    column: Column,
     contradictions: Sequence[Reject],
 ) -> tuple[str, ...]:
-    counts = Counter(note for item in kept if item.facts for note in item.facts.notes)
-    if picture.color == "gray":
-        counts["colours turned into grey"] = sum(not item.facts.gray for item in kept if item.facts)
+    counts = medium.notes([item.facts for item in kept], column)
     notes = [f"{count} × {note}" for note, count in sorted(counts.items()) if count]
     if left_out:
         notes.append(f"{len(left_out)} × left out, e.g. {left_out[0].source}: {left_out[0].reason}")
     if contradictions:
         first = contradictions[0]
         notes.append(
-            f"{len(contradictions)} × the same picture in two classes, e.g. {first.source}: {first.reason}; only one "
-            f"can be right"
+            f"{len(contradictions)} × the same {medium.noun} in two classes, e.g. {first.source}: {first.reason}; only "
+            f"one can be right"
         )
     if len(labels) == 1:
         notes.append(f"only one class, {labels[0]!r}; a classifier needs at least two")
@@ -266,12 +233,12 @@ def _write(
     dataset: Dataset,
     plan: _Plan,
     spec: IngestSpec,
-    source: ImageFolder,
+    medium: Medium,
     base: OpenSnapshot | None,
     job: str,
     tell: Tell,
 ) -> Snapshot:
-    picture, label = plan.columns[:2]
+    column, label = plan.columns[:2]
     labels = label.labels or ()
     classes = np.array([labels.index(item.entry.label) for item in plan.rows], np.int32)
     ids = np.frombuffer(b"".join(item.id for item in plan.rows), np.uint8).reshape(-1, 16)
@@ -279,7 +246,7 @@ def _write(
     addition = Addition(
         parts=(),
         columns=plan.columns,
-        message=spec.message or f"ingest of {source.told}",
+        message=spec.message or f"ingest of {spec.source.told}",
         splits=Counter(SPLITS[code] for code in splits),
         classes=Counter(labels[code] for code in classes),
         split_rule=spec.split.model_dump(),
@@ -294,12 +261,12 @@ def _write(
         return dataset.commit(addition, base=record, rebase=False)
     with dataset.writer(plan.columns) as writer:
         at = 0
-        pictures = _in_threads(lambda item: _bring(item, picture, source.max_pixels), plan.rows)
-        for batch in _batches(told(pictures, "pictures stored", len(plan.rows), tell)):
+        values = _in_threads(lambda item: _bring(item, column, medium), plan.rows)
+        for batch in _batches(told(values, f"{medium.noun}s stored", len(plan.rows), tell)):
             part = slice(at, at + len(batch))
             writer.write(
                 {
-                    "image": batch if picture.shape is None else np.stack(batch),
+                    medium.column: batch if column.varies else np.stack(batch),
                     "label": classes[part],
                     "source": [item.entry.source.encode() for item in plan.rows[part]],
                     "id": ids[part],
@@ -319,7 +286,7 @@ def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:
     return placed
 
 
-def _bring(item: Looked, picture: Column, max_pixels: int) -> Any:
+def _bring(item: Looked, column: Column, medium: Medium) -> Any:
     try:
         data = item.entry.path.read_bytes()
     except OSError as error:
@@ -329,9 +296,7 @@ def _bring(item: Looked, picture: Column, max_pixels: int) -> Any:
         ) from error
     if _id(data) != item.id:
         raise DataError(f"files stay as they are during an ingest; {item.entry.source} changed; run the ingest again")
-    if picture.shape is None or picture.color is None:
-        return data
-    return image.decode(data, color=picture.color, max_pixels=max_pixels)
+    return medium.decode(data, column)
 
 
 def _in_threads(work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:

@@ -151,7 +151,7 @@ def _without_constant(
 ) -> tuple[list[TableStep], dict[str, str]]:
     # Which columns are constant was decided by the first rows of the dataset; later ones follow.
     if wrong := [step for step in steps if not isinstance(step, TableStep)]:
-        raise InvalidRequest(f"step {wrong[0].step} is for pictures; a table has columns to look at; leave it out")
+        raise InvalidRequest(f"step {wrong[0].step} is for files of a folder, not for tables; leave it out")
     if base is None or not any(isinstance(step, DropConstant) for step in steps):
         return list(steps), names
     kept = {title: name for title, name in names.items() if base.record.column(name) is not None}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mms_sdk.compute.data.sources.folders import list_image_folder
+from mms_sdk.compute.data.sources.folders import list_folder
 from mms_sdk.compute.inference.predictor import Predictor
 from mms_sdk.errors import InvalidInput
 from mms_sdk.schema.job import Progress
@@ -64,7 +64,7 @@ def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Path, top: 
     Returns:
         `rows`, `errors` and, if there are any, the `first_error`.
     """
-    entries, _ = list_image_folder(folder, labelled=False)
+    entries, _ = list_folder(folder, labelled=False)
 
     def batches() -> Iterator[list[_Item]]:
         size = predictor.buckets[-1]

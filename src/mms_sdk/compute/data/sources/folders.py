@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mms_sdk.errors import InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import Reject
-from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.sources import AudioFolder, ImageFolder
 
 # Files that operating systems put into folders; nobody means them.
 _CLUTTER = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|__macosx|\._.*|\.ipynb_checkpoints", re.IGNORECASE)
@@ -31,7 +31,7 @@ class Entry:
     label: str
 
 
-def list_image_folder(folder: ImageFolder, *, labelled: bool = True) -> tuple[list[Entry], list[Reject]]:
+def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> tuple[list[Entry], list[Reject]]:
     """All files of a folder, in an order that does not depend on the file system.
 
     Args:
@@ -45,10 +45,11 @@ def list_image_folder(folder: ImageFolder, *, labelled: bool = True) -> tuple[li
         InvalidRequest: There is no such folder.
         NothingToIngest: No file is in it.
     """
+    kind, what = ("image", "pictures") if isinstance(folder, ImageFolder) else ("audio", "recordings")
     root = Path(folder.path).expanduser()
     if not root.is_dir():
         seen = "a file" if root.exists() else "not there"
-        raise InvalidRequest(f"an image folder is a folder; {root} is {seen}; check the path")
+        raise InvalidRequest(f"an {kind} folder is a folder; {root} is {seen}; check the path")
     rejects: list[Reject] = []
     entries: list[Entry] = []
     for path in _walk(root, rejects):
@@ -61,8 +62,8 @@ def list_image_folder(folder: ImageFolder, *, labelled: bool = True) -> tuple[li
             entries.append(Entry(path=path, source=source, label=label if labelled else ""))
     if not entries:
         hint = f"; {len(rejects)} left out, e.g. {rejects[0].source}: {rejects[0].reason}" if rejects else ""
-        shape = "one sub-folder of pictures for each class" if labelled else "pictures"
-        raise NothingToIngest(f"an image folder holds {shape}; no such file is in {root}{hint}")
+        shape = f"one sub-folder of {what} for each class" if labelled else what
+        raise NothingToIngest(f"an {kind} folder holds {shape}; no such file is in {root}{hint}")
     return sorted(entries, key=lambda entry: entry.source), rejects
 
 

@@ -1,0 +1,155 @@
+"""What the files of a folder are: pictures or recordings; what is asked of them, and the column they become."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mms_sdk.compute.data.clean import Looked
+from mms_sdk.compute.data.kinds import audio, image
+from mms_sdk.errors import DataError
+from mms_sdk.schema.dataset import Column
+from mms_sdk.schema.sources import AudioFolder, ImageFolder
+
+# Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
+MAX_DECODED_BYTES = 256 * 256 * 3
+
+
+class Medium(Protocol):
+    """A kind of files, as an ingest sees it.
+
+    Attributes:
+        column: Name of the column they become.
+        noun: What people call one of them; with an s, several.
+    """
+
+    column: str
+    noun: str
+
+    def inspect(self, data: bytes) -> Any:
+        """What a file is, once it was decoded.
+
+        Raises:
+            InvalidInput: It does not decode.
+        """
+
+    def describe(self, facts: Sequence[Any]) -> Column:
+        """The column that holds files of such facts."""
+
+    def refuse(self, kept: Sequence[Looked], column: Column) -> None:
+        """Refuses files that do not fit the column.
+
+        Raises:
+            DataError: Some do not.
+        """
+
+    def decode(self, data: bytes, column: Column) -> Any:
+        """The value of a row."""
+
+    def notes(self, facts: Sequence[Any], column: Column) -> Counter[str]:
+        """What had to be done to how many files."""
+
+
+class Pictures:
+    """Files that decode to pictures. See `Medium`."""
+
+    column = "image"
+    noun = "picture"
+
+    def __init__(self, source: ImageFolder) -> None:
+        self._source = source
+
+    def inspect(self, data: bytes) -> image.Facts:
+        """Size and colours."""
+        return image.inspect(data, max_pixels=self._source.max_pixels)
+
+    def describe(self, facts: Sequence[image.Facts]) -> Column:
+        """Decoded, if all have one size and it is small; else the bytes of the files."""
+        color = self._source.color
+        if color == "auto":
+            color = "gray" if all(fact.gray for fact in facts) else "rgb"
+        sizes = {fact.size for fact in facts}
+        height, width = next(iter(sizes))
+        if len(sizes) == 1 and height * width * image.CHANNELS[color] <= MAX_DECODED_BYTES:
+            shape = (height, width, image.CHANNELS[color])
+            return Column(name="image", kind="image", dtype="uint8", shape=shape, color=color)
+        return Column(name="image", kind="encoded-image", dtype="uint8", shape=None, color=color)
+
+    def refuse(self, kept: Sequence[Looked], column: Column) -> None:
+        """Sizes and channels must be those of the column."""
+        if self._source.color not in ("auto", column.color):
+            raise DataError(
+                f"all pictures of a dataset have the same channels; it holds {column.color!r}, asked for is "
+                f"{self._source.color!r}; leave color= out, or ingest everything into a new dataset"
+            )
+        if column.shape is None:
+            return
+        other = [item for item in kept if item.facts and item.facts.size != column.shape[:2]]
+        if other:
+            raise DataError(
+                f"new pictures have the size of those in the dataset, {column.shape[1]}×{column.shape[0]}; "
+                f"{len(other)} do not, e.g. {other[0].entry.source}; drop them with clean=[mms.drop_odd_sizes()], or "
+                f"ingest everything into a new dataset"
+            )
+
+    def decode(self, data: bytes, column: Column) -> Any:
+        """Pixels, or the bytes as they are."""
+        if column.shape is None or column.color is None:
+            return data
+        return image.decode(data, color=column.color, max_pixels=self._source.max_pixels)
+
+    def notes(self, facts: Sequence[image.Facts], column: Column) -> Counter[str]:
+        """Frames left out, bits scaled, colours lost and the like."""
+        counts = Counter(note for fact in facts for note in fact.notes)
+        if column.color == "gray":
+            counts["colours turned into grey"] = sum(not fact.gray for fact in facts)
+        return counts
+
+
+class Recordings:
+    """Files that decode to sound. See `Medium`."""
+
+    column = "audio"
+    noun = "recording"
+
+    def __init__(self, source: AudioFolder) -> None:
+        self._source = source
+
+    def inspect(self, data: bytes) -> audio.Facts:
+        """Rate, channels and length."""
+        return audio.inspect(data, max_seconds=self._source.max_seconds)
+
+    def describe(self, facts: Sequence[audio.Facts]) -> Column:
+        """Samples, if all files have one rate and as many channels and are not compressed; else the files' bytes."""
+        forms = {(fact.rate_hz, fact.channels) for fact in facts}
+        if len(forms) == 1 and all(fact.plain for fact in facts):
+            rate_hz, channels = next(iter(forms))
+            dtype = "int16" if all(fact.dtype == "int16" for fact in facts) else "float32"
+            return Column(name="audio", kind="audio", dtype=dtype, shape=(None, channels), rate_hz=rate_hz)
+        return Column(name="audio", kind="encoded-audio", dtype="uint8", shape=None)
+
+    def refuse(self, kept: Sequence[Looked], column: Column) -> None:
+        """Rate, channels and bits must be those of the column."""
+        if column.kind == "encoded-audio":
+            return
+        form = (column.rate_hz, *column.fixed)
+        dtypes = {"int16"} if column.dtype == "int16" else {"int16", "float32"}
+        other = [
+            item for item in kept if (item.facts.rate_hz, item.facts.channels) != form or item.facts.dtype not in dtypes
+        ]
+        if other:
+            facts: audio.Facts = other[0].facts
+            raise DataError(
+                f"new recordings have the form of those in the dataset, {column.rate_hz:g} Hz, {column.fixed[0]} "
+                f"channels, {column.dtype}; {len(other)} do not, e.g. {other[0].entry.source}: {facts.rate_hz} Hz, "
+                f"{facts.channels} channels, {facts.dtype}; convert them, or ingest everything into a new dataset"
+            )
+
+    def decode(self, data: bytes, column: Column) -> Any:
+        """Samples, or the bytes as they are."""
+        return data if column.shape is None else audio.decode(data, dtype=column.dtype)
+
+    def notes(self, facts: Sequence[audio.Facts], column: Column) -> Counter[str]:
+        """Files without a sample."""
+        return Counter(note for fact in facts for note in fact.notes)
