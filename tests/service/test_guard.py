@@ -316,8 +316,9 @@ NAMED = [
     ("GET", "/v2/models/{}/ready"),
     ("GET", "/v2/models/{}"),
 ]
+PHOTOS = {"type": "image-folder", "path": "/x"}
 BODIES: dict[str, Any] = {
-    "ingest": {"source": {"path": "/"}},
+    "ingest": {"source": {"type": "image-folder", "path": "/"}},
     "versions": {"staged": "0" * 26},
     "champion": {"version": 1},
     "predict": {"instances": [[0]]},
@@ -387,11 +388,19 @@ def test_a_staged_artefact_is_named_by_an_id_and_nothing_else(service: Service, 
         ("POST", "/v1/predictions", {"model": "tiny", "source": {"path": "a\0b"}}),
         ("POST", "/v1/predictions", {"model": "tiny", "source": {"path": "~nobody-of-that-name/x"}}),
         ("POST", "/v1/predictions", {"model": "tiny", "source": {"path": "x" * 5000}}),
-        ("POST", "/v1/datasets/x:ingest", {"source": {"path": "/x", "max_pixels": 0}}),
+        ("POST", "/v1/datasets/x:ingest", {"source": {"type": "image-folder", "path": "/x", "max_pixels": 0}}),
         ("POST", "/v1/datasets/x:ingest", {"source": {"type": "sql", "path": "/x"}}),
-        ("POST", "/v1/datasets/x:ingest", {"source": {"path": "/x"}, "clean": [{"step": "eval"}]}),
-        ("POST", "/v1/datasets/x:ingest", {"source": {"path": "/x"}, "split": {"train": 2}}),
-        ("POST", "/v1/datasets/x:ingest", {"source": {"path": "/x"}, "split": {"train": "a lot"}}),
+        (
+            "POST",
+            "/v1/datasets/x:ingest",
+            {"source": PHOTOS, "clean": [{"step": "eval"}]},
+        ),
+        ("POST", "/v1/datasets/x:ingest", {"source": PHOTOS, "split": {"train": 2}}),
+        (
+            "POST",
+            "/v1/datasets/x:ingest",
+            {"source": PHOTOS, "split": {"train": "a lot"}},
+        ),
     ],
 )
 def test_a_value_outside_its_range_is_the_askers_mistake_and_never_the_servers(

@@ -40,7 +40,7 @@ def at(root: Path, empty: Workspace, service: Service) -> Iterator[Service]:
 
 
 def ingest(service: Service, path: Any) -> Answer:
-    body = {"source": {"path": str(path)}, "split": {"train": 1, "val": 0, "test": 0}}
+    body = {"source": {"type": "image-folder", "path": str(path)}, "split": {"train": 1, "val": 0, "test": 0}}
     return service.ask("POST", "/v1/datasets/new:ingest", json=body)
 
 
@@ -126,8 +126,34 @@ def test_what_is_no_path_is_the_askers_mistake(service: Service, at: Service, pa
 
 
 def test_a_source_without_a_path_is_refused(at: Service) -> None:
-    for source in ({}, {"type": "image-folder"}, {"path": None}, {"path": 5}, {"path": ["/"]}):
-        check_problem(at.ask("POST", "/v1/datasets/new:ingest", json={"source": source}), 400, "path")
+    for source in ({}, {"path": None}, {"path": 5}, {"path": ["/"]}):
+        told = {"type": "image-folder", **source}
+        check_problem(at.ask("POST", "/v1/datasets/new:ingest", json={"source": told}), 400, "path")
+    check_problem(at.ask("POST", "/v1/datasets/new:ingest", json={"source": {"path": "/"}}), 400, "type")
+
+
+def test_tables_are_read_below_a_root_and_nowhere_else(at: Service, root: Path) -> None:
+    (root / "in").mkdir()
+    (root / "in" / "rows.csv").write_text("a\n" + "\n".join(map(str, range(20))))
+    (root.parent / "out.csv").write_text("secret\n1\n")
+    (root / "link.csv").symlink_to(root.parent / "out.csv")
+
+    def asked(kind: str, path: str) -> int:
+        body = {"source": {"type": kind, "path": path}}
+        return at.ask("POST", "/v1/datasets/rows:ingest", json=body).status
+
+    for kind in ("csv", "jsonl", "parquet", "arrow"):
+        for path in ("../../out.csv", "../link.csv"):
+            assert asked(kind, f"{root}/in/{path}") == 403, (kind, path)
+        for path in ("*/../../../out.csv", "in/../*.csv", "[i]n/../../out.csv", "**/../x"):
+            assert asked(kind, f"{root}/{path}") == 400, (kind, path)
+        assert asked(kind, str(root.parent / "out.csv")) == 403
+        assert asked(kind, "/**") == 403
+    query = {"type": "sql", "url": "sqlite:////etc/passwd", "query": "select 1"}
+    check_problem(at.ask("POST", "/v1/datasets/rows:ingest", json={"source": query}), 403, "no database")
+    for path in ("rows.csv", "*.csv"):
+        body = {"source": {"type": "csv", "path": f"{root}/in/{path}"}}
+        assert ended(at, at.ask("POST", "/v1/datasets/rows:ingest", json=body))["result"]["rows"] == 20
 
 
 def ended(service: Service, answer: Answer) -> Any:

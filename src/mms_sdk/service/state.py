@@ -42,12 +42,7 @@ class ServiceState:
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
-        path = source.path
-        if not isinstance(
-            source, ImageFolder | AudioFolder
-        ):  # a pattern: what it can find lies below the part without wildcards
-            path = re.split(r"[*?\[]", path, maxsplit=1)[0]
-            path = path if path == source.path else os.path.dirname(path)
+        path = source.path if isinstance(source, ImageFolder | AudioFolder) else _before_wildcards(source.path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
         except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows
@@ -61,6 +56,16 @@ class ServiceState:
                     f"{path!r}{through}; start it with mms serve --source-root FOLDER, or ingest with an embedded "
                     f"workspace"
                 )
+
+
+def _before_wildcards(pattern: str) -> str:
+    # What a pattern can find lies below the part of it without wildcards, unless it goes up again.
+    begin = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if begin == pattern:
+        return pattern
+    if ".." in Path(pattern).parts:
+        raise InvalidRequest(f"a pattern does not go up by '..'; got {pattern[:200]!r}; write where it leads")
+    return os.path.dirname(begin)
 
 
 def _behind_links(folder: Path) -> Iterator[Path]:
