@@ -270,7 +270,7 @@ def test_the_state_is_two_integers(snapshot: OpenSnapshot) -> None:
     reader = Reader(snapshot, columns=("label",), batch_size=8, seed=0)
     next(reader.epoch())
 
-    assert reader.state() == {"epoch": 0, "batch": 1}
+    assert reader.state() == {"epoch": 0, "batch": 1, "window_rows": 0}
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(0, 1), (-1, 1), (6, 4), (1, 2)])

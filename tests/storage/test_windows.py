@@ -127,9 +127,22 @@ def test_any_position_may_be_read_in_any_order(
     images = snapshot.values("image")
 
     for epoch, number in jumps:
-        reader.restore({"epoch": epoch, "batch": number})
+        reader.restore({**reader.state(), "epoch": epoch, "batch": number})
         batch = next(reader.epoch())
         np.testing.assert_array_equal(batch.columns["image"], images[batch.rows])
+
+
+def test_an_epoch_is_not_ended_with_windows_of_another_size(snapshot: OpenSnapshot) -> None:
+    begun = windowed(snapshot, 1, batch_size=3)
+    next(begun.epoch())
+    other = windowed(snapshot, 2**30, batch_size=3)
+
+    with pytest.raises(InvalidRequest, match=r"batch 1 of epoch 0 .* windows of .* rows, this reader .* memory="):
+        other.restore(begun.state())
+
+    list(begun.epoch())  # to the end, from where any reader may go on
+    other.restore(begun.state())
+    assert other.state()["epoch"] == 1
 
 
 @given(seed=st.integers(0, 2**40), epoch=st.integers(0, 9), chunks=st.integers(1, 12))

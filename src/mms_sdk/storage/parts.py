@@ -35,7 +35,8 @@ from mms_sdk.types import Array
 
 GROUP = "data.zarr"  # beside the manifest, not around it: Zarr warns of files in a group that are not its own
 RAW_ROW_BYTES = 64
-SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 16 * 2**30  # rows of one shard are gathered in one go, those of several one shard after the other
+SHARD_ROWS = 2**22  # bounds a shard's index, 16 bytes a row
 CHUNK_BYTES = 2**20
 COMPRESSED_CHUNK_BYTES = 2 * 2**20
 CRC_BYTES = 4
@@ -73,7 +74,7 @@ def suited_profile(column: Column, *, archive: bool = False, remote: bool = Fals
 def rows_per_shard(column: Column) -> int:
     """Rows in a full shard of a raw column."""
     assert column.row_bytes is not None
-    return max(1, SHARD_BYTES // (column.row_bytes + CRC_BYTES))
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // (column.row_bytes + CRC_BYTES)))
 
 
 def crc32c(data: bytes) -> int:
@@ -320,7 +321,7 @@ class _RawWriter:
             self._file.close()
 
     def _declared_shard_rows(self, rows: int) -> int:
-        # One shard that is not full is declared as large as it is: an index of its own length, not of 256 MiB of rows.
+        # One shard that is not full is declared as large as it is: an index of its own length.
         return min(self._shard_rows, max(rows, 1))
 
     def _open(self) -> BinaryIO:

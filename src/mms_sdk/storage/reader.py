@@ -176,11 +176,32 @@ class Reader:
 
     def state(self) -> dict[str, int]:
         """Where it stands, as JSON."""
-        return {"epoch": self._position.epoch, "batch": self._position.batch}
+        return {"epoch": self._position.epoch, "batch": self._position.batch, "window_rows": self._window_rows}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Continues from a `state()`, in O(1)."""
+        """Continues from a `state()`, or from the fields of a `Position`, in O(1).
+
+        Raises:
+            InvalidRequest: The rest of the epoch would come in another order, since its windows are of another size.
+        """
+        if state["batch"] and state.get("window_rows", self._window_rows) != self._window_rows:
+            said, here = (
+                f"windows of {rows:,} rows" if rows else "no windows"
+                for rows in (
+                    state["window_rows"],
+                    self._window_rows,
+                )
+            )
+            raise InvalidRequest(
+                f"an epoch is ended with the memory it was begun with, which decides its order; batch {state['batch']} "
+                f"of epoch {state['epoch']} was reached with {said}, this reader of {self.snapshot.ref} has {here}; "
+                f"give it the same memory="
+            )
         self._position = Position(epoch=state["epoch"], batch=state["batch"])
+
+    @property
+    def _window_rows(self) -> int:
+        return self._windows.rows if self._windows is not None else 0
 
     def epoch(self) -> Iterator[Batch]:
         """The rest of the current epoch; afterwards the reader stands at the beginning of the next."""

@@ -24,6 +24,7 @@ from mms_sdk.types import Array, Rows
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
 _PIECE_BYTES = 2**20
+_LARGE_ROW_BYTES = 2**14
 
 
 class Chunked(NamedTuple):
@@ -146,18 +147,11 @@ class OpenSnapshot:
         if len(gatherers) == 1:
             return gatherers[0].gather(self._parts[0].physical(rows))
         where = np.searchsorted(self._starts, rows, side="right") - 1
-        if column.varies:
-            values: list[Any] = [None] * len(rows)
-            for part in np.unique(where):
-                places = np.flatnonzero(where == part)
-                found = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
-                for place, value in zip(places, found, strict=True):
-                    values[place] = value
-            return values
-        out = np.empty((len(rows), *column.fixed), column.dtype)
-        for part, places in _pieces(where, column.item_bytes):
-            out[places] = gatherers[part].gather(self._parts[part].physical(rows[places] - self._starts[part]))
-        return out
+        out: Any = [None] * len(rows) if column.varies else np.empty(len(rows), f"V{column.row_bytes}")
+        for part in np.unique(where).tolist():
+            places = np.flatnonzero(where == part)
+            gatherers[part].copy(self._parts[part].physical(rows[places] - self._starts[part]), out, places)
+        return out if column.varies else out.view(column.dtype).reshape(len(rows), *column.fixed)
 
     def chunked(self, name: str, rows: Rows) -> Chunked:
         """Which chunk of a compressed column holds each of some rows.
@@ -347,8 +341,8 @@ class _PartFiles:
             raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, names)))
         return _CODECS[names]
 
-    def encoded(self, array: str, number: int, dimensions: int) -> bytes:
-        """A compressed chunk, once its checksum was compared."""
+    def encoded(self, array: str, number: int, dimensions: int, *, verify: bool) -> bytes:
+        """A compressed chunk, its checksum compared if asked for."""
         path = self.folder.joinpath(GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1)))
         try:
             with path.open("rb", buffering=0) as file:
@@ -356,7 +350,7 @@ class _PartFiles:
                 stored = file.read(CRC_BYTES)
         except FileNotFoundError as error:
             raise self._gone(path) from error
-        if crc32c(data) != int.from_bytes(stored, "little"):
+        if verify and crc32c(data) != int.from_bytes(stored, "little"):
             raise _bad_sum(self, array, number)
         return data
 
@@ -392,6 +386,9 @@ class _Gatherer(Protocol):
     def gather(self, rows: Rows) -> Any:
         """Rows of one part, numbered within the part."""
 
+    def copy(self, rows: Rows, out: Any, places: Rows) -> None:
+        """Puts rows of the part to places of `out`: an array with one void a row, or a list where lengths vary."""
+
 
 def _pieces(where: Rows, row_bytes: int) -> Iterator[tuple[int, Rows]]:
     # Rows that lie in one place, a few at a time: what is gathered is still in a core's cache when it is put in order.
@@ -414,35 +411,51 @@ class _RawColumn:
         self._shard_rows = part.chunk_rows(column.stored)
         self._shards: dict[int, tuple[Array, Array]] = {}
         self._unverified = np.ones(part.rows, bool)
+        self._left = True  # whether any is unverified
 
     def gather(self, rows: Rows) -> Array:
-        if not len(rows):  # a part without rows has no shard to map
-            return np.empty((0, *self._shape), self._column.dtype)
-        if self._part.rows <= self._shard_rows:
-            out = self._from_shard(0, rows)
+        if len(rows) and self._part.rows <= self._shard_rows:
+            values, sums = self._mapped(0)
+            out = values[rows]
+            self._verify(out, sums, rows, first=0)
         else:
             out = np.empty(len(rows), f"V{self._row_bytes}")
-            for shard, places in _pieces(rows // self._shard_rows, self._row_bytes):
-                out[places] = self._from_shard(shard, rows[places])
+            self.copy(rows, out, np.arange(len(rows)))
         return out.view(self._column.dtype).reshape(len(rows), *self._shape)
 
-    def _from_shard(self, shard: int, rows: Rows) -> Array:
-        values, sums = self._mapped(shard)
-        local = rows - shard * self._shard_rows
-        out = values[local]
-        fresh = np.flatnonzero(self._unverified[rows])
-        if len(fresh):
-            self._verify(out, sums[local], rows, fresh)
-        return out
+    def copy(self, rows: Rows, out: Array, places: Rows) -> None:
+        if self._row_bytes >= _LARGE_ROW_BYTES:
+            self._copy_one_by_one(rows, out, places)
+            return
+        for shard, some in _pieces(rows // self._shard_rows, self._row_bytes):
+            values, sums = self._mapped(shard)
+            first = shard * self._shard_rows
+            found = values[rows[some] - first]
+            self._verify(found, sums, rows[some], first=first)
+            out[places[some]] = found
 
-    def _verify(self, values: Array, sums: Array, rows: Rows, fresh: Rows) -> None:
-        for place in fresh:
-            if crc32c(values[place].tobytes()) != sums[place]:
+    def _copy_one_by_one(self, rows: Rows, out: Array, places: Rows) -> None:
+        # Straight to its place: a second copy of a large row costs more than a step of Python.
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            shard, local = divmod(row, self._shard_rows)
+            values, sums = self._mapped(shard)
+            out[place : place + 1] = values[local : local + 1]
+            if self._left and self._unverified[row]:
+                self._verify(out[place : place + 1], sums, np.array([row]), first=row - local)
+
+    def _verify(self, values: Array, sums: Array, rows: Rows, *, first: int) -> None:
+        if not self._left:
+            return
+        fresh = np.flatnonzero(self._unverified[rows])
+        for place in fresh.tolist():
+            if crc32c(values[place].tobytes()) != sums[rows[place] - first]:
                 raise Damaged(
                     f"row {rows[place]} of column {self._column.name!r} in {self._part.what} is damaged: its checksum "
                     f"does not fit its bytes; restore the part from a backup"
                 )
         self._unverified[rows[fresh]] = False
+        if len(fresh):
+            self._left = bool(self._unverified.any())
 
     def _mapped(self, shard: int) -> tuple[Array, Array]:
         if shard not in self._shards:
@@ -469,12 +482,15 @@ class _CompressedColumn:
 
     def gather(self, rows: Rows) -> Array:
         out = np.empty(len(rows), f"V{self._row_bytes}")
-        chunks = rows // self.chunk_rows
-        for number in np.unique(chunks):
-            places = np.flatnonzero(chunks == number)
-            values = self._chunks.decoded(int(number)).view(out.dtype)
-            out[places] = values[rows[places] - number * self.chunk_rows]
+        self.copy(rows, out, np.arange(len(rows)))
         return out.view(self._column.dtype).reshape(len(rows), *self._column.fixed)
+
+    def copy(self, rows: Rows, out: Array, places: Rows) -> None:
+        chunks = rows // self.chunk_rows
+        for number in np.unique(chunks).tolist():
+            some = np.flatnonzero(chunks == number)
+            values = self._chunks.decoded(number).view(out.dtype)
+            out[places[some]] = values[rows[some] - number * self.chunk_rows]
 
     def read(self, number: int, out: Array) -> None:
         self._chunks.read(number, out)
@@ -494,6 +510,7 @@ class _Chunks:
             rule = f"a compressing codec and chunks of at most {MAX_CHUNK_BYTES} bytes"
             raise part.odd(array, rule, f"{codec or 'none'} and {self._bytes} bytes")
         self._codec: codecs.Codec = codec
+        self._verified: set[int] = set()  # as with raw rows, the first time they are touched
         self._kept: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -513,7 +530,8 @@ class _Chunks:
 
     def read(self, number: int, out: Array) -> None:
         """Decodes a chunk into `out`, uint8, contiguous, of its size."""
-        data = self._part.encoded(self._array, number, self._dimensions)
+        data = self._part.encoded(self._array, number, self._dimensions, verify=number not in self._verified)
+        self._verified.add(number)
         try:
             codecs.decode(self._codec, data, out)
         except ValueError as error:
@@ -551,6 +569,10 @@ class _RaggedColumn:
         if self._column.shape is None:
             return found
         return [np.frombuffer(data, self._column.dtype).reshape(-1, *self._column.fixed) for data in found]
+
+    def copy(self, rows: Rows, out: list[Any], places: Rows) -> None:
+        for place, value in zip(places.tolist(), self.gather(rows), strict=True):
+            out[place] = value
 
     def _slice(self, start: int, end: int) -> bytes:
         pieces = []

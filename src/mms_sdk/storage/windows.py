@@ -40,7 +40,7 @@ class _Decoded(NamedTuple):
     """A window that is decoded, or about to be."""
 
     buffers: dict[str, Array]
-    work: list[Future[None]]
+    work: list[tuple[Future[None], int, int]]
 
 
 class Windows:
@@ -52,6 +52,9 @@ class Windows:
         columns: Names of the columns. Blocks are the chunks of the one with the largest rows.
         seed: Chooses the order; None is row order.
         window_bytes: Decoded at a time, in two halves: the window that is read and the next.
+
+    Attributes:
+        rows: A window has at most so many; the order depends on it.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Windows:
         self._parts, self._chunks, self._sizes = where.part[first], where.chunk[first], where.chunk_rows[first]
         self._places = where.place
         window_rows = window_bytes // 2 // sum(self._row_bytes.values())
-        self._capacity = max(window_rows, int(self._sizes.max()))
+        self.rows = max(window_rows, int(self._sizes.max()))
         self._decoded: dict[tuple[int, int], _Decoded] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mms-window")
         self._plan = lru_cache(maxsize=4)(self._planned)
@@ -109,7 +112,7 @@ class Windows:
         filled = np.concatenate([[0], np.cumsum(self._sizes[blocks])])
         bounds = [0]
         while bounds[-1] < len(blocks):
-            fits = int(np.searchsorted(filled, filled[bounds[-1]] + self._capacity, side="right")) - 1
+            fits = int(np.searchsorted(filled, filled[bounds[-1]] + self.rows, side="right")) - 1
             bounds.append(max(fits, bounds[-1] + 1))
         ends = np.concatenate([[0], np.cumsum(np.diff(self._edges)[blocks])])
         return _Plan(blocks, np.array(bounds), ends[bounds])
@@ -135,7 +138,11 @@ class Windows:
             self._begin(epoch, number, keep=None)
         decoded = self._decoded[epoch, number]
         while decoded.work:  # asked once, not for every batch
-            decoded.work[-1].result()
+            future, block, begin = decoded.work[-1]
+            if future.cancel():  # nobody has begun it: done here rather than waited for
+                self._decode(block, begin, decoded.buffers)
+            else:
+                future.result()
             decoded.work.pop()
         found: Array = decoded.buffers[name][self._window(epoch, number).slots[places]]
         return found
@@ -149,14 +156,14 @@ class Windows:
         if len(self._decoded) < 2:
             # Made once, so that the pages of a buffer are faulted in once.
             sizes = self._row_bytes.items()
-            buffers = {name: np.empty(self._capacity, f"V{row_bytes}") for name, row_bytes in sizes}
+            buffers = {name: np.empty(self.rows, f"V{row_bytes}") for name, row_bytes in sizes}
         else:
             gone = self._decoded.pop(next(key for key in self._decoded if key != keep))
-            wait(gone.work)
+            wait([future for future, _, _ in gone.work])
             buffers = gone.buffers
         blocks, begins = self._blocks(epoch, number)
         pairs = zip(blocks.tolist(), begins.tolist(), strict=True)
-        work = [self._pool.submit(self._decode, block, begin, buffers) for block, begin in pairs]
+        work = [(self._pool.submit(self._decode, block, begin, buffers), block, begin) for block, begin in pairs]
         self._decoded[epoch, number] = _Decoded(buffers, work)
 
     def _decode(self, block: int, begin: int, buffers: dict[str, Array]) -> None:
