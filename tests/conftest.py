@@ -18,6 +18,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import ceph_server
+from ceph_server import CephServer
 from postgres_server import MISSING, PostgresServer, postgres_server, programs
 
 # What a shell starts in the background ignores interrupts, and so do its children; some tests send them.
@@ -48,6 +50,33 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip(MISSING)
     with postgres_server(found) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[CephServer]:
+    """A real S3 server; its user is whom the environment names."""
+    if missing := ceph_server.missing():
+        pytest.skip(f"{ceph_server.MISSING} (not there: {', '.join(missing)})")
+    with ceph_server.running() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The address of an imitation of S3, which starts in a moment and takes any user."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            if name not in os.environ:
+                patch.setenv(name, "anybody")
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -377,13 +377,13 @@ def _predict(asked: argparse.Namespace) -> Any:
 
 def _serve(asked: argparse.Namespace) -> Any:
     from mms_sdk.service.server import serve
-    from mms_sdk.settings import default_catalog, default_workspace
+    from mms_sdk.settings import default_catalog, default_datasets, default_workspace
     from mms_sdk.storage.workspace import Workspace
 
     if asked.url:
         raise InvalidRequest("mms serve is the server; leave --url out")
     folder = Path(asked.workspace) if asked.workspace else default_workspace()
-    workspace = Workspace(folder, catalog=default_catalog())
+    workspace = Workspace(folder, catalog=default_catalog(), datasets=default_datasets())
     roots = [Path(root).expanduser().absolute() for root in asked.source_root]
     serve(workspace, host=asked.host, port=asked.port, models=asked.models, source_roots=roots, say=_say)
 
@@ -391,10 +391,10 @@ def _serve(asked: argparse.Namespace) -> Any:
 def _doctor(asked: argparse.Namespace) -> Any:
     from mms_sdk.client.doctor import examine
     from mms_sdk.client.tables import Table
-    from mms_sdk.settings import default_catalog, default_workspace
+    from mms_sdk.settings import default_catalog, default_datasets, default_workspace
 
     folder = Path(asked.workspace).expanduser() if asked.workspace else default_workspace()
-    rows = examine(folder, default_catalog())
+    rows = examine(folder, catalog=default_catalog(), datasets=default_datasets())
     return Table(rows, title="doctor", rows=rows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 WORKSPACE_VARIABLE = "MMS_WORKSPACE"
 CATALOG_VARIABLE = "MMS_CATALOG"
+DATASETS_VARIABLE = "MMS_DATASETS"
 TOKEN_VARIABLE = "MMS_TOKEN"
 HOME_WORKSPACE = Path.home() / "mms-workspace"
 
@@ -20,6 +21,11 @@ def default_workspace() -> Path:
 def default_catalog() -> str | None:
     """The URL of a workspace's catalog when nobody names one: `$MMS_CATALOG`, or None for a file in the workspace."""
     return os.environ.get(CATALOG_VARIABLE, "").strip() or None
+
+
+def default_datasets() -> str | None:
+    """Where a workspace's datasets lie when nobody says: `$MMS_DATASETS`, or None for a folder in the workspace."""
+    return os.environ.get(DATASETS_VARIABLE, "").strip() or None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from s3_buckets import make_bucket
 
 from mms_sdk.storage import parts
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.local import LocalStore
+from mms_sdk.storage.stores.opening import store_at
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """An empty dataset."""
-    return Dataset.create(tmp_path / "flowers", "flowers")
+    return Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
+
+
+@pytest.fixture(params=["local", "moto", pytest.param("ceph", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store: a folder, an imitation of S3, and S3 for real."""
+    if request.param == "local":
+        return LocalStore(tmp_path / "store")
+    server = request.getfixturevalue(request.param)
+    url = make_bucket(server if request.param == "moto" else server.endpoint)
+    return store_at(url, copies=tmp_path / "copies")
 
 
 @pytest.fixture

@@ -120,8 +120,9 @@ def commit(folder: Path) -> None:
     from mms_sdk.schema.dataset import Sealed
     from mms_sdk.storage.changes import Addition
     from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.stores.local import LocalStore
 
-    dataset = Dataset.open(folder / "flowers", "flowers")
+    dataset = Dataset.open(LocalStore(folder / "flowers"), "flowers")
     part = Sealed.model_validate_json((folder / "part.json").read_text())
     dataset.commit(Addition(parts=[part], columns=COLUMNS), base=dataset.record(), rebase=False)
 
@@ -130,15 +131,17 @@ def append(folder: Path) -> None:
     from small_datasets import add, content_of
 
     from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.stores.local import LocalStore
 
-    add(Dataset.open_or_create(folder / "flowers", "flowers"), content_of(7, seed=9))
+    add(Dataset.open_or_create(LocalStore(folder / "flowers"), "flowers"), content_of(7, seed=9))
 
 
 def delete(folder: Path) -> None:
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.edits import delete_rows
+    from mms_sdk.storage.stores.local import LocalStore
 
-    dataset = Dataset.open(folder / "flowers", "flowers")
+    dataset = Dataset.open(LocalStore(folder / "flowers"), "flowers")
     delete_rows(dataset, [1, 4, 12], of=dataset.snapshot())
 
 
@@ -146,8 +149,9 @@ def column(folder: Path) -> None:
     from mms_sdk.schema.dataset import Column
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.edits import write_column
+    from mms_sdk.storage.stores.local import LocalStore
 
-    dataset = Dataset.open(folder / "flowers", "flowers")
+    dataset = Dataset.open(LocalStore(folder / "flowers"), "flowers")
     twice = Column(name="twice", kind="number", dtype="int32")
     write_column(dataset, twice, lambda rows: 2 * rows["label"], inputs=["label"], of=dataset.snapshot())
 
@@ -155,16 +159,18 @@ def column(folder: Path) -> None:
 def put_together(folder: Path) -> None:
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.edits import compact
+    from mms_sdk.storage.stores.local import LocalStore
 
-    dataset = Dataset.open(folder / "flowers", "flowers")
+    dataset = Dataset.open(LocalStore(folder / "flowers"), "flowers")
     compact(dataset, of=dataset.snapshot())
 
 
 def tidy(folder: Path) -> None:
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.retention import collect_garbage, expire
+    from mms_sdk.storage.stores.local import LocalStore
 
-    dataset = Dataset.open(folder / "flowers", "flowers")
+    dataset = Dataset.open(LocalStore(folder / "flowers"), "flowers")
     expire(dataset)
     collect_garbage(dataset, grace_s=0)
 

@@ -20,6 +20,7 @@ from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import compact, delete_rows, rename_columns, write_column
 from mms_sdk.storage.retention import collect_garbage, expire, tag, tags, untag
+from mms_sdk.storage.stores.local import LocalStore
 
 NUMBER = Column(name="number", kind="number", dtype="int64")  # a table
 VECTOR = Column(name="vector", kind="embedding", dtype="float32", shape=(16,))  # raw rows
@@ -59,7 +60,7 @@ class DatasetMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mms-machine-", dir="/dev/shm"))
-        self.dataset = Dataset.create(self.folder / "flowers", "flowers")
+        self.dataset = Dataset.create(LocalStore(self.folder / "flowers"), "flowers")
         self.kinds = {"number": NUMBER, "vector": VECTOR, "text": TEXT}
         self.models: dict[int, Model] = {}
         self.tags: dict[str, int] = {}
@@ -155,14 +156,14 @@ class DatasetMachine(RuleBasedStateMachine):
         used = {
             each.id for number in self.models for part in self.dataset.record(number).parts for each in part.folders
         }
-        there = {path.name for path in (self.dataset.folder / "parts").iterdir()}
+        there = {path.name for path in (self.dataset.store.folder / "parts").iterdir()}
         assert used <= there
         assert grace_s == 0.0 or lost.id in there
         assert grace_s > 0 or there == used
 
     @rule()
     def reopen(self) -> None:
-        self.dataset = Dataset.open(self.folder / "flowers", "flowers")
+        self.dataset = Dataset.open(LocalStore(self.folder / "flowers"), "flowers")
 
     @rule(data=st.data())
     def travel(self, data: st.DataObject) -> None:

@@ -17,6 +17,7 @@ from mms_sdk.schema.dataset import Column, Sealed, Snapshot
 from mms_sdk.storage.changes import Addition, ColumnNames
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import new_id
+from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("commits_at_once.py")
@@ -32,7 +33,7 @@ def copies(dataset: Dataset, part: Sealed, count: int) -> list[Sealed]:
     """Parts with the same rows under other ids."""
     made = [Sealed(id=new_id(), rows=part.rows, manifest=part.manifest) for _ in range(count)]
     for copy in made:
-        shutil.copytree(dataset.folder / "parts" / part.id, dataset.folder / "parts" / copy.id)
+        shutil.copytree(dataset.store.folder / "parts" / part.id, dataset.store.folder / "parts" / copy.id)
     return made
 
 
@@ -43,7 +44,7 @@ def commit_at_once(dataset: Dataset, shares: list[list[Sealed]], scratch: Path, 
     for number, share in enumerate(shares):
         listed = scratch / f"parts-{number}"
         listed.write_text("\n".join(part.model_dump_json() for part in share))
-        command = [sys.executable, str(DRIVER), str(dataset.folder), str(start), str(listed), how]
+        command = [sys.executable, str(DRIVER), str(dataset.store.folder), str(start), str(listed), how]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     for process in processes:
         assert process.stdout is not None
@@ -98,34 +99,34 @@ def test_a_batch_of_a_stream_is_committed_once_whoever_repeats_it(dataset: Datas
 
 def test_a_dataset_name_is_used_once(dataset: Dataset) -> None:
     with pytest.raises(Conflict, match="a dataset name is used once"):
-        Dataset.create(dataset.folder, "flowers")
-    assert Dataset.open_or_create(dataset.folder, "flowers").snapshots() == []
+        Dataset.create(dataset.store, "flowers")
+    assert Dataset.open_or_create(dataset.store, "flowers").snapshots() == []
 
 
 def test_a_name_that_is_a_path_is_refused(tmp_path: Path) -> None:
     for name in ("../flowers", "a/b", "", ".hidden", "Flowers", "flowers\n", "x" * 64):
         with pytest.raises(InvalidName, match="a dataset name has 1 to 63"):
-            Dataset.create(tmp_path / "x", name)
+            Dataset.create(LocalStore(tmp_path / "x"), name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dataset_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFound, match="no dataset 'flowers'"):
-        Dataset.open(tmp_path / "flowers", "flowers")
+        Dataset.open(LocalStore(tmp_path / "flowers"), "flowers")
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", b"[]", b"{}", b"3"])
 def test_a_description_that_cannot_be_read_is_damage(dataset: Dataset, body: bytes) -> None:
-    (dataset.folder / "dataset.json").write_bytes(body)
+    (dataset.store.folder / "dataset.json").write_bytes(body)
 
     with pytest.raises(Damaged, match=r"dataset\.json is not a dataset description; restore it"):
-        Dataset.open(dataset.folder, "flowers")
+        Dataset.open(dataset.store, "flowers")
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", b"[]", b"{}", b'{"snapshot": {}}', b"3"])
 def test_a_snapshot_file_that_cannot_be_read_is_damage(dataset: Dataset, body: bytes) -> None:
     add(dataset, content_of(1))
-    (dataset.folder / "snapshots" / "00000001.json").write_bytes(body)
+    (dataset.store.folder / "snapshots" / "00000001.json").write_bytes(body)
 
     with pytest.raises(Damaged, match=r"00000001\.json is not a snapshot description; restore it"):
         dataset.record()
@@ -138,7 +139,7 @@ def test_a_format_of_a_newer_mms_asks_for_an_upgrade(dataset: Dataset, monkeypat
     monkeypatch.setattr(module, "FORMAT_VERSION", 2)
 
     with pytest.raises(Damaged, match="has format version 1; this MMS reads 2; upgrade mms-sdk"):
-        Dataset.open(dataset.folder, "flowers")
+        Dataset.open(dataset.store, "flowers")
     with pytest.raises(Damaged, match="has format version 1; this MMS reads 2; upgrade mms-sdk"):
         dataset.record()
 
@@ -146,7 +147,7 @@ def test_a_format_of_a_newer_mms_asks_for_an_upgrade(dataset: Dataset, monkeypat
 def test_what_others_leave_in_the_snapshots_folder_is_no_snapshot(dataset: Dataset) -> None:
     add(dataset, content_of(1))
     for name in (".00000002.json.4711.0123456789ab", "00000002.json~", "2.json", "notes.txt"):
-        (dataset.folder / "snapshots" / name).write_text("{}")
+        (dataset.store.folder / "snapshots" / name).write_text("{}")
 
     assert dataset.snapshots() == [1]
 
@@ -189,11 +190,11 @@ def test_a_part_is_committed_once(dataset: Dataset) -> None:
 
 def test_a_part_that_is_not_whole_is_not_committed_and_damage_for_whoever_opens_the_snapshot(dataset: Dataset) -> None:
     part, other = sealed(dataset, content_of(2)), sealed(dataset, content_of(3))
-    (dataset.folder / "parts" / other.id / "MANIFEST.json").unlink()
+    (dataset.store.folder / "parts" / other.id / "MANIFEST.json").unlink()
     with pytest.raises(Damaged, match="is gone; write it again"):
         dataset.commit(Addition(parts=[other], columns=COLUMNS), base=None, rebase=False)
     dataset.commit(Addition(parts=[part], columns=COLUMNS), base=None, rebase=False)
-    (dataset.folder / "parts" / part.id / "MANIFEST.json").unlink()
+    (dataset.store.folder / "parts" / part.id / "MANIFEST.json").unlink()
 
     with pytest.raises(Damaged, match="is incomplete"):
         dataset.snapshot()
@@ -296,14 +297,14 @@ def test_all_that_a_snapshot_names_is_on_disk_before_it_appears(
     add(dataset, content_of(3, seed=1))
 
     assert late == []
-    snapshots = (dataset.folder / "snapshots").stat()
+    snapshots = (dataset.store.folder / "snapshots").stat()
     assert synced[snapshots.st_ino] == (snapshots.st_size, snapshots.st_mtime_ns)
 
 
 def test_a_snapshot_file_says_in_plain_json_what_it_holds(dataset: Dataset) -> None:
     add(dataset, content_of(4))
 
-    told = json.loads((dataset.folder / "snapshots" / "00000001.json").read_text())["snapshot"]
+    told = json.loads((dataset.store.folder / "snapshots" / "00000001.json").read_text())["snapshot"]
 
     assert told["dataset"] == "flowers"
     assert [part["rows"] for part in told["parts"]] == [4]
@@ -312,6 +313,6 @@ def test_a_snapshot_file_says_in_plain_json_what_it_holds(dataset: Dataset) -> N
 
 
 def test_a_batch_with_a_negative_number_is_refused(tmp_path: Path) -> None:
-    dataset = Dataset.create(tmp_path / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
     with pytest.raises(InvalidRequest, match="numbered from 0; got -1 of 'q'"):
         dataset.commit(Addition(parts=[], columns=[]), base=None, rebase=True, once=("q", -1))

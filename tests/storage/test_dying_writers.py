@@ -13,6 +13,7 @@ from small_datasets import COLUMNS, add, content_of
 
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("dies_at_step.py")
@@ -51,7 +52,7 @@ def test_a_commit_that_fails_at_any_step_leaves_the_old_or_the_new_snapshot(
     memory_path: Path, work: str, how: str
 ) -> None:
     template = memory_path / "template"
-    dataset = Dataset.create(template / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(template / "flowers"), "flowers")
     add(dataset, OLD)
     with dataset.writer(COLUMNS) as writer:
         writer.write(ADDED)
@@ -61,7 +62,7 @@ def test_a_commit_that_fails_at_any_step_leaves_the_old_or_the_new_snapshot(
 
     states = []
     for attempt in told:
-        dataset = Dataset.open(memory_path / "out" / f"{attempt['step']:03d}" / "flowers", "flowers")
+        dataset = Dataset.open(LocalStore(memory_path / "out" / f"{attempt['step']:03d}" / "flowers"), "flowers")
         states.append(assert_old_or_new(dataset, 11))
         if attempt["step"] % 4 == 0 or attempt is told[-1]:
             add(dataset, content_of(3, seed=3))
@@ -85,7 +86,7 @@ def test_a_first_commit_that_fails_at_any_step_leaves_no_dataset_or_a_whole_one(
 
     for attempt in told:
         folder = memory_path / "out" / f"{attempt['step']:03d}" / "flowers"
-        dataset = Dataset.open_or_create(folder, "flowers")
+        dataset = Dataset.open_or_create(LocalStore(folder), "flowers")
         state = assert_old_or_new(dataset, 0)
         if attempt["step"] % 4 == 0 or attempt is told[-1]:
             add(dataset, content_of(3, seed=3))
@@ -104,7 +105,7 @@ def test_an_edit_that_fails_at_any_step_leaves_the_old_or_the_new_and_can_be_don
     memory_path: Path, work: str, how: str
 ) -> None:
     template = memory_path / "template"
-    dataset = Dataset.create(template / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(template / "flowers"), "flowers")
     add(dataset, OLD)
     add(dataset, ADDED)
     if work in ("put together", "tidy"):
@@ -116,11 +117,11 @@ def test_an_edit_that_fails_at_any_step_leaves_the_old_or_the_new_and_can_be_don
 
     for attempt in told:
         folder = memory_path / "out" / f"{attempt['step']:03d}"
-        assert_edited(Dataset.open(folder / "flowers", "flowers"), work, done=attempt is told[-1])
+        assert_edited(Dataset.open(LocalStore(folder / "flowers"), "flowers"), work, done=attempt is told[-1])
         if attempt["step"] % 5 == 0 or attempt is told[-1]:
-            if work != "delete" or Dataset.open(folder / "flowers", "flowers").record().rows == 18:
+            if work != "delete" or Dataset.open(LocalStore(folder / "flowers"), "flowers").record().rows == 18:
                 dies_at_step.WORK[work](folder)
-            assert_edited(Dataset.open(folder / "flowers", "flowers"), work, done=True)
+            assert_edited(Dataset.open(LocalStore(folder / "flowers"), "flowers"), work, done=True)
     assert len(told) > 4
 
 
@@ -147,7 +148,7 @@ def assert_edited(dataset: Dataset, work: str, *, done: bool) -> None:
     assert snapshot.gather("source", np.arange(snapshot.rows)) == [sources[row] for row in rows]
     if work == "tidy" and done:
         assert dataset.snapshots() == [snapshot.record.number]
-        folders = {path.name for path in (dataset.folder / "parts").iterdir()}
+        folders = {path.name for path in (dataset.store.folder / "parts").iterdir()}
         assert folders == {each.id for part in snapshot.record.parts for each in part.folders}
 
 

@@ -15,6 +15,7 @@ from mms_sdk.storage import datasets as module
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import compact, delete_rows, rename_columns, write_column
+from mms_sdk.storage.stores.local import LocalStore
 
 TWICE = Column(name="twice", kind="number", dtype="int32")
 FIRST, SECOND = content_of(9, seed=1), content_of(5, seed=2)
@@ -23,7 +24,7 @@ FIRST, SECOND = content_of(9, seed=1), content_of(5, seed=2)
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """Two parts, of nine and five rows."""
-    made = Dataset.create(tmp_path / "flowers", "flowers")
+    made = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
     add(made, FIRST)
     add(made, SECOND)
     return made
@@ -90,7 +91,7 @@ def test_a_derived_column_has_a_value_for_each_row_and_lies_in_plain_zarr(datase
     assert dataset.snapshot().values("twice").tolist() == [2 * label for label in ALL_LABELS]
     assert snapshot.message == "column twice written"
     (layer,) = snapshot.parts[0].layers
-    stored = zarr.open_group(dataset.folder / "parts" / layer.id / "data.zarr", mode="r")["twice"]
+    stored = zarr.open_group(dataset.store.folder / "parts" / layer.id / "data.zarr", mode="r")["twice"]
     np.testing.assert_array_equal(stored[:], 2 * FIRST["label"])  # type: ignore[index]
     with pytest.raises(ColumnNotFound):
         dataset.snapshot(2).column("twice")

@@ -20,6 +20,7 @@ from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import GROUP
 from mms_sdk.storage.reader import Memory, Reader
+from mms_sdk.storage.stores.local import LocalStore
 
 SAMPLES = Column(name="sound", kind="audio", dtype="int16", shape=(None, 2), rate_hz=8000)
 SERIES = Column(name="series", kind="series", dtype="float32", shape=(None,), nullable=True)
@@ -77,7 +78,7 @@ def _joined(first: dict, second: dict) -> dict:
 
 @pytest.fixture
 def dataset(tmp_path) -> Dataset:
-    return Dataset.create(tmp_path / "kinds", "kinds")
+    return Dataset.create(LocalStore(tmp_path / "kinds"), "kinds")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -130,7 +131,7 @@ def test_a_reader_gives_each_row_once_and_masks_what_is_missing(dataset, profile
 def test_other_readers_see_the_items_and_where_each_row_begins(dataset, profile):
     rows = _rows(30, 0)
     _write(dataset, [rows], profile)
-    folder = dataset.folder / "parts" / dataset.record().parts[0].id / GROUP
+    folder = dataset.store.folder / "parts" / dataset.record().parts[0].id / GROUP
     group = zarr.open_group(folder, mode="r")
     bounds = group["sound_offsets"][:]
     np.testing.assert_array_equal(group["sound_data"][:], np.concatenate(rows["sound"]))
@@ -201,7 +202,7 @@ def test_a_column_that_cannot_be_laid_out_is_refused(fields):
 
 @given(lengths=st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=20))
 def test_missing_and_empty_rows_stay_apart(tmp_path_factory, lengths):
-    dataset = Dataset.create(tmp_path_factory.mktemp("rows") / "kinds", "kinds")
+    dataset = Dataset.create(LocalStore(tmp_path_factory.mktemp("rows") / "kinds"), "kinds")
     values = [None if length is None else np.arange(length, dtype=np.float32) for length in lengths]
     with dataset.writer((SERIES,)) as writer:
         writer.write({"series": values})

@@ -9,6 +9,7 @@ import pytest
 
 from mms_sdk.errors import Damaged
 from mms_sdk.storage import manifest
+from mms_sdk.storage.stores.local import LocalStore
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def sealed(tmp_path: Path) -> Path:
 def test_sealing_returns_the_digest_that_checking_finds(sealed: Path) -> None:
     digest = hashlib.sha256((sealed / "MANIFEST.json").read_bytes()).hexdigest()
 
-    assert manifest.check(sealed, what="thing", content=True) == digest
-    assert manifest.check(sealed, what="thing", expected=digest) == digest
+    assert manifest.check(LocalStore(sealed), what="thing", content=True) == digest
+    assert manifest.check(LocalStore(sealed), what="thing", expected=digest) == digest
 
 
 def test_equal_folders_have_equal_manifests(sealed: Path, tmp_path: Path) -> None:
@@ -36,13 +37,13 @@ def test_equal_folders_have_equal_manifests(sealed: Path, tmp_path: Path) -> Non
     (other / "empty").write_bytes(b"")
     (other / "a").write_bytes(b"some bytes")
 
-    assert manifest.seal(other) == manifest.check(sealed, what="thing")
+    assert manifest.seal(other) == manifest.check(LocalStore(sealed), what="thing")
 
 
 def test_a_folder_without_a_manifest_is_incomplete(tmp_path: Path) -> None:
     assert not manifest.is_sealed(tmp_path)
     with pytest.raises(Damaged, match=r"thing is incomplete: .* has no MANIFEST\.json; restore"):
-        manifest.check(tmp_path, what="thing")
+        manifest.check(LocalStore(tmp_path), what="thing")
 
 
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])  # every seventh bit, or every one
@@ -58,7 +59,7 @@ def test_a_flipped_bit_of_a_manifest_is_noticed_even_where_its_digest_was_not_re
         harmed[at // 8] ^= 1 << at % 8
         path.write_bytes(harmed)
         try:
-            manifest.check(sealed, what="thing", content=True)
+            manifest.check(LocalStore(sealed), what="thing", content=True)
         except Damaged:
             continue
         missed.append((at, bytes(harmed)))
@@ -76,22 +77,22 @@ def test_a_flipped_bit_in_any_listed_file_is_noticed_by_reading_the_content(seal
             harmed[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
             path.write_bytes(harmed)
             with pytest.raises(Damaged, match=r"are not those that were written .*restore it from a backup"):
-                manifest.check(sealed, what="thing", content=True)
+                manifest.check(LocalStore(sealed), what="thing", content=True)
         path.write_bytes(whole)
 
 
 def test_a_file_is_read_only_if_its_bytes_are_those_listed(sealed: Path) -> None:
-    expected = manifest.check(sealed, what="thing")
+    expected = manifest.check(LocalStore(sealed), what="thing")
 
-    assert manifest.check_file(sealed, "a", what="thing", expected=expected) == b"some bytes"
+    assert manifest.check_file(LocalStore(sealed), "a", what="thing", expected=expected) == b"some bytes"
     (sealed / "a").write_bytes(b"other byte")
     with pytest.raises(Damaged, match="thing is damaged"):
-        manifest.check_file(sealed, "a", what="thing", expected=expected)
+        manifest.check_file(LocalStore(sealed), "a", what="thing", expected=expected)
     (sealed / "a").unlink()
     with pytest.raises(Damaged, match="a is missing"):
-        manifest.check_file(sealed, "a", what="thing", expected=expected)
+        manifest.check_file(LocalStore(sealed), "a", what="thing", expected=expected)
     with pytest.raises(Damaged, match="unlisted is missing"):
-        manifest.check_file(sealed, "unlisted", what="thing", expected=expected)
+        manifest.check_file(LocalStore(sealed), "unlisted", what="thing", expected=expected)
 
 
 def test_a_manifest_of_a_newer_version_asks_for_an_upgrade(sealed: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_manifest_of_a_newer_version_asks_for_an_upgrade(sealed: Path) -> None
     path.write_text(json.dumps({**json.loads(path.read_text()), "manifest_version": 2}))
 
     with pytest.raises(Damaged, match="has version 2, this MMS reads 1; upgrade mms-sdk"):
-        manifest.check(sealed, what="thing")
+        manifest.check(LocalStore(sealed), what="thing")
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"7", b'{"files": 3, "manifest_version": 1}', b'{"files": [3]}', b"\xff"])
@@ -107,4 +108,4 @@ def test_what_is_no_manifest_is_told_as_damage(sealed: Path, body: bytes) -> Non
     (sealed / "MANIFEST.json").write_bytes(body)
 
     with pytest.raises(Damaged, match="is not a manifest"):
-        manifest.check(sealed, what="thing")
+        manifest.check(LocalStore(sealed), what="thing")

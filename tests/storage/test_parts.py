@@ -21,12 +21,13 @@ from mms_sdk.storage import parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import PartWriter, crc32c
+from mms_sdk.storage.stores.local import LocalStore
 
 DTYPES = ("bool", "uint8", "int8", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64")
 
 
 def write(folder: Path, columns: tuple[Column, ...], *batches: Mapping[str, Any]) -> tuple[Sealed, Path]:
-    with PartWriter(folder, columns) as writer:
+    with PartWriter(LocalStore(folder), columns) as writer:
         for batch in batches:
             writer.write(batch)
         part = writer.close()
@@ -229,7 +230,7 @@ def test_a_batch_that_does_not_fit_the_columns_is_refused_and_nothing_of_it_is_w
     content = content_of(2)
     wrong = {name: values for name, values in {**content, **change}.items() if values is not None}
 
-    with PartWriter(tmp_path, COLUMNS) as writer:
+    with PartWriter(LocalStore(tmp_path), COLUMNS) as writer:
         with pytest.raises(InvalidRequest, match=told):
             writer.write(wrong)
         writer.write(content)
@@ -245,14 +246,14 @@ def test_a_dtype_that_other_readers_do_not_share_is_refused(dtype: str) -> None:
 
 
 def test_leaving_a_writer_without_closing_it_leaves_nothing(tmp_path: Path) -> None:
-    with PartWriter(tmp_path, COLUMNS) as writer:
+    with PartWriter(LocalStore(tmp_path), COLUMNS) as writer:
         writer.write(content_of(4))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with PartWriter(tmp_path, COLUMNS) as writer:
+        with PartWriter(LocalStore(tmp_path), COLUMNS) as writer:
             writer.write(content_of(4))
             raise RuntimeError("the source is gone")
 
@@ -274,7 +275,7 @@ def test_a_part_that_was_committed_survives_an_error_after_the_commit(dataset: D
 
 
 def test_a_closed_part_takes_no_more_rows(tmp_path: Path) -> None:
-    with PartWriter(tmp_path, COLUMNS) as writer:
+    with PartWriter(LocalStore(tmp_path), COLUMNS) as writer:
         writer.write(content_of(4))
         writer.close()
         with pytest.raises(InvalidRequest, match="never changes once it is closed"):

@@ -20,6 +20,7 @@ from mms_sdk.storage import codecs, edits, manifest, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import CRC_BYTES, crc32c, suited_profile
+from mms_sdk.storage.stores.local import LocalStore
 
 ROWS = 23
 PROFILES = ("blosc", "zstd")
@@ -37,7 +38,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def group_of(dataset: Dataset) -> Path:
-    return dataset.folder / "parts" / dataset.record().parts[0].id / "data.zarr"
+    return dataset.store.folder / "parts" / dataset.record().parts[0].id / "data.zarr"
 
 
 def with_tampered(dataset: Dataset, column: Column, tamper: Callable[[Path], None]) -> None:
@@ -101,7 +102,7 @@ def test_how_rows_came_in_batches_does_not_change_a_byte(dataset: Dataset, profi
 @given(rows=st.lists(st.integers(0, ROWS + 9), max_size=40), profile=st.sampled_from(PROFILES))
 @settings(max_examples=30)
 def test_gathering_is_indexing(tmp_path_factory: pytest.TempPathFactory, rows: list[int], profile: str) -> None:
-    dataset = Dataset.create(tmp_path_factory.mktemp("dataset") / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(tmp_path_factory.mktemp("dataset") / "flowers"), "flowers")
     first, second = content_of(ROWS), content_of(10, seed=1)
     add(dataset, first, columns=compressed(profile))
     add(dataset, second, columns=compressed(profile))

@@ -18,6 +18,7 @@ from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.permutation import permuted
 from mms_sdk.storage.reader import Batch, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.local import LocalStore
 
 SIZE = 41
 
@@ -37,7 +38,7 @@ def merged(shares: tuple[Batch, ...]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> OpenSnapshot:
-    dataset = Dataset.create(tmp_path_factory.mktemp("dataset") / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(tmp_path_factory.mktemp("dataset") / "flowers"), "flowers")
     add(dataset, content_of(30))
     add(dataset, content_of(SIZE - 30, seed=1))
     return dataset.snapshot()

@@ -13,12 +13,13 @@ from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import compact, delete_rows
 from mms_sdk.storage.retention import GRACE_S, Collected, collect_garbage, expire, resolve_tag, tag, tags, untag
+from mms_sdk.storage.stores.local import LocalStore
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """Four snapshots: three additions, put together."""
-    made = Dataset.create(tmp_path / "flowers", "flowers")
+    made = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
     for seed in range(3):
         add(made, content_of(5, seed=seed))
     compact(made, of=made.snapshot())
@@ -26,7 +27,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def folders(dataset: Dataset) -> set[str]:
-    return {path.name for path in (dataset.folder / "parts").iterdir()}
+    return {path.name for path in (dataset.store.folder / "parts").iterdir()}
 
 
 def aged(path: Path, *, hours: float) -> None:
@@ -74,7 +75,7 @@ def test_what_cannot_be_a_tag_is_refused(dataset: Dataset) -> None:
 
 def test_a_tag_that_cannot_be_read_is_damage(dataset: Dataset) -> None:
     tag(dataset, "paper")
-    (dataset.folder / "tags" / "paper.json").write_text("{}")
+    (dataset.store.folder / "tags" / "paper.json").write_text("{}")
     with pytest.raises(Damaged, match=r"paper\.json is not a tag"):
         tags(dataset)
 
@@ -104,14 +105,14 @@ def test_the_newest_snapshot_never_expires(dataset: Dataset) -> None:
 def test_what_an_expired_snapshot_held_stays_for_its_readers_until_the_grace_is_over(dataset: Dataset) -> None:
     reader = dataset.snapshot(3)
     expire(dataset)
-    aged(dataset.folder / "parts", hours=100)
+    aged(dataset.store.folder / "parts", hours=100)
 
     assert collect_garbage(dataset) == Collected(folders=0, bytes=0, snapshots=0, drafts=0)
     np.testing.assert_array_equal(
         reader.values("image"), np.concatenate([content_of(5, seed=seed)["image"] for seed in range(3)])
     )
 
-    aged(dataset.folder / "expired", hours=GRACE_S / 3600 + 1)
+    aged(dataset.store.folder / "expired", hours=GRACE_S / 3600 + 1)
     collected = collect_garbage(dataset)
     assert (collected.folders, collected.snapshots) == (3, 3)
     assert collected.bytes > 3 * 5 * 144
@@ -126,11 +127,11 @@ def test_what_is_being_written_or_waits_for_its_commit_is_not_garbage(dataset: D
         waiting = writer.close()
 
     assert collect_garbage(dataset).folders == 0
-    aged(dataset.folder / "parts" / waiting.id, hours=47)
+    aged(dataset.store.folder / "parts" / waiting.id, hours=47)
     assert collect_garbage(dataset).folders == 0
     with pytest.raises(Conflict, match=r"47\.0 hours old"):
         dataset.commit(Addition(parts=[waiting], columns=COLUMNS), base=dataset.record(), rebase=False)
-    aged(dataset.folder / "parts" / waiting.id, hours=49)
+    aged(dataset.store.folder / "parts" / waiting.id, hours=49)
     assert collect_garbage(dataset).folders == 1
     with pytest.raises(Damaged, match="is gone; write it again"):
         dataset.commit(Addition(parts=[waiting], columns=COLUMNS), base=dataset.record(), rebase=False)
@@ -142,13 +143,13 @@ def test_what_is_being_written_or_waits_for_its_commit_is_not_garbage(dataset: D
 
 
 def test_what_killed_writers_left_behind_is_removed(dataset: Dataset) -> None:
-    (dataset.folder / "snapshots" / ".00000009.json.4711.0123456789ab").write_text("{}")
-    (dataset.folder / "parts" / ".01M85.gone").mkdir()
-    (dataset.folder / "snapshots" / "notes.txt").write_text("somebody's own")
+    (dataset.store.folder / "snapshots" / ".00000009.json.4711.0123456789ab").write_text("{}")
+    (dataset.store.folder / "parts" / ".01M85.gone").mkdir()
+    (dataset.store.folder / "snapshots" / "notes.txt").write_text("somebody's own")
 
     assert collect_garbage(dataset, grace_s=0).drafts == 1
 
-    assert {path.name for path in (dataset.folder / "snapshots").iterdir()} == {
+    assert {path.name for path in (dataset.store.folder / "snapshots").iterdir()} == {
         *(f"{number:08d}.json" for number in range(1, 5)),
         "notes.txt",
     }
@@ -157,7 +158,7 @@ def test_what_killed_writers_left_behind_is_removed(dataset: Dataset) -> None:
 def test_nothing_is_removed_while_a_snapshot_cannot_be_read(dataset: Dataset) -> None:
     before = folders(dataset)
     delete_rows(dataset, [1], of=dataset.snapshot())
-    (dataset.folder / "snapshots" / "00000002.json").write_text("garbage")
+    (dataset.store.folder / "snapshots" / "00000002.json").write_text("garbage")
 
     with pytest.raises(Damaged, match=r"00000002\.json"):
         collect_garbage(dataset, grace_s=0)

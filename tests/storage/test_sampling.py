@@ -14,6 +14,7 @@ from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.reader import Memory, Reader
 from mms_sdk.storage.sampling import Draws
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.local import LocalStore
 
 ROWS = 60
 
@@ -21,7 +22,7 @@ ROWS = 60
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> OpenSnapshot:
     """Sixty rows, most of them cats."""
-    dataset = Dataset.create(tmp_path_factory.mktemp("dataset") / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(tmp_path_factory.mktemp("dataset") / "flowers"), "flowers")
     labels = np.repeat([0, 1, 2], [45, 10, 5]).astype(np.int32)
     columns = tuple(column.model_copy(update={"profile": "blosc"}) for column in COLUMNS)
     add(dataset, {**content_of(ROWS), "label": labels}, columns=columns)

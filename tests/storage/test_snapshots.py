@@ -16,6 +16,7 @@ from mms_sdk.schema.dataset import Column
 from mms_sdk.storage import parts
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.local import LocalStore
 
 SIZES = (13, 1, 0, 22)
 FLIPS = 200
@@ -23,7 +24,7 @@ FLIPS = 200
 
 def filled(folder: Path) -> Dataset:
     """Four parts, each of several shards and chunks."""
-    dataset = Dataset.create(folder / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(folder / "flowers"), "flowers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "SHARD_BYTES", 5 * 148)
         patch.setattr(parts, "CHUNK_BYTES", 64)
@@ -99,7 +100,7 @@ def sample(sizes: dict[Path, int], count: int) -> list[tuple[Path, int, int]]:
 
 
 def part_files(dataset: Dataset) -> list[Path]:
-    return sorted(path for path in (dataset.folder / "parts").rglob("*") if path.is_file())
+    return sorted(path for path in (dataset.store.folder / "parts").rglob("*") if path.is_file())
 
 
 # Reading --------------------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ def test_a_flipped_bit_anywhere_in_a_part_is_found_by_verify(tmp_path: Path) -> 
 
 def test_a_flipped_bit_anywhere_in_parts_or_snapshots_is_found_by_verifying_the_dataset(tmp_path: Path) -> None:
     dataset = filled(tmp_path)
-    files = [*part_files(dataset), *(dataset.folder / "snapshots").iterdir()]
+    files = [*part_files(dataset), *(dataset.store.folder / "snapshots").iterdir()]
 
     told = damage_of_flips(sizes_of(files), dataset.verify)
 
@@ -271,7 +272,7 @@ def test_a_flipped_bit_in_a_manifest_is_reported_on_opening(tmp_path: Path) -> N
 def test_a_flipped_bit_in_a_snapshot_file_is_reported_on_opening(tmp_path: Path) -> None:
     dataset = filled(tmp_path)
 
-    told = damage_of_flips(sizes_of([dataset.folder / "snapshots" / "00000004.json"]), dataset.record)
+    told = damage_of_flips(sizes_of([dataset.store.folder / "snapshots" / "00000004.json"]), dataset.record)
 
     assert [message for path, message in told if path.name not in message or "backup" not in message] == []
 
@@ -332,12 +333,12 @@ def test_rows_before_a_damaged_one_are_readable(tmp_path: Path) -> None:
 def test_a_part_of_another_dataset_under_the_right_name_is_damage(tmp_path: Path) -> None:
     ours, theirs = filled(tmp_path / "ours"), filled(tmp_path / "theirs")
     one, other = (dataset.record(1).parts[0].id for dataset in (ours, theirs))
-    (ours.folder / "parts" / one).rename(tmp_path / "aside")
-    (theirs.folder / "parts" / other).rename(ours.folder / "parts" / one)
+    (ours.store.folder / "parts" / one).rename(tmp_path / "aside")
+    (theirs.store.folder / "parts" / other).rename(ours.store.folder / "parts" / one)
 
     # The content is the same to the byte, so it is accepted; with other content it is not.
     assert ours.snapshot(1).verify() > 0
-    (ours.folder / "parts" / one).rename(tmp_path / "away")
-    (theirs.folder / "parts" / theirs.record(2).parts[1].id).rename(ours.folder / "parts" / one)
+    (ours.store.folder / "parts" / one).rename(tmp_path / "away")
+    (theirs.store.folder / "parts" / theirs.record(2).parts[1].id).rename(ours.store.folder / "parts" / one)
     with pytest.raises(Damaged, match=r"MANIFEST\.json has digest"):
         ours.snapshot(1)

@@ -17,6 +17,7 @@ from mms_sdk.storage import edits, parts
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.reader import Batch, Memory, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.local import LocalStore
 
 CHUNK = 5  # pictures
 SIZES = (33, 2, 18)
@@ -30,7 +31,7 @@ WINDOWS = st.sampled_from([1, 2 * 224 * CHUNK, 4 * 224 * CHUNK, 2 * 224 * CHUNK 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> OpenSnapshot:
     """Three parts of compressed rows, some of them deleted."""
-    dataset = Dataset.create(tmp_path_factory.mktemp("dataset") / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(tmp_path_factory.mktemp("dataset") / "flowers"), "flowers")
     columns = (*(column.model_copy(update={"profile": "blosc"}) for column in COLUMNS), WIDE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "COMPRESSED_CHUNK_BYTES", CHUNK * 144)
@@ -214,9 +215,9 @@ def test_decoded_in_ram_rows_come_in_the_order_of_raw_ones(snapshot: OpenSnapsho
 
 
 def test_damage_in_a_window_is_an_error_of_the_batch_that_needs_it(tmp_path: Path) -> None:
-    dataset = Dataset.create(tmp_path / "flowers", "flowers")
+    dataset = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
     add(dataset, content_of(20), columns=tuple(each.model_copy(update={"profile": "zstd"}) for each in COLUMNS))
-    path = next((dataset.folder / "parts").glob("*/data.zarr/image/c/0/0/0/0"))
+    path = next((dataset.store.folder / "parts").glob("*/data.zarr/image/c/0/0/0/0"))
     path.write_bytes(path.read_bytes()[:-1] + b"!")
 
     with pytest.raises(Damaged, match="checksum of chunk 0"):

@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_as_such_and_what_was_committed_stays(small_disk: Ca
 
     assert dataset.snapshots() == [1]
     assert dataset.snapshot().verify() > 0
-    assert len(list((dataset.folder / "parts").iterdir())) == 1
+    assert len(list((dataset.store.folder / "parts").iterdir())) == 1
     filler.unlink()
     assert workspace.catalog.jobs.finish(job.id, "failed")
     add(dataset, content_of(3, seed=1))

@@ -20,13 +20,13 @@ _LOW_DISK_BYTES = 2 * 2**30
 _DEVICES = "import jax; print(', '.join(f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()))"
 
 
-def examine(workspace: Path, catalog: str | None) -> list[dict[str, Any]]:
+def examine(workspace: Path, *, catalog: str | None, datasets: str | None) -> list[dict[str, Any]]:
     """One row a finding: what was looked at, whether it is well (– if it is not needed), what was seen; no secrets."""
     return [
         _row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"),
         *_packages(),
         _devices(),
-        *_workspace(workspace, catalog),
+        *_workspace(workspace, catalog, datasets),
     ]
 
 
@@ -52,11 +52,11 @@ def _devices() -> dict[str, Any]:
     return _row("devices", asked.returncode == 0, str(seen))
 
 
-def _workspace(folder: Path, catalog: str | None) -> list[dict[str, Any]]:
+def _workspace(folder: Path, catalog: str | None, datasets: str | None) -> list[dict[str, Any]]:
     if not folder.exists():
         return [_row("workspace", True, f"{folder} does not exist yet; it is made on first use")]
     try:
-        workspace = Workspace(folder, catalog=catalog)
+        workspace = Workspace(folder, catalog=catalog, datasets=datasets)
         jobs = len(workspace.catalog.jobs.list(limit=500))
         name = workspace.catalog.name
         workspace.close()

@@ -26,7 +26,7 @@ from mms_sdk.schema.access import Principal
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
 from mms_sdk.schema.sources import ImageFolder
-from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_catalog, default_workspace
+from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_catalog, default_datasets, default_workspace
 from mms_sdk.storage.workspace import Workspace
 
 _open: dict[Path, WorkspaceClient] = {}
@@ -196,6 +196,7 @@ def connect(
     *,
     workspace: str | Path | None = None,
     catalog: str | None = None,
+    datasets: str | None = None,
     token: str | None = None,
 ) -> WorkspaceClient:
     """Opens a workspace.
@@ -208,6 +209,8 @@ def connect(
         workspace: The folder; `$MMS_WORKSPACE`, or `~/mms-workspace`, if left out. Made if it is not there.
         catalog: The URL of the PostgreSQL database of the workspace's catalog; `$MMS_CATALOG`, or a SQLite file in the
             folder, if left out.
+        datasets: Where the workspace's datasets lie: a folder, or the URL of an object store such as
+            `s3://bucket/folder`; `$MMS_DATASETS`, or a folder in the workspace, if left out.
         token: For a server; `$MMS_TOKEN` if left out.
 
     Returns:
@@ -220,11 +223,13 @@ def connect(
     """
     if url is None:
         folder = Path(workspace).expanduser() if workspace is not None else default_workspace()
-        return _embedded(folder, catalog or default_catalog())
+        return _embedded(folder, catalog or default_catalog(), datasets or default_datasets())
     if workspace is not None:
         raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
     if catalog is not None:
         raise InvalidRequest(f"a catalog goes with a folder; the server at {url} has its own; leave catalog= out")
+    if datasets is not None:
+        raise InvalidRequest(f"datasets= goes with a folder; the server at {url} has its own; leave datasets= out")
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"a server's address begins with http:// or https://; got {url!r}; a folder is workspace=")
     try:
@@ -242,11 +247,13 @@ def connect(
     return WorkspaceClient(Api(url, token), url, None)
 
 
-def _embedded(folder: Path, catalog: str | None) -> WorkspaceClient:
+def _embedded(folder: Path, catalog: str | None, datasets: str | None) -> WorkspaceClient:
     from mms_sdk.service.app import create_app
 
     with _opening:
-        workspace = Workspace(folder.resolve(), catalog=catalog)  # one folder, whichever way it was named
+        workspace = Workspace(
+            folder.resolve(), catalog=catalog, datasets=datasets
+        )  # one folder, whichever way it was named
         if workspace.root in _open:
             return _open[workspace.root]
         # The token never leaves this process; it is there so that embedded requests pass the same door as all others.

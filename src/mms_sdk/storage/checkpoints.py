@@ -21,6 +21,7 @@ import orjson
 
 from mms_sdk.errors import CheckpointNotFound, Damaged
 from mms_sdk.storage import files, manifest
+from mms_sdk.storage.stores.local import LocalStore
 
 _STEP = re.compile(r"\d{10}")
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
@@ -61,7 +62,7 @@ class Checkpoint:
         Raises:
             Damaged: Something is missing or altered.
         """
-        manifest.check(self.folder, what=f"checkpoint {self.folder.name}", content=True)
+        manifest.check(LocalStore(self.folder), what=f"checkpoint {self.folder.name}", content=True)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -134,7 +135,7 @@ class CheckpointFolder:
         files.remove_tree(draft)
         with files.writing(self.root):
             shutil.copytree(checkpoint.folder, draft)
-            manifest.check(draft, what=f"the copy of checkpoint {checkpoint.folder}", content=True)
+            manifest.check(LocalStore(draft), what=f"the copy of checkpoint {checkpoint.folder}", content=True)
             files.fsync_tree(draft)
             draft.rename(self._folder(checkpoint.step))
             files.fsync_folder(self.root)

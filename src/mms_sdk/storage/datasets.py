@@ -1,4 +1,4 @@
-"""A dataset on disk: `dataset.json`, immutable parts, and snapshots whose exclusive creation is the commit."""
+"""A dataset in a store: `dataset.json`, immutable parts, and snapshots whose exclusive creation is the commit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -22,82 +21,80 @@ from mms_sdk.errors import (
 )
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Snapshot
 from mms_sdk.schema.names import check_name
-from mms_sdk.storage import files, manifest
+from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Change
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.base import Store
 
 COMMIT_WITHIN_S = 24 * 3600.0
-_SNAPSHOT_FILE = re.compile(r"(\d{8})\.json")
+SNAPSHOT_FILE = re.compile(r"(\d{8})\.json")
 
 
 class Dataset:
-    """One dataset folder. Safe to use from any number of processes at once.
+    """One dataset. Safe to use from any number of processes at once.
 
     Args:
-        folder: The dataset's folder; use `create` or `open` instead of calling this.
+        store: Where it lies, and nothing else; use `create` or `open` instead of calling this.
         name: Its name.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
         self.name = name
 
     @classmethod
-    def create(cls, folder: Path, name: str) -> Dataset:
+    def create(cls, store: Store, name: str) -> Dataset:
         """Makes an empty dataset; it exists for others once it has a snapshot.
 
         Raises:
             Conflict: There is one already.
         """
         check_name(name, what="dataset")
-        for part in (folder, folder / "parts", folder / "snapshots"):
-            files.make_folder(part)
         told = {"format": "mms-dataset", "format_version": FORMAT_VERSION, "name": name, "created_at": now()}
         try:
-            files.publish(folder / "dataset.json", orjson.dumps(told, option=orjson.OPT_INDENT_2))
+            store.create("dataset.json", orjson.dumps(told, option=orjson.OPT_INDENT_2))
         except FileExistsError as error:
-            raise Conflict(f"a dataset name is used once; {name!r} exists at {folder}; open it instead") from error
-        return cls(folder, name)
+            raise Conflict(f"a dataset name is used once; {name!r} exists at {store.url}; open it instead") from error
+        return cls(store, name)
 
     @classmethod
-    def open(cls, folder: Path, name: str) -> Dataset:
+    def open(cls, store: Store, name: str) -> Dataset:
         """Opens an existing dataset.
 
         Raises:
             DatasetNotFound: There is none.
             Damaged: `dataset.json` is not readable, or of a newer format.
         """
-        path = folder / "dataset.json"
+        path = f"{store.url}/dataset.json"
         try:
-            told = orjson.loads(path.read_bytes())
+            told = orjson.loads(store.read("dataset.json"))
             version = told["format_version"]
         except FileNotFoundError as error:
-            raise DatasetNotFound(f"no dataset {name!r} at {folder}; list them with: mms datasets") from error
+            raise DatasetNotFound(f"no dataset {name!r} at {store.url}; list them with: mms datasets") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise Damaged(f"{path} is not a dataset description; restore it from a backup") from error
         if version != FORMAT_VERSION:
             raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
-        return cls(folder, name)
+        return cls(store, name)
 
     @classmethod
-    def open_or_create(cls, folder: Path, name: str) -> Dataset:
+    def open_or_create(cls, store: Store, name: str) -> Dataset:
         """Opens the dataset, or makes it if it is not there."""
         try:
-            return cls.open(folder, name)
+            return cls.open(store, name)
         except DatasetNotFound:
             pass
         try:
-            return cls.create(folder, name)
+            return cls.create(store, name)
         except Conflict:  # somebody made it between the two calls
-            return cls.open(folder, name)
+            return cls.open(store, name)
 
     def snapshots(self) -> list[int]:
         """Numbers of all snapshots, oldest first."""
-        folder = self.folder / "snapshots"
-        names = (_SNAPSHOT_FILE.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-        return sorted(int(match[1]) for match in names if match)
+        found = map(SNAPSHOT_FILE.fullmatch, self.store.names("snapshots"))
+        return sorted(int(match[1]) for match in found if match)
 
     def record(self, number: int | None = None) -> Snapshot:
         """The description of one snapshot, checked against its digest.
@@ -114,9 +111,8 @@ class Dataset:
             if not numbers:
                 raise SnapshotNotFound(f"dataset {self.name!r} has no snapshot yet; ingest something into it first")
             number = numbers[-1]
-        path = self._snapshot_path(number)
         try:
-            return read_snapshot(path)
+            return read_snapshot(self.store, snapshot_key(number))
         except FileNotFoundError as error:
             raise SnapshotNotFound(
                 f"dataset {self.name!r} has no snapshot {number}; it has {_ranges(self.snapshots())}"
@@ -124,7 +120,7 @@ class Dataset:
 
     def snapshot(self, number: int | None = None) -> OpenSnapshot:
         """Opens a snapshot for reading; it stays the same whatever is committed meanwhile."""
-        return OpenSnapshot(self.folder / "parts", self.record(number))
+        return OpenSnapshot(self.store.below("parts"), self.record(number))
 
     def verify(self) -> tuple[int, int]:
         """Reads every byte of every snapshot and of every part they name, and compares digests.
@@ -139,15 +135,15 @@ class Dataset:
         for number in self.snapshots():
             for sealed in (each for part in self.record(number).parts for each in part.folders):
                 if sealed.id not in checked:
-                    folder = self.folder / "parts" / sealed.id
+                    folder = self.store.below(f"parts/{sealed.id}")
                     what = f"part {sealed.id} of dataset {self.name!r}"
                     manifest.check(folder, what=what, expected=sealed.manifest, content=True)
-                    checked[sealed.id] = files.tree_bytes(folder)
+                    checked[sealed.id] = sum(each.bytes for each in folder.walk(""))
         return len(checked), sum(checked.values())
 
     def writer(self, columns: Sequence[Column]) -> PartWriter:
         """A writer for one new part; commit what it returns."""
-        return PartWriter(self.folder / "parts", columns)
+        return PartWriter(self.store.below("parts"), columns)
 
     def commit(
         self, change: Change, *, base: Snapshot | None, rebase: bool, once: tuple[str, int] | None = None
@@ -177,7 +173,7 @@ class Dataset:
         while True:
             snapshot = self._on_top(change, base, once)
             try:
-                files.publish(self._snapshot_path(snapshot.number), _encode(snapshot))
+                self.store.create(snapshot_key(snapshot.number), _encode(snapshot))
             except FileExistsError as error:
                 base = self.record()
                 if once is not None and _holds(base, once):
@@ -193,11 +189,11 @@ class Dataset:
     def _check_fresh(self, change: Change) -> None:
         # What lies about for longer may be taken for garbage; and what is not there cannot be committed.
         for sealed in change.sealed:
-            made = self.folder / "parts" / sealed.id / manifest.NAME
+            made = f"parts/{sealed.id}/{manifest.NAME}"
             try:
-                age = time.time() - made.stat().st_mtime
+                age = time.time() - self.store.stat(made).modified
             except FileNotFoundError as error:
-                raise Damaged(f"what is committed is there; {made} is gone; write it again") from error
+                raise Damaged(f"what is committed is there; {self.store.url}/{made} is gone; write it again") from error
             if age > COMMIT_WITHIN_S:
                 raise Conflict(
                     f"what was written is committed within {COMMIT_WITHIN_S / 3600:g} hours, after which it may be "
@@ -218,8 +214,10 @@ class Dataset:
         }
         return Snapshot(**{**before, **told, **change.fields(base, number)})
 
-    def _snapshot_path(self, number: int) -> Path:
-        return self.folder / "snapshots" / f"{number:08d}.json"
+
+def snapshot_key(number: int) -> str:
+    """Where in a dataset's store a snapshot's description lies."""
+    return f"snapshots/{number:08d}.json"
 
 
 def _holds(base: Snapshot | None, once: tuple[str, int]) -> bool:
@@ -232,13 +230,15 @@ def _encode(snapshot: Snapshot) -> bytes:
     return orjson.dumps({"snapshot": body, "sha256": _digest(body)}, option=orjson.OPT_INDENT_2)
 
 
-def read_snapshot(path: Path) -> Snapshot:
+def read_snapshot(store: Store, key: str) -> Snapshot:
     """Reads a snapshot's file.
 
     Raises:
+        FileNotFoundError: There is none.
         Damaged: It is not what was written, or of another format.
     """
-    data = path.read_bytes()
+    path = f"{store.url}/{key}"
+    data = store.read(key)
     try:
         told = orjson.loads(data)
         body, digest = told["snapshot"], told["sha256"]

@@ -122,6 +122,21 @@ def replace(path: Path, data: bytes) -> None:
         fsync_folder(path.parent)
 
 
+def copy(source: Path, path: Path) -> None:
+    """Copies a file, in place of one at `path`; a reader sees the old or the new."""
+    draft = _draft_of(path)
+    try:
+        with writing(path):
+            shutil.copyfile(source, draft)
+            draft.chmod(FILE_MODE)
+            fsync_file(draft)
+            os.replace(draft, path)
+            fsync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
 def is_draft(path: Path) -> bool:
     """Whether a file is, or was left behind by, a `publish` or `replace` that has not ended well."""
     return _DRAFT.fullmatch(path.name) is not None
@@ -129,13 +144,17 @@ def is_draft(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _draft(path: Path, data: bytes) -> Iterator[Path]:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    draft = _draft_of(path)
     try:
         write_durable(draft, data)
         yield draft
     finally:
         with contextlib.suppress(OSError):  # an error on the way here says more than one while tidying
             draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
 
 
 def remove_tree(path: Path) -> None:

@@ -6,7 +6,7 @@ Parts, checkpoints and model artefacts are all such folders.
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import orjson
 
 from mms_sdk.errors import Damaged
 from mms_sdk.storage import files
+from mms_sdk.storage.stores.base import Store
 
 NAME = "MANIFEST.json"
 VERSION = 1
@@ -46,11 +47,11 @@ def is_sealed(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
-def check(folder: Path, *, what: str, expected: str | None = None, content: bool = False) -> str:
+def check(tree: Store, *, what: str, expected: str | None = None, content: bool = False) -> str:
     """Compares a folder with its manifest.
 
     Args:
-        folder: A sealed folder.
+        tree: A sealed folder.
         what: The noun for messages, e.g. `part 01J… of dataset 'flowers'`.
         expected: Digest the manifest must have; None where nobody recorded it.
         content: Read every byte. Otherwise names and sizes only, which costs one `stat` a file.
@@ -61,57 +62,58 @@ def check(folder: Path, *, what: str, expected: str | None = None, content: bool
     Raises:
         Damaged: Something is missing, extra, of another size, or (with `content`) of other bytes.
     """
-    entries, digest = _read(folder, what=what, expected=expected)
-    present = _present(folder)
+    entries, digest = _read(tree.read if content else _copied(tree), tree.url, what=what, expected=expected)
+    present = {each.key: each.bytes for each in tree.walk("") if not each.key.endswith("/")}
     listed = {entry["path"] for entry in entries}
-    for name in sorted(listed - present):
-        raise Damaged(f"{what} is damaged: {name} is missing from {folder}; restore the folder from a backup")
-    for name in sorted(present - listed):
-        raise Damaged(f"{what} is damaged: {name} in {folder} is not in its manifest; remove that file")
+    for name in sorted(listed - present.keys()):
+        raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
+    for name in sorted(present.keys() - listed - {NAME}):
+        raise Damaged(f"{what} is damaged: {name} in {tree.url} is not in its manifest; remove that file")
     for entry in entries:
-        path = folder / entry["path"]
-        size = path.stat().st_size
+        name, size = entry["path"], present[entry["path"]]
         if size != entry["bytes"]:
             raise Damaged(
-                f"{what} is damaged: {path} has {size} bytes, its manifest says {entry['bytes']}; restore it from a "
-                f"backup"
-            )
-        if content and files.sha256_file(path) != entry["sha256"]:
-            raise Damaged(
-                f"{what} is damaged: the bytes of {path} are not those that were written (SHA-256 differs); restore "
+                f"{what} is damaged: {tree.url}/{name} has {size} bytes, its manifest says {entry['bytes']}; restore "
                 f"it from a backup"
+            )
+        if content and tree.sha256(name) != entry["sha256"]:
+            raise Damaged(
+                f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written (SHA-256 differs); "
+                f"restore it from a backup"
             )
     return digest
 
 
-def check_file(folder: Path, name: str, *, what: str, expected: str) -> bytes:
+def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     """Reads one file of a sealed folder and checks its bytes.
 
     Raises:
         Damaged: The file is missing or has other bytes.
     """
-    entries, _ = _read(folder, what=what, expected=expected)
+    copied = _copied(tree)
+    entries, _ = _read(copied, tree.url, what=what, expected=expected)
     entry = next((entry for entry in entries if entry["path"] == name), None)
-    path = folder / name
-    if entry is None or not path.is_file():
-        raise Damaged(f"{what} is damaged: {name} is missing from {folder}; restore the folder from a backup")
-    data = path.read_bytes()
+    data = _content(copied, name) if entry is not None else None
+    if entry is None or data is None:
+        raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise Damaged(
-            f"{what} is damaged: the bytes of {path} are not those that were written; restore it from a backup"
+            f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; restore it from a "
+            f"backup"
         )
     return data
 
 
-def _read(folder: Path, *, what: str, expected: str | None) -> tuple[list[dict[str, Any]], str]:
-    try:
-        body = (folder / NAME).read_bytes()
-    except FileNotFoundError as error:
-        raise Damaged(f"{what} is incomplete: {folder} has no {NAME}; restore the folder from a backup") from error
+def _read(
+    read: Callable[[str], bytes], url: str, *, what: str, expected: str | None
+) -> tuple[list[dict[str, Any]], str]:
+    body = _content(read, NAME)
+    if body is None:
+        raise Damaged(f"{what} is incomplete: {url} has no {NAME}; restore the folder from a backup")
     digest = hashlib.sha256(body).hexdigest()
     if expected is not None and digest != expected:
         raise Damaged(
-            f"{what} is damaged: {folder / NAME} has digest {digest[:12]}…, recorded was {expected[:12]}…; restore "
+            f"{what} is damaged: {url}/{NAME} has digest {digest[:12]}…, recorded was {expected[:12]}…; restore "
             f"the folder from a backup"
         )
     try:
@@ -119,19 +121,26 @@ def _read(folder: Path, *, what: str, expected: str | None) -> tuple[list[dict[s
         version = told["manifest_version"]
         entries = [{key: entry[key] for key in ("path", "bytes", "sha256")} for entry in told["files"]]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise Damaged(f"{what} is damaged: {folder / NAME} is not a manifest; restore it from a backup") from error
+        raise Damaged(f"{what} is damaged: {url}/{NAME} is not a manifest; restore it from a backup") from error
     if version != VERSION:
         raise Damaged(
-            f"{what} cannot be checked: {folder / NAME} has version {version!r}, this MMS reads {VERSION}; upgrade "
+            f"{what} cannot be checked: {url}/{NAME} has version {version!r}, this MMS reads {VERSION}; upgrade "
             f"mms-sdk, or restore it from a backup"
         )
     return entries, digest
 
 
-def _present(folder: Path) -> set[str]:
-    found: set[str] = set()
-    for parent, _, names in os.walk(folder):
-        relative = Path(parent).relative_to(folder)
-        found.update((relative / name).as_posix() for name in names)
-    found.discard(NAME)
-    return found
+def _content(read: Callable[[str], bytes], name: str) -> bytes | None:
+    try:
+        return read(name)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
+def _copied(tree: Store) -> Callable[[str], bytes]:
+    # From this machine's copy where the store is far: small files that are asked for again and again.
+    def read(name: str) -> bytes:
+        with tree.open(name) as file:
+            return file.read()
+
+    return read

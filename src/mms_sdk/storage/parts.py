@@ -31,6 +31,7 @@ from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import Column, Profile, Sealed
 from mms_sdk.storage import codecs, files, manifest
 from mms_sdk.storage.ids import new_id
+from mms_sdk.storage.stores.base import Store
 from mms_sdk.types import Array
 
 GROUP = "data.zarr"  # beside the manifest, not around it: Zarr warns of files in a group that are not its own
@@ -89,14 +90,15 @@ class PartWriter:
     A closed part stays, since a commit may hold it by then. One thread at a time; any number of writers side by side.
 
     Args:
-        parts: The dataset's `parts/` folder.
+        parts: Where the dataset's parts lie.
         columns: The columns every batch brings.
     """
 
-    def __init__(self, parts: Path, columns: Sequence[Column]) -> None:
+    def __init__(self, parts: Store, columns: Sequence[Column]) -> None:
         self.id = new_id()
         self.rows = 0
-        self.folder = files.make_folder(parts / self.id)
+        self.folder = parts.draft(self.id)
+        self._parts = parts
         self._columns = tuple(columns)
         _refuse_shared_arrays(columns)
         self._group = self.folder / GROUP
@@ -138,8 +140,7 @@ class PartWriter:
             for array in arrays:
                 group.create_array(**array)
         digest = manifest.seal(self.folder)
-        with files.writing(self.folder):
-            files.fsync_folder(self.folder.parent)
+        self._parts.keep(self.folder, self.id, last=manifest.NAME)
         self._closed = True
         return Sealed(id=self.id, rows=self.rows, manifest=digest)
 

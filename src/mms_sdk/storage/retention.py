@@ -10,22 +10,19 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import orjson
 
 from mms_sdk.errors import Conflict, Damaged, InvalidName, InvalidRequest, SnapshotNotFound
 from mms_sdk.schema.names import parse_snapshot
-from mms_sdk.storage import files
-from mms_sdk.storage.datasets import Dataset, read_snapshot
+from mms_sdk.storage import manifest
+from mms_sdk.storage.datasets import SNAPSHOT_FILE, Dataset, read_snapshot, snapshot_key
 from mms_sdk.storage.ids import is_id, now
 
 GRACE_S = 48 * 3600.0
 """Twice the time within which a sealed folder has to be committed, so that clocks may differ by a day."""
 
-_EXPIRED = re.compile(r"\d{8}\.json")
 _TAG = re.compile(r"(.+)\.json")
 
 
@@ -65,10 +62,9 @@ def tag(dataset: Dataset, name: str, number: int | None = None) -> int:
     if isinstance(parse_snapshot(name), int):
         raise InvalidName(f"a tag is not a number, which names a snapshot already; got {name!r}; add a letter")
     record = dataset.record(number)
-    files.make_folder(_tags(dataset))
     try:
         body = {"snapshot": record.number, "created_at": now()}
-        files.publish(_tags(dataset) / f"{name}.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
+        dataset.store.create(f"tags/{name}.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
     except FileExistsError as error:
         raise Conflict(
             f"a tag stays where it is; {name!r} names snapshot {tags(dataset)[name]} of {dataset.name!r}; remove it "
@@ -87,10 +83,7 @@ def untag(dataset: Dataset, name: str) -> None:
         SnapshotNotFound: There is no such tag.
     """
     resolve_tag(dataset, name)
-    path = _tags(dataset) / f"{name}.json"
-    with files.writing(path):
-        path.unlink(missing_ok=True)
-        files.fsync_folder(path.parent)
+    dataset.store.delete(f"tags/{name}.json")
 
 
 def tags(dataset: Dataset) -> dict[str, int]:
@@ -99,18 +92,16 @@ def tags(dataset: Dataset) -> dict[str, int]:
     Raises:
         Damaged: A tag's file cannot be read.
     """
-    folder = _tags(dataset)
     found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = _TAG.fullmatch(path.name)
-        if match is None or path.name.startswith("."):
-            continue
+    for match in filter(None, map(_TAG.fullmatch, dataset.store.names("tags"))):
+        key = f"tags/{match[0]}"
         try:
-            found[match[1]] = int(orjson.loads(path.read_bytes())["snapshot"])
+            found[match[1]] = int(orjson.loads(dataset.store.read(key))["snapshot"])
         except FileNotFoundError:  # taken away in this moment
             continue
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} is not a tag; restore it from a backup, or remove it") from error
+            where = f"{dataset.store.url}/{key}"
+            raise Damaged(f"{where} is not a tag; restore it from a backup, or remove it") from error
     return found
 
 
@@ -153,14 +144,11 @@ def expire(dataset: Dataset, *, keep: int = 1) -> list[int]:
         raise InvalidRequest(f"at least the newest snapshot stays; got keep={keep}")
     tagged = set(tags(dataset).values())
     gone = [number for number in dataset.snapshots()[:-keep] if number not in tagged]
-    folder = files.make_folder(_expired(dataset))
     for number in gone:
-        path = dataset.folder / "snapshots" / f"{number:08d}.json"
-        with files.writing(path):
-            # Named as expired before it is gone: a kill between the two leaves it in both places, and is done again.
-            files.replace(folder / path.name, path.read_bytes())
-            path.unlink()
-            files.fsync_folder(path.parent)
+        key = snapshot_key(number)
+        # Named as expired before it is gone: a kill between the two leaves it in both places, and is done again.
+        dataset.store.replace(_expired_key(number), dataset.store.read(key))
+        dataset.store.delete(key)
     return gone
 
 
@@ -180,58 +168,30 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
         raise InvalidRequest(f"a grace is 0 seconds or more; got grace_s={grace_s}")
     before = time.time() - grace_s
     # Folders first, snapshots after: what is committed in between is then seen as in use.
-    candidates = list(_folders(dataset))
-    ended = [path for path in _expired_files(dataset) if path.stat().st_mtime <= before]
-    held = [read_snapshot(path) for path in _expired_files(dataset) if path not in ended]
+    candidates = [name for name in dataset.store.names("parts") if is_id(name)]
+    expired = _expired(dataset)
+    ended = [key for key, modified in expired.items() if modified <= before]
+    held = [read_snapshot(dataset.store, key) for key in expired if key not in ended]
     records = [*(dataset.record(number) for number in dataset.snapshots()), *held]
     used = {sealed.id for record in records for part in record.parts for sealed in part.folders}
     folders = size = 0
-    for folder in candidates:
+    for part in (f"parts/{name}" for name in candidates if name not in used):
         with contextlib.suppress(FileNotFoundError):  # its writer gave up in this moment and removes it itself
-            if folder.name not in used and _touched(folder) <= before:
-                weight = files.tree_bytes(folder)
-                _remove(folder)
-                folders, size = folders + 1, size + weight
-    drafts = [path for path in _drafts(dataset) if path.stat().st_mtime <= before]
-    for path in (*ended, *drafts):
-        path.unlink(missing_ok=True)
-    return Collected(folders=folders, bytes=size, snapshots=len(ended), drafts=len(drafts))
+            found = dataset.store.walk(part) or [dataset.store.stat(part)]
+            if max(each.modified for each in found) <= before:
+                dataset.store.remove(part, first=manifest.NAME)
+                folders, size = folders + 1, size + sum(each.bytes for each in found)
+    for key in ended:
+        dataset.store.delete(key)
+    drafts = dataset.store.sweep(before)
+    return Collected(folders=folders, bytes=size, snapshots=len(ended), drafts=drafts)
 
 
-def _remove(folder: Path) -> None:
-    # Under another name first, so that a kill half-way leaves nothing that looks like a part.
-    doomed = folder.with_name(f".{folder.name}.gone")
-    folder.rename(doomed)
-    files.fsync_folder(folder.parent)
-    files.remove_tree(doomed)
+def _expired(dataset: Dataset) -> dict[str, float]:
+    # Descriptions of expired snapshots, and when they expired.
+    found = dataset.store.walk("expired")
+    return {f"expired/{each.key}": each.modified for each in found if SNAPSHOT_FILE.fullmatch(each.key)}
 
 
-def _folders(dataset: Dataset) -> Iterator[Path]:
-    for path in (dataset.folder / "parts").iterdir():
-        if path.is_dir() and is_id(path.name):
-            yield path
-        elif path.name.endswith(".gone"):  # a collection before this one was killed
-            files.remove_tree(path)
-
-
-def _touched(folder: Path) -> float:
-    # When anything in it changed last.
-    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-
-
-def _drafts(dataset: Dataset) -> list[Path]:
-    folders = [dataset.folder, dataset.folder / "snapshots", _tags(dataset), _expired(dataset)]
-    return [path for folder in folders if folder.is_dir() for path in folder.iterdir() if files.is_draft(path)]
-
-
-def _expired_files(dataset: Dataset) -> list[Path]:
-    folder = _expired(dataset)
-    return sorted(path for path in folder.iterdir() if _EXPIRED.fullmatch(path.name)) if folder.is_dir() else []
-
-
-def _tags(dataset: Dataset) -> Path:
-    return dataset.folder / "tags"
-
-
-def _expired(dataset: Dataset) -> Path:
-    return dataset.folder / "expired"
+def _expired_key(number: int) -> str:
+    return snapshot_key(number).replace("snapshots/", "expired/")

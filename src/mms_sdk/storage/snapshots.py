@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,8 +16,10 @@ import orjson
 
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
-from mms_sdk.storage import codecs, files, manifest
+from mms_sdk.storage import codecs, manifest
 from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_compressed, is_raw
+from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.remote import at_once
 from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
@@ -49,22 +50,22 @@ class OpenSnapshot:
     Rows are numbered from 0 through all parts, past those that were deleted. Reading is safe from several threads.
 
     Args:
-        parts: The dataset's `parts/` folder.
+        parts: Where the dataset's parts lie.
         record: The snapshot's description.
 
     Raises:
         Damaged: A part's file is missing or of the wrong size.
     """
 
-    def __init__(self, parts: Path, record: Snapshot) -> None:
+    def __init__(self, parts: Store, record: Snapshot) -> None:
         self.record = record
         self._parts = [_OpenPart(parts, part, record.dataset) for part in record.parts]
         self._starts = np.cumsum([0, *(part.live for part in record.parts)])
         self._tables: dict[str, Array] = {}
         self._valid_rows: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
-        for part in self._parts:
-            part.check(content=False)
+        self.local = parts.local
+        self._check(content=False)
 
     def __repr__(self) -> str:
         return f"<snapshot {self.ref}: {self.rows:,} rows, {len(self._parts)} parts>"
@@ -245,14 +246,24 @@ class OpenSnapshot:
         Raises:
             Damaged: Something is not what was written.
         """
-        for part in self._parts:
-            part.check(content=True)
+        self._check(content=True)
         return self.bytes
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk of the parts of this snapshot."""
-        return sum(files.tree_bytes(each.folder) for part in self._parts for each in part.files)
+        """Bytes of the parts of this snapshot, as they lie."""
+        return sum(each.size for each in self._files)
+
+    @property
+    def _files(self) -> list[_PartFiles]:
+        return [each for part in self._parts for each in part.files]
+
+    def _check(self, *, content: bool) -> None:
+        if self.local:
+            for each in self._files:
+                each.check(content=content)
+        else:  # each waits for the network
+            at_once(lambda each: each.check(content=content), self._files)
 
     def _valid(self, column: Column) -> Array:
         if column.name not in self._valid_rows:
@@ -273,14 +284,10 @@ class OpenSnapshot:
 class _OpenPart:
     """A part with its layers, and which of its rows are still there."""
 
-    def __init__(self, parts: Path, part: Part, dataset: str) -> None:
+    def __init__(self, parts: Store, part: Part, dataset: str) -> None:
         self.record = part
         what = "part {} of dataset " + repr(dataset)
-        self.files = [_PartFiles(parts / each.id, each, what.format(each.id)) for each in part.folders]
-
-    def check(self, *, content: bool) -> None:
-        for each in self.files:
-            each.check(content=content)
+        self.files = [_PartFiles(parts.below(each.id), each, what.format(each.id)) for each in part.folders]
 
     def files_of(self, column: Column) -> _PartFiles:
         layers = zip(self.record.layers, self.files[1:], strict=False)
@@ -307,20 +314,24 @@ class _OpenPart:
 
 
 class _PartFiles:
-    """A part's folder, and what its Zarr metadata says of how the arrays in it lie."""
+    """A part's files, and what its Zarr metadata says of how the arrays in it lie."""
 
-    def __init__(self, folder: Path, part: Sealed, what: str) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, part: Sealed, what: str) -> None:
+        self._store = store
         self.rows = part.rows
         self.what = what
         self._manifest = part.manifest
 
     def check(self, *, content: bool) -> None:
-        manifest.check(self.folder, what=self.what, expected=self._manifest, content=content)
+        manifest.check(self._store, what=self.what, expected=self._manifest, content=content)
+
+    @property
+    def size(self) -> int:
+        return sum(each.bytes for each in self._store.walk(""))
 
     def chunk_rows(self, array: str) -> int:
         # Read, not computed: a part stays readable when the sizes that new parts are written with change.
-        body = manifest.check_file(self.folder, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
+        body = self._metadata(array)
         try:
             rows = orjson.loads(body)["chunk_grid"]["configuration"]["chunk_shape"][0]
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
@@ -331,7 +342,7 @@ class _PartFiles:
 
     def codec(self, array: str) -> codecs.Codec | None:
         """How the array's chunks are compressed."""
-        body = manifest.check_file(self.folder, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
+        body = self._metadata(array)
         try:
             names = tuple(each["name"] for each in orjson.loads(body)["codecs"])
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
@@ -343,13 +354,13 @@ class _PartFiles:
 
     def encoded(self, array: str, number: int, dimensions: int, *, verify: bool) -> bytes:
         """A compressed chunk, its checksum compared if asked for."""
-        path = self.folder.joinpath(GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1)))
+        key = _chunk_key(array, number, dimensions)
         try:
-            with path.open("rb", buffering=0) as file:
+            with self._store.open(key) as file:
                 data = file.read(os.fstat(file.fileno()).st_size - CRC_BYTES)
                 stored = file.read(CRC_BYTES)
         except FileNotFoundError as error:
-            raise self._gone(path) from error
+            raise self._gone(key) from error
         if verify and crc32c(data) != int.from_bytes(stored, "little"):
             raise _bad_sum(self, array, number)
         return data
@@ -361,18 +372,27 @@ class _PartFiles:
         )
 
     def chunk(self, array: str, number: int, dimensions: int, *, size: int) -> mmap.mmap:
-        path = self.folder.joinpath(GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1)))
+        key = _chunk_key(array, number, dimensions)
         try:
-            with path.open("rb") as file:
+            with self._store.open(key) as file:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (FileNotFoundError, ValueError) as error:  # the second: an empty file cannot be mapped
-            raise self._gone(path) from error
+            raise self._gone(key) from error
         if len(data) < size:
-            raise self._gone(path)
+            raise self._gone(key)
         return data
 
-    def _gone(self, path: Path) -> Damaged:
-        return Damaged(f"{self.what} is damaged: {path} is gone or cut short; restore the part from a backup")
+    def _metadata(self, array: str) -> bytes:
+        name = f"{GROUP}/{array}/zarr.json"
+        return manifest.check_file(self._store, name, what=self.what, expected=self._manifest)
+
+    def _gone(self, key: str) -> Damaged:
+        where = f"{self._store.url}/{key}"
+        return Damaged(f"{self.what} is damaged: {where} is gone or cut short; restore the part from a backup")
+
+
+def _chunk_key(array: str, number: int, dimensions: int) -> str:
+    return "/".join((GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1))))
 
 
 _CODECS: dict[tuple[str, ...], codecs.Codec | None] = {

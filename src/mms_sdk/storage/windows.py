@@ -20,6 +20,8 @@ from mms_sdk.storage.permutation import permuted
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
+_AT_ONCE = 16  # chunks of a store that is not on this machine: they wait for the network rather than for a core
+
 
 class _Plan(NamedTuple):
     """How an epoch is cut into windows: window `w` has blocks[bounds[w]:bounds[w + 1]], from position starts[w] on."""
@@ -75,7 +77,8 @@ class Windows:
         window_rows = window_bytes // 2 // sum(self._row_bytes.values())
         self.rows = max(window_rows, int(self._sizes.max()))
         self._decoded: dict[tuple[int, int], _Decoded] = {}
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mms-window")
+        threads = os.cpu_count() if snapshot.local else _AT_ONCE
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mms-window")
         self._plan = lru_cache(maxsize=4)(self._planned)
         self._window = lru_cache(maxsize=4)(self._drawn)
 

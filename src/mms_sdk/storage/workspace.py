@@ -9,12 +9,16 @@ import orjson
 
 from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotWritable
 from mms_sdk.schema.names import check_name
-from mms_sdk.settings import CATALOG_VARIABLE
+from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import is_id, new_id, now
+from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.local import LocalStore
+from mms_sdk.storage.stores.opening import refuse_shared_writing, store_at
+from mms_sdk.storage.stores.remote import at_once
 
 WORKSPACE_VERSION = 1
 
@@ -25,7 +29,8 @@ class Workspace:
     ```
     workspace.json   format version, the workspace's id, and which database the catalog is
     catalog.sqlite   jobs, model versions, aliases, deployments, tokens, where they are not in PostgreSQL
-    datasets/NAME/   see `docs/dataset-format.md`
+    datasets/NAME/   see `docs/dataset-format.md`; where they are not in another store
+    copies/          what was read from datasets in another store
     jobs/ID/         metrics.jsonl, checkpoints/, files the job made
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
     staging/ID/      artefacts on their way in
@@ -35,14 +40,17 @@ class Workspace:
         root: The folder; made, readable by its owner only, if it is not there.
         catalog: The URL of a PostgreSQL database of this workspace's own, e.g. `postgresql://mms@db.example/mms`; a
             SQLite file in the folder if left out. A workspace stays with the one it was made with.
+        datasets: A folder or URL where the datasets lie, see `store_at`; the folder's `datasets` if left out. Likewise.
 
     Raises:
         NotWritable: The folder cannot be made or written.
         InvalidRequest: There is something else at that path, or a workspace with another catalog.
     """
 
-    def __init__(self, root: Path, *, catalog: str | None = None) -> None:
+    def __init__(self, root: Path, *, catalog: str | None = None, datasets: str | None = None) -> None:
         self.root = root.expanduser().absolute()
+        self.datasets = store_at(datasets or self.root / "datasets", copies=self.root / "copies")
+        self._datasets_name = self.datasets.url if datasets else "datasets"
         self._catalog = catalog or self.root / "catalog.sqlite"
         # The folder's own file goes by its kind, since a folder may be moved.
         self._catalog_name = database_at(catalog).name if catalog else "sqlite"
@@ -75,11 +83,9 @@ class Workspace:
 
     def dataset_names(self) -> list[str]:
         """Datasets that have at least one snapshot, by name."""
-        folder = self.root / "datasets"
-        if not folder.is_dir():
-            return []
-        names = sorted(path.name for path in folder.iterdir() if (path / "dataset.json").is_file())
-        return [name for name in names if Dataset(folder / name, name).snapshots()]
+        names = self.datasets.names("")
+        held = at_once(lambda name: bool(Dataset(self.datasets.below(name), name).snapshots()), names)
+        return [name for name, there in zip(names, held, strict=True) if there]
 
     def dataset(self, name: str) -> Dataset:
         """Opens a dataset.
@@ -87,18 +93,19 @@ class Workspace:
         Raises:
             DatasetNotFound: There is none of that name, or nothing was ever committed to it.
         """
-        folder = self._dataset_folder(name)
         try:
-            dataset = Dataset.open(folder, name)
+            dataset = Dataset.open(self._dataset_store(name), name)
             if dataset.snapshots():
                 return dataset
         except DatasetNotFound:
             pass
-        raise DatasetNotFound(f"no dataset {name!r} in {self.root}; there are {self.dataset_names() or 'none yet'}")
+        raise DatasetNotFound(
+            f"no dataset {name!r} in {self.datasets.url}; there are {self.dataset_names() or 'none yet'}"
+        )
 
     def open_or_create_dataset(self, name: str) -> Dataset:
         """Opens a dataset to write to, making it if it is not there."""
-        return Dataset.open_or_create(self._dataset_folder(name), name)
+        return Dataset.open_or_create(self._dataset_store(name), name)
 
     def job_folder(self, job: str) -> Path:
         """The folder of a job's files."""
@@ -132,7 +139,7 @@ class Workspace:
             Damaged: The artefact is not what its manifest says.
         """
         source = self.staged(staged)
-        digest = manifest.check(source, what=f"staged artefact {staged}", content=True)
+        digest = manifest.check(LocalStore(source), what=f"staged artefact {staged}", content=True)
         kept = files.make_folder(self.root / "artifacts") / staged
         with files.writing(kept):
             source.rename(kept)
@@ -146,7 +153,7 @@ class Workspace:
             Damaged: It is not what was registered.
         """
         folder = self.root / "artifacts" / artifact
-        manifest.check(folder, what=what, expected=digest, content=True)
+        manifest.check(LocalStore(folder), what=what, expected=digest, content=True)
         return folder
 
     def artifact_location(self, artifact: str) -> Path:
@@ -158,8 +165,8 @@ class Workspace:
         if "catalog" in self.__dict__:
             self.catalog.close()
 
-    def _dataset_folder(self, name: str) -> Path:
-        return self.root / "datasets" / check_name(name, what="dataset")
+    def _dataset_store(self, name: str) -> Store:
+        return self.datasets.below(check_name(name, what="dataset"))
 
     def _make(self, path: Path) -> None:
         files.make_folder(self.root)
@@ -175,7 +182,10 @@ class Workspace:
             "id": new_id(),
             "created_at": now(),
             "catalog": self._catalog_name,
+            "datasets": self._datasets_name,
         }
+        if not self.datasets.local:
+            refuse_shared_writing(self.datasets)
         try:
             files.publish(path, orjson.dumps(told, option=orjson.OPT_INDENT_2))
         except FileExistsError:
@@ -185,6 +195,7 @@ class Workspace:
         try:
             told = orjson.loads(path.read_bytes())
             version, catalog, self._id = told["format_version"], told.get("catalog", "sqlite"), told.get("id", "")
+            datasets = told.get("datasets", "datasets")
         except PermissionError as error:
             raise NotWritable(f"{path} cannot be read by this user; use another workspace folder") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
@@ -196,4 +207,10 @@ class Workspace:
             raise InvalidRequest(
                 f"a workspace stays with the catalog it was made with; that of {self.root} is {catalog}, asked for was "
                 f"{self._catalog_name}; {right}, or, if the database has moved, write its new name into {path}"
+            )
+        if datasets != self._datasets_name:
+            right = f"unset {DATASETS_VARIABLE}" if datasets == "datasets" else f"set {DATASETS_VARIABLE} to its URL"
+            raise InvalidRequest(
+                f"a workspace stays with the store of datasets it was made with; that of {self.root} is {datasets}, "
+                f"asked for was {self._datasets_name}; {right}, or, if they have moved, write their URL into {path}"
             )

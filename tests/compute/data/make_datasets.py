@@ -10,13 +10,14 @@ from mms_sdk.schema.dataset import CleaningReport, IngestSpec, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.stores.local import LocalStore
 
 TOLD: list[Progress] = []
 
 
 def ingested(root: Path, photos: Path, *, color: Any = "auto", **spec: Any) -> tuple[Dataset, Snapshot, CleaningReport]:
     """Ingests a folder into the dataset `flowers` below a folder, as a job would."""
-    dataset = Dataset.open_or_create(root / "flowers", "flowers")
+    dataset = Dataset.open_or_create(LocalStore(root / "flowers"), "flowers")
     job = root / "job"
     job.mkdir(exist_ok=True)
     TOLD.clear()

@@ -26,6 +26,7 @@ from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import rename_columns, write_column
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.local import LocalStore
 
 CLEAN = (DropUnreadable(), DropDuplicates(), DropOddSizes())
 ALL_TRAIN = Split(train=1.0, val=0.0, test=0.0)
@@ -58,8 +59,8 @@ def rejects(root: Path) -> dict[str, str]:
 
 
 def assert_nothing_came_in(root: Path) -> None:
-    assert not list((root / "flowers" / "snapshots").iterdir())
-    assert not list((root / "flowers" / "parts").iterdir())
+    assert not list((root / "flowers").glob("snapshots/*"))
+    assert not list((root / "flowers").glob("parts/*"))
 
 
 # What comes in ----------------------------------------------------------------------------------------------------
@@ -496,7 +497,7 @@ def test_an_ingest_that_another_one_overtook_looks_again_and_loses_and_doubles_n
         "ant": 5,
         "bee": 5,
     }
-    assert len(list((dataset.folder / "parts").iterdir())) == 3  # the part that lost is gone
+    assert len(list((dataset.store.folder / "parts").iterdir())) == 3  # the part that lost is gone
 
 
 def test_an_ingest_that_is_overtaken_again_and_again_gives_up_and_leaves_nothing(
@@ -573,7 +574,7 @@ def test_a_disk_that_refuses_in_the_middle_leaves_no_snapshot_and_says_what_to_d
     assert advice in caught.value.message
     assert dataset.snapshots() == [1]
     assert dataset.snapshot().verify() > 0
-    assert len(list((dataset.folder / "parts").iterdir())) == 1
+    assert len(list((dataset.store.folder / "parts").iterdir())) == 1
     assert ingested(tmp_path, photos)[1].number == 2
 
 
@@ -604,8 +605,8 @@ def test_a_disk_that_gets_full_keeps_what_was_committed_and_takes_more_once_ther
     with pytest.raises(StorageFull, match=r"no space left while writing .*Free space there"):
         ingested(small_disk, tmp_path / "many")
 
-    dataset = Dataset.open(small_disk / "flowers", "flowers")
-    assert len(dataset.snapshots()) == len(list((dataset.folder / "parts").iterdir())) == before
+    dataset = Dataset.open(LocalStore(small_disk / "flowers"), "flowers")
+    assert len(dataset.snapshots()) == len(list((dataset.store.folder / "parts").iterdir())) == before
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     dataset, record, _ = ingested(small_disk, tmp_path / "many")
     assert record.number == before + 1

@@ -23,6 +23,7 @@ from mms_sdk.storage import edits, parts
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.reader import Memory, Position, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.stores.local import LocalStore
 
 ROWS = 30
 
@@ -177,7 +178,7 @@ def test_compressed_pictures_are_loaded_by_every_rung(
     tmp_path: Path, rung: Any, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = make(tmp_path, sizes=[(6, 5)])
-    dataset = Dataset.open(tmp_path / "flowers", "flowers")
+    dataset = Dataset.open(LocalStore(tmp_path / "flowers"), "flowers")
     column = raw.column("image").model_copy(update={"profile": "blosc"})
     monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 4 * 90)
     monkeypatch.setattr(load, "Reader", partial(Reader, memory=Memory(rung=rung, window_bytes=3 * 2 * 4 * 90)))

@@ -16,6 +16,7 @@ from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable, IngestSpec, Split
 from mms_sdk.schema.sources import AudioFolder
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.stores.local import LocalStore
 
 ALL = Split(train=1, val=0, test=0)
 
@@ -38,7 +39,7 @@ def bring(tmp_path):
     (tmp_path / "job").mkdir()
 
     def bring(*clean, **fields):
-        dataset = Dataset.open_or_create(tmp_path / "sounds", "sounds")
+        dataset = Dataset.open_or_create(LocalStore(tmp_path / "sounds"), "sounds")
         spec = IngestSpec(source=AudioFolder(tmp_path / "wav", **fields), clean=clean, split=ALL)
         _, report = ingest(dataset, spec, job="j", folder=tmp_path / "job", tell=lambda _: None)
         return dataset.snapshot(), report

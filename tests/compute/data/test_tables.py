@@ -22,6 +22,7 @@ from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import DropConstant, DropDuplicates, DropOddSizes, Impute, IngestSpec, Split
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, Parquet
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.stores.local import LocalStore
 
 ALL = Split(train=1, val=0, test=0)
 
@@ -33,7 +34,7 @@ def bring(tmp_path):
     folder.mkdir()
 
     def bring(source, *clean, split=ALL, name="rows"):
-        dataset = Dataset.open_or_create(tmp_path / name, name)
+        dataset = Dataset.open_or_create(LocalStore(tmp_path / name), name)
         spec = IngestSpec(source=source, clean=clean, split=split)
         _, report = ingest(dataset, spec, job="j", folder=folder, tell=lambda _: None)
         return dataset.snapshot(), report
@@ -115,7 +116,7 @@ def test_whatever_the_type_each_value_says_what_the_file_says(tmp_path_factory, 
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
             [["a", "b", "n"], *((*row, at) for at, row in enumerate(rows))]
         )
-    dataset = Dataset.create(folder / "rows", "rows")
+    dataset = Dataset.create(LocalStore(folder / "rows"), "rows")
     ingest(dataset, IngestSpec(source=CSV(folder / "x.csv"), split=ALL), job="j", folder=folder, tell=lambda _: None)
     snapshot = dataset.snapshot()
     for at, name in enumerate(("a", "b")):
@@ -180,7 +181,7 @@ def test_a_file_without_rows_makes_no_dataset(tmp_path, bring, content):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(NothingToIngest):
         bring(CSV(tmp_path / "x.csv"))
-    assert not Dataset.open(tmp_path / "rows", "rows").snapshots()
+    assert not Dataset.open(LocalStore(tmp_path / "rows"), "rows").snapshots()
 
 
 def test_files_with_other_columns_are_put_together_by_name(tmp_path, bring):
@@ -203,7 +204,7 @@ def test_a_file_that_changes_between_two_readings_ends_the_ingest(tmp_path, brin
     monkeypatch.setattr(ingest_table, "_plan", changed)
     with pytest.raises(DataError, match=r"x\.csv changed; run it again"):
         bring(CSV(path))
-    assert not Dataset.open(tmp_path / "rows", "rows").snapshots()
+    assert not Dataset.open(LocalStore(tmp_path / "rows"), "rows").snapshots()
 
 
 def test_names_that_no_column_can_have_are_changed_and_kept_as_titles(tmp_path, bring):
@@ -380,7 +381,7 @@ def test_rows_that_do_not_fit_the_dataset_are_refused(tmp_path, bring, content, 
     bring(CSV(_write(tmp_path / "1.csv", "a,b\n1,x\n")))
     with pytest.raises(DataError, match=error):
         bring(CSV(_write(tmp_path / "2.csv", content)))
-    assert Dataset.open(tmp_path / "rows", "rows").snapshots() == [1]
+    assert Dataset.open(LocalStore(tmp_path / "rows"), "rows").snapshots() == [1]
 
 
 def test_whole_numbers_fit_a_column_of_floats(tmp_path, bring):

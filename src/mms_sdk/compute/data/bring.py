@@ -11,7 +11,7 @@ from typing import TypeVar
 from mms_sdk.errors import SnapshotConflict
 from mms_sdk.schema.dataset import Snapshot
 from mms_sdk.schema.job import Progress
-from mms_sdk.storage import files
+from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import PartWriter
@@ -66,5 +66,5 @@ def commit_part(dataset: Dataset, writer: PartWriter, addition: Addition, *, bas
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
         if not dataset.snapshots() or sealed.id not in {part.id for part in dataset.record().parts}:
-            files.remove_tree(writer.folder)
+            dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
         raise

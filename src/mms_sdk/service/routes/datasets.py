@@ -177,5 +177,5 @@ def _info(service: ServiceState, name: str, snapshot: str | None) -> DatasetInfo
         provenance=record.provenance,
         created_at=record.created_at,
         message=record.message,
-        location=str(dataset.folder),
+        location=dataset.store.url,
     )

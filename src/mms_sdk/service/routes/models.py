@@ -13,6 +13,7 @@ from mms_sdk.schema.names import ModelRef, Name, parse_model_ref
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState
 from mms_sdk.storage import files, manifest
+from mms_sdk.storage.stores.local import LocalStore
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 NEWEST = "newest"
@@ -48,7 +49,7 @@ def register_version(service: Service, name: Name, asked: RegisterVersion) -> Mo
     workspace = service.workspace
     with _registering:  # whoever registers the same one twice at once finds it gone, not half of it
         staged = workspace.staged(asked.staged)
-        manifest.check(staged, what=f"staged artefact {asked.staged}", content=True)
+        manifest.check(LocalStore(staged), what=f"staged artefact {asked.staged}", content=True)
         card = read_card(staged)
         Predictor(staged, buckets=(1,))  # what does not load here will not load in the night it is deployed
         artifact, folder, digest = workspace.keep_artifact(asked.staged)

@@ -1,0 +1,1 @@
+"""Where datasets lie: folders, object stores, HDFS."""
