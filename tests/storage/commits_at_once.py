@@ -15,11 +15,12 @@ from mms_sdk.errors import MmsError
 from mms_sdk.schema.dataset import Sealed
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.stores.local import LocalStore
+from mms_sdk.storage.stores.opening import store_at
 
 
 def main() -> None:
-    dataset, start = Dataset.open(LocalStore(Path(sys.argv[1])), "flowers"), Path(sys.argv[2])
+    start = Path(sys.argv[2])
+    dataset = Dataset.open(store_at(sys.argv[1], copies=start.with_suffix(".copies")), "flowers")
     parts = [Sealed.model_validate_json(line) for line in Path(sys.argv[3]).read_text().splitlines()]
     base = dataset.record()
     print("ready", flush=True)

@@ -28,8 +28,16 @@ def dataset(tmp_path: Path) -> Dataset:
 @pytest.fixture(params=["local", "moto", pytest.param("ceph", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store: a folder, an imitation of S3, and S3 for real."""
-    if request.param == "local":
-        return LocalStore(tmp_path / "store")
+    return LocalStore(tmp_path / "store") if request.param == "local" else _in_bucket(request, tmp_path)
+
+
+@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.slow)])
+def far_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Of these, one that is not a folder."""
+    return _in_bucket(request, tmp_path)
+
+
+def _in_bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     server = request.getfixturevalue(request.param)
     url = make_bucket(server if request.param == "moto" else server.endpoint)
     return store_at(url, copies=tmp_path / "copies")

@@ -12,15 +12,26 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from s3_buckets import make_bucket
 
+from ceph_server import CephServer
 from mms_sdk.errors import SnapshotNotFound
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import compact, delete_rows, rename_columns, write_column
 from mms_sdk.storage.retention import collect_garbage, expire, tag, tags, untag
+from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
+from mms_sdk.storage.stores.opening import store_at
 
 NUMBER = Column(name="number", kind="number", dtype="int64")  # a table
 VECTOR = Column(name="vector", kind="embedding", dtype="float32", shape=(16,))  # raw rows
@@ -57,10 +68,14 @@ def as_array(column: Column, values: list[Any]) -> Any:
 
 
 class DatasetMachine(RuleBasedStateMachine):
+    def make_store(self, folder: Path) -> Store:
+        return LocalStore(folder / "flowers")
+
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mms-machine-", dir="/dev/shm"))
-        self.dataset = Dataset.create(LocalStore(self.folder / "flowers"), "flowers")
+        self.store = self.make_store(self.folder)
+        self.dataset = Dataset.create(self.store, "flowers")
         self.kinds = {"number": NUMBER, "vector": VECTOR, "text": TEXT}
         self.models: dict[int, Model] = {}
         self.tags: dict[str, int] = {}
@@ -156,14 +171,14 @@ class DatasetMachine(RuleBasedStateMachine):
         used = {
             each.id for number in self.models for part in self.dataset.record(number).parts for each in part.folders
         }
-        there = {path.name for path in (self.dataset.store.folder / "parts").iterdir()}
+        there = set(self.store.names("parts"))
         assert used <= there
         assert grace_s == 0.0 or lost.id in there
         assert grace_s > 0 or there == used
 
     @rule()
     def reopen(self) -> None:
-        self.dataset = Dataset.open(LocalStore(self.folder / "flowers"), "flowers")
+        self.dataset = Dataset.open(self.store, "flowers")
 
     @rule(data=st.data())
     def travel(self, data: st.DataObject) -> None:
@@ -218,3 +233,14 @@ TestDataset = DatasetMachine.TestCase
 TestDataset.settings = settings(
     max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_the_same_holds_on_s3(ceph: CephServer) -> None:
+    url = make_bucket(ceph.endpoint)
+
+    class OnS3(DatasetMachine):
+        def make_store(self, folder: Path) -> Store:
+            return store_at(url, copies=folder / "copies").below(folder.name)
+
+    few = settings(TestDataset.settings, max_examples=20)
+    run_state_machine_as_test(OnS3, settings=few)  # type: ignore[no-untyped-call]
