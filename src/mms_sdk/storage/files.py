@@ -60,7 +60,8 @@ def make_folder(path: Path) -> Path:
         for folder in reversed(missing):
             folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
             fsync_folder(folder.parent)
-        path.mkdir(exist_ok=True)  # refuses a file of that name
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "there is a file of that name", str(path))
     return path
 
 

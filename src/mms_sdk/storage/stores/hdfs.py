@@ -127,7 +127,9 @@ class HdfsObjects:
     def _told(self, key: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, FileExistsError, MissingExtra):
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{self.url}/{key} is not there") from error
+        except (FileExistsError, MissingExtra):
             raise
         except PermissionError as error:
             raise NotWritable(f"{self.url}/{key} is refused to this user ({error}); ask for the right to it") from error
