@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mms_sdk import errors
+    from mms_sdk.client.backups import Backups
     from mms_sdk.client.datasets import Dataset
     from mms_sdk.client.deployments import Deployment, Prediction
     from mms_sdk.client.jobs import Job
@@ -40,6 +41,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "Arrow": "schema.sources",
     "AudioFolder": "schema.sources",
+    "Backups": "client.backups",
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Checkpoints": "compute.training.policies",
@@ -82,6 +84,7 @@ __all__ = [
     "SQL",
     "Arrow",
     "AudioFolder",
+    "Backups",
     "BulkResult",
     "Checkpoints",
     "Classification",

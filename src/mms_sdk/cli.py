@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -137,6 +138,30 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8765, help="0 for any that is free (8765)")
     serve.add_argument("--source-root", action="append", default=[], metavar="FOLDER", help="ingests may read below it")
+
+    backup = verb("backup", _backup, "copy the workspace to another place, while jobs go on; only what is new is sent")
+    backup.add_argument("to", help="a folder, or a URL such as s3://bucket/folder")
+    backup.add_argument("--keep", type=_positive, help="let older copies go, and keep so many")
+    replicate = verb("replicate", _replicate, "back up again and again, until interrupted")
+    replicate.add_argument("to", help="a folder, or a URL")
+    replicate.add_argument("--every", type=_duration, default=3600.0, help="e.g. 30s, 15min, 1h (1h)")
+    replicate.add_argument("--keep", type=_positive, default=24, help="how many of the newest copies stay (24)")
+    backups = verb("backups", _backups, "list the copies in a place")
+    backups.add_argument("where", help="a folder, or a URL")
+    verify = verb(
+        "verify", _verify, "compare every byte of the workspace, or of the copies in a place, with its digest"
+    )
+    verify.add_argument("where", nargs="?", help="a folder with copies, or a URL; the workspace if left out")
+    verify.add_argument("--backup", metavar="ID", help="only that copy")
+    for name, command, told in (
+        ("restore", _restore, "make a workspace of a copy"),
+        ("promote", _promote, "make the newest copy the workspace that is gone on with"),
+    ):
+        made = verb(name, command, f"{told}, in the folder --workspace")
+        made.add_argument("source", metavar="FROM", help="a folder with copies, or a URL")
+        made.add_argument("--datasets", metavar="URL", help="where its datasets are to lie; in the workspace")
+        if name == "restore":
+            made.add_argument("--backup", metavar="ID", help="which; the newest")
 
     verb("doctor", _doctor, "look at the installation, the devices and the workspace")
     verb("version", _version, "the version of MMS")
@@ -388,6 +413,49 @@ def _serve(asked: argparse.Namespace) -> Any:
     serve(workspace, host=asked.host, port=asked.port, models=asked.models, source_roots=roots, say=_say)
 
 
+def _backup(asked: argparse.Namespace) -> Any:
+    return _connect(asked).backup(asked.to, keep=asked.keep)
+
+
+def _replicate(asked: argparse.Namespace) -> None:
+    _connect(asked).replicate(asked.to, every_s=asked.every, keep=asked.keep, say=partial(print, flush=True))
+
+
+def _backups(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client.backups import Backups
+
+    return Backups(asked.where).list()
+
+
+def _verify(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client.backups import Backups
+
+    if asked.where is not None:
+        return Backups(asked.where).verify(asked.backup)
+    if asked.backup:
+        raise UsageProblem("--backup goes with the place where copies lie: mms verify WHERE --backup ID")
+    return _Facts({"verified": _connect(asked).verify()})
+
+
+def _restore(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client.backups import Backups
+
+    made = Backups(asked.source).restore(_new_workspace(asked), backup=asked.backup, datasets=asked.datasets)
+    return _Facts(made.status())
+
+
+def _promote(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client.backups import Backups
+
+    return _Facts(Backups(asked.source).promote(_new_workspace(asked), datasets=asked.datasets).status())
+
+
+def _new_workspace(asked: argparse.Namespace) -> Path:
+    if asked.url or not asked.workspace:
+        raise UsageProblem(f"name the folder of the new workspace: mms {asked.verb} FROM --workspace FOLDER")
+    return Path(asked.workspace)
+
+
 def _doctor(asked: argparse.Namespace) -> Any:
     from mms_sdk.client.doctor import examine
     from mms_sdk.client.tables import Table
@@ -430,6 +498,13 @@ def _above_zero(text: str) -> float:
         if 0 < float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"a number above 0 is expected; got {text!r}")
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|d)", text)
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"a time is e.g. 30s, 15min, 1h or 1d; got {text!r}")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def _hours(text: str) -> float:

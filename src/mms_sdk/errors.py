@@ -121,6 +121,10 @@ class ModelNotFound(NotFound):
     """No model, version or alias of that name."""
 
 
+class BackupNotFound(NotFound):
+    """No backup of that id, or none at all."""
+
+
 class DeploymentNotFound(NotFound):
     """No deployment of that name."""
 

@@ -7,6 +7,7 @@ import hmac
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,10 +24,12 @@ from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
+from mms_sdk.schema.backup import Backup
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_catalog, default_datasets, default_workspace
+from mms_sdk.storage.stores.opening import store_at
 from mms_sdk.storage.workspace import Workspace
 
 _open: dict[Path, WorkspaceClient] = {}
@@ -155,6 +158,82 @@ class WorkspaceClient:
         names = ("rows", "errors", "first_error", "accuracy", "model")
         told: dict[str, Any] = {name: job.result.get(name) for name in names}
         return BulkResult(path=path, job=job.id, **told)
+
+    def backup(self, to: str | Path, *, keep: int | None = None) -> Backup:
+        """Copies the workspace as it is now to another place, while jobs go on; only what is not there yet is sent.
+
+        Args:
+            to: The place: a folder, or a URL such as `s3://bucket/folder`, see `connect(datasets=)`. `mms.Backups(to)`
+                lists, verifies and restores what is there.
+            keep: How many of the newest copies stay there; all of them if left out.
+
+        Raises:
+            InvalidRequest: The workspace is a server's: it is backed up where it lies.
+            Conflict: The place holds copies of another workspace, or they became a workspace themselves.
+            Damaged: Something in the workspace is not what was written.
+        """
+        from mms_sdk.storage.backup.copies import Copies
+
+        workspace = self._own("backed up")
+        copies = Copies(store_at(to, copies=workspace.root / "copies"))
+        made = copies.take(workspace)
+        if keep is not None:
+            copies.prune(keep)
+        return made
+
+    def replicate(
+        self,
+        to: str | Path,
+        *,
+        every_s: float,
+        keep: int = 24,
+        say: Callable[[str], None] = print,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Backs the workspace up at regular times until it is interrupted or told to stop.
+
+        A copy that fails, for a network or a full disk, is said and made the next time.
+
+        Args:
+            to: See `backup`.
+            every_s: Seconds from the beginning of one copy to that of the next.
+            keep: How many of the newest copies stay.
+            say: Told about each copy.
+            stop: Set it to end this from another thread.
+
+        Raises:
+            InvalidRequest, Conflict: See `backup`.
+        """
+        from mms_sdk.storage.backup.copies import Copies
+        from mms_sdk.storage.backup.replicating import replicate
+
+        if every_s <= 0:
+            raise InvalidRequest(f"copies are made every so many seconds, more than 0; got every_s={every_s}")
+        workspace = self._own("replicated")
+        copies = Copies(store_at(to, copies=workspace.root / "copies"))
+        replicate(workspace, copies, every_s=every_s, keep=keep, say=say, stop=stop or threading.Event())
+
+    def verify(self) -> str:
+        """Reads every byte of datasets, models and checkpoints and compares it with its digest.
+
+        Returns:
+            What was read, in words.
+
+        Raises:
+            InvalidRequest: The workspace is a server's.
+            Damaged: Files that are gone or not what was written.
+        """
+        from mms_sdk.storage.backup.contents import verify
+
+        read, size = verify(self._own("verified"))
+        return f"{read:,} files, {size:,} bytes, all as they were written"
+
+    def _own(self, done: str) -> Workspace:
+        if self._workspace is None:
+            raise InvalidRequest(
+                f"a workspace is {done} where it lies; the one at {self.where} is a server's; run it there"
+            )
+        return self._workspace
 
     def close(self) -> None:
         """Waits for running jobs, ends deployments of this process, and lets go of the workspace."""

@@ -91,9 +91,18 @@ class Catalog:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads."""
-        with self._database.errors(), self._engine.begin() as connection:
+    def reading(self, *, one_moment: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that only reads.
+
+        Args:
+            one_moment: All of its queries see the catalog as it was at the first; SQLite's always do.
+        """
+        options = {"isolation_level": "REPEATABLE READ"} if one_moment and self._engine.name == "postgresql" else {}
+        with (
+            self._database.errors(),
+            self._engine.connect().execution_options(**options) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextlib.contextmanager

@@ -23,7 +23,7 @@ from mms_sdk.errors import CheckpointNotFound, Damaged
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.stores.local import LocalStore
 
-_STEP = re.compile(r"\d{10}")
+STEP = re.compile(r"\d{10}")
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _LEFT_BEHIND = re.compile(r"\.\d{10}\.(partial|retired)")
 
@@ -159,7 +159,7 @@ class CheckpointFolder:
 
     def all(self) -> list[Checkpoint]:
         """Complete checkpoints, oldest first; not verified."""
-        names = sorted(path.name for path in self.root.iterdir() if _STEP.fullmatch(path.name))
+        names = sorted(path.name for path in self.root.iterdir() if STEP.fullmatch(path.name))
         return [open_checkpoint(self.root / name) for name in names]
 
     def at(self, step: int) -> Checkpoint:
@@ -180,7 +180,7 @@ class CheckpointFolder:
             CheckpointNotFound: None is good.
         """
         faults: list[str] = []
-        names = sorted((path.name for path in self.root.iterdir() if _STEP.fullmatch(path.name)), reverse=True)
+        names = sorted((path.name for path in self.root.iterdir() if STEP.fullmatch(path.name)), reverse=True)
         for name in names:
             try:
                 checkpoint = open_checkpoint(self.root / name)
@@ -216,7 +216,7 @@ class CheckpointFolder:
         return True
 
     def _retire(self) -> None:
-        steps = sorted(int(path.name) for path in self.root.iterdir() if _STEP.fullmatch(path.name))
+        steps = sorted(int(path.name) for path in self.root.iterdir() if STEP.fullmatch(path.name))
         for step in steps[: -self._keep]:
             if step != self._best:
                 self._remove(step)

@@ -84,6 +84,18 @@ def check(tree: Store, *, what: str, expected: str | None = None, content: bool 
     return digest
 
 
+def entries_of(tree: Store, *, what: str, expected: str | None = None) -> tuple[list[dict[str, Any]], str]:
+    """What a sealed folder says it holds.
+
+    Returns:
+        For each file its `path`, `bytes` and `sha256`; and SHA-256 of the manifest.
+
+    Raises:
+        Damaged: There is no manifest, or it is not what was written.
+    """
+    return _read(tree.read, tree.url, what=what, expected=expected)
+
+
 def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     """Reads one file of a sealed folder and checks its bytes.
 

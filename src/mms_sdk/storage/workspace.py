@@ -75,7 +75,7 @@ class Workspace:
         catalog = Catalog(self._catalog)
         try:
             if self._catalog_name != "sqlite":
-                catalog.give_to(self._id)
+                catalog.give_to(self.id)
         except BaseException:
             catalog.close()
             raise
@@ -194,7 +194,7 @@ class Workspace:
     def _check(self, path: Path) -> None:
         try:
             told = orjson.loads(path.read_bytes())
-            version, catalog, self._id = told["format_version"], told.get("catalog", "sqlite"), told.get("id", "")
+            version, catalog, self.id = told["format_version"], told.get("catalog", "sqlite"), told.get("id", "")
             datasets = told.get("datasets", "datasets")
         except PermissionError as error:
             raise NotWritable(f"{path} cannot be read by this user; use another workspace folder") from error

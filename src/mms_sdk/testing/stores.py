@@ -54,6 +54,11 @@ class StoreConformance:
         assert store.sha256("deep/down/large") == hashlib.sha256(_LARGE).hexdigest()
         with store.open("deep/down/large") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             assert mapped[:] == _LARGE
+        store.download("deep/down/large", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == _LARGE
+        with pytest.raises(FileNotFoundError):
+            store.download("deep/down/none", tmp_path / "none")
+        assert not (tmp_path / "none").exists()
 
     def test_a_file_is_created_once(self, store: Store) -> None:
         """And stays as it was."""

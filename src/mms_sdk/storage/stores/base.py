@@ -64,6 +64,13 @@ class Store(Protocol):
     def upload(self, key: str, file: Path) -> None:
         """Copies a file of this machine here, in place of one of that name; in bounded memory."""
 
+    def download(self, key: str, file: Path) -> None:
+        """Copies a file from here to a new one of this machine; in bounded memory. It is not synced.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+
     def stat(self, key: str) -> Stored:
         """A file's size and age.
 

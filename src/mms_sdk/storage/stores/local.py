@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,15 @@ class LocalStore:
         path = self.folder / key
         files.make_folder(path.parent)
         files.copy(file, path)
+
+    def download(self, key: str, file: Path) -> None:
+        """See `Store.download`."""
+        source = self.folder / key
+        if not source.is_file():
+            raise FileNotFoundError(f"{source} is not there")
+        with files.writing(file):
+            shutil.copyfile(source, file)
+            file.chmod(files.FILE_MODE)
 
     def stat(self, key: str) -> Stored:
         """See `Store.stat`."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -116,6 +117,15 @@ class RemoteStore:
         """See `Store.upload`."""
         self._objects.upload(self._prefix + key, file)
 
+    def download(self, key: str, file: Path) -> None:
+        """See `Store.download`."""
+        pieces = self._pieces(self._prefix + key)
+        first = next(pieces)  # so that there is no empty file where there is nothing
+        with files.writing(file), file.open("xb") as out:
+            file.chmod(files.FILE_MODE)
+            for piece in chain((first,), pieces):
+                out.write(piece)
+
     def stat(self, key: str) -> Stored:
         """See `Store.stat`."""
         return self._objects.stat(self._prefix + key)._replace(key=key)
@@ -197,9 +207,7 @@ class RemoteStore:
         files.make_folder(path.parent)
         draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
         try:
-            with files.writing(path), draft.open("xb") as file:
-                for piece in self._pieces(key):
-                    file.write(piece)
+            self.download(key.removeprefix(self._prefix), draft)
             draft.rename(path)
         finally:
             draft.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Copies of a whole workspace in another store, and workspaces made of them."""
