@@ -289,3 +289,49 @@ def test_a_table_comes_in_by_what_its_name_ends_with(
     assert told["ingested"].strip().startswith("20 of 21;")
     assert "rows.csv, row 21: it has 1 values, the header has 2" in told["note"]
     assert workspace.is_dir()
+
+
+def test_a_workspace_is_backed_up_verified_restored_and_promoted(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("name,age\n" + "".join(f"ada {number},{number}\n" for number in range(40)))
+    assert run(capsys, "datasets", "ingest", "people", str(table))[0] == 0
+    place, again = str(tmp_path / "place"), str(tmp_path / "again")
+    code, out, _ = run(capsys, "backup", place)
+    assert code == 0
+    assert out.startswith("backup 0")
+    assert "of which" in out
+    assert run(capsys, "backup", place, "--keep", "1")[1].rstrip().endswith("of which 0 files, 0 bytes were new")
+    code, out, _ = run(capsys, "backups", place, "--json")
+    (only,) = json.loads(out)
+    assert run(capsys, "verify", place)[1].startswith("1 backup: ")
+    assert run(capsys, "verify", place, "--backup", only["id"])[0] == 0
+    assert run(capsys, "verify")[1].startswith("verified  ")
+    assert run(capsys, "verify", "--backup", "x")[0] == 2
+
+    code, _, err = run(capsys, "restore", place)
+    assert (code, "mms restore FROM --workspace FOLDER" in err) == (2, True)
+    code, out, _ = run(capsys, "restore", place, "--workspace", again)
+    assert code == 0
+    assert "people@1" in out
+    _, out, _ = run(capsys, "datasets", "show", "people", "--workspace", again, "--json")
+    assert json.loads(out)["rows"] == 40
+
+    assert run(capsys, "promote", place, "--workspace", str(tmp_path / "next"))[0] == 0
+    code, _, err = run(capsys, "backup", place)
+    assert (code, "became the workspace" in err) == (1, True)
+    for words in (("replicate", place, "--every", "soon"), ("replicate", place, "--every", "0s")):
+        assert run(capsys, *words)[0] == 2
+
+
+def test_a_replica_is_made_until_it_is_interrupted(workspace: Path, tmp_path: Path) -> None:
+    words = ["replicate", str(tmp_path / "place"), "--every", "1s", "--keep", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "mms_sdk.cli", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    process.stdout.close()
+    assert all(line.startswith("backup 0") for line in lines)
+    assert len(list((tmp_path / "place" / "backups").iterdir())) in (2, 3)  # of four

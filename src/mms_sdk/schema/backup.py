@@ -51,7 +51,8 @@ class Verified(Schema):
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.backups:,} backups: {self.objects:,} objects, {self.bytes:,} bytes, all as they were written"
+        many = "" if self.backups == 1 else "s"
+        return f"{self.backups:,} backup{many}: {self.objects:,} objects, {self.bytes:,} bytes, all as they were written"
 
 
 class Promotion(Schema):
