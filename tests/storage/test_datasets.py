@@ -230,21 +230,21 @@ def test_readers_keep_their_snapshot_while_others_commit(dataset: Dataset) -> No
 
 
 @pytest.mark.slow
-def test_four_processes_that_commit_25_times_each_lose_no_commit(dataset: Dataset, tmp_path: Path) -> None:
+def test_four_processes_that_commit_50_times_each_lose_no_commit(dataset: Dataset, tmp_path: Path) -> None:
     add(dataset, content_of(1))
-    parts = copies(dataset, dataset.record().parts[0], 100)
+    parts = copies(dataset, dataset.record().parts[0], 200)
     shares = [parts[start::4] for start in range(4)]
 
     told = commit_at_once(dataset, shares, tmp_path, "rebase")
 
     numbers = [int(number) for lines in told for number in lines]
-    assert sorted(numbers) == list(range(2, 102))
-    assert dataset.snapshots() == list(range(1, 102))
+    assert sorted(numbers) == list(range(2, 202))
+    assert dataset.snapshots() == list(range(1, 202))
     newest = dataset.record()
     assert {part.id for part in newest.parts[1:]} == {part.id for part in parts}
-    assert newest.statistics["classes"] == {"cat": 100}
-    assert newest.splits["train"] == 100 + dataset.record(1).splits.get("train", 0)
-    for number in range(2, 102):  # every snapshot is the one before with one part more
+    assert newest.statistics["classes"] == {"cat": 200}
+    assert newest.splits["train"] == 200 + dataset.record(1).splits.get("train", 0)
+    for number in range(2, 202):  # every snapshot is the one before with one part more
         assert dataset.record(number).parts == newest.parts[:number]
     position = {part.id: number for number, part in enumerate(newest.parts, 1)}
     for share, lines in zip(shares, told, strict=True):  # what each was told is where its part is

@@ -52,7 +52,9 @@ class Verified(Schema):
 
     def __str__(self) -> str:
         many = "" if self.backups == 1 else "s"
-        return f"{self.backups:,} backup{many}: {self.objects:,} objects, {self.bytes:,} bytes, all as they were written"
+        return (
+            f"{self.backups:,} backup{many}: {self.objects:,} objects, {self.bytes:,} bytes, all as they were written"
+        )
 
 
 class Promotion(Schema):
