@@ -14,7 +14,7 @@ MmsError
 ├── NotFound (KeyError)                404
 │   ├── DatasetNotFound, SnapshotNotFound, SplitNotFound, ColumnNotFound
 │   ├── JobNotFound, CheckpointNotFound
-│   └── ModelNotFound, DeploymentNotFound
+│   └── ModelNotFound, DeploymentNotFound, BackupNotFound
 ├── MethodNotAllowed                   405
 ├── Conflict                           409   somebody else was first
 │   └── SnapshotConflict

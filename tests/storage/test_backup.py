@@ -141,7 +141,8 @@ def test_a_copy_that_was_cut_short_is_gone_on_with(
     monkeypatch.undo()
     backup = place.take(workspace)
     objects = {file.sha256 for file in place.files(backup)} | {backup.index}
-    assert backup.sent_files <= len(objects) - 10
+    there = {key[-64:] for key in sent}  # of two files with the same bytes that were sent side by side, both count
+    assert backup.sent_files <= len(objects - there) + 2
     assert place.verify().backups == 1
 
 

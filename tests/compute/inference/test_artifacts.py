@@ -229,7 +229,7 @@ def assert_old_then_new(ends: list[tuple[dict[str, Any], list[int]]], *, steps: 
 
 
 def test_a_register_killed_at_any_step_shows_no_version_or_a_whole_one(tiny: Tiny, tmp_path: Path) -> None:
-    assert_old_then_new(killed_at_every_step("keep", tiny, tmp_path), steps=4)
+    assert_old_then_new(killed_at_every_step("keep", tiny, tmp_path), steps=3)
 
 
 @pytest.mark.torture

@@ -66,5 +66,6 @@ def commit_part(dataset: Dataset, writer: PartWriter, addition: Addition, *, bas
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
         if not dataset.snapshots() or sealed.id not in {part.id for part in dataset.record().parts}:
-            dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
+            with contextlib.suppress(OSError):  # what went wrong on the way here says more
+                dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
         raise
