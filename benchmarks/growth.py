@@ -39,7 +39,8 @@ def own():  # without pages of mapped files, which the system takes back when it
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 before = own()
-reader = Reader(Dataset.open(LocalStore(Path(sys.argv[1])), "large").snapshot(), columns=["image"], batch_size=32, seed=0)
+snapshot = Dataset.open(LocalStore(Path(sys.argv[1])), "large").snapshot()
+reader = Reader(snapshot, columns=["image"], batch_size=32, seed=0)
 opened = own()
 for number, batch in enumerate(reader.epoch(), 1):
     if number == int(sys.argv[2]):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, AudioFolder, ImageFolder, Parquet
+    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet
 
 __version__ = "0.1.0.dev0"
 
@@ -61,6 +61,7 @@ _HOME = {
     "SQL": "schema.sources",
     "Split": "schema.dataset",
     "Step": "compute.training.loop",
+    "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
     "WorkspaceClient": "client.workspace",
@@ -82,6 +83,7 @@ __all__ = [
     "CSV",
     "JSONL",
     "SQL",
+    "TFDS",
     "Arrow",
     "AudioFolder",
     "Backups",

@@ -21,7 +21,29 @@ class _OfPath(Asked):
         return PurePath(self.path).name
 
 
-class ImageFolder(_OfPath):
+class AsPictures(Asked):
+    """How pictures of a source are taken.
+
+    Attributes:
+        color: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb` force it.
+        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+    """
+
+    color: Literal["auto", "gray", "rgb"] = "auto"
+    max_pixels: int = Field(default=50_000_000, gt=0)
+
+
+class AsRecordings(Asked):
+    """How recordings of a source are taken.
+
+    Attributes:
+        max_seconds: Longer recordings are rejected.
+    """
+
+    max_seconds: float = Field(default=3600.0, gt=0)
+
+
+class ImageFolder(AsPictures, _OfPath):
     """A folder with one sub-folder of pictures for each class.
 
     Attributes:
@@ -31,11 +53,9 @@ class ImageFolder(_OfPath):
     """
 
     type: Literal["image-folder"] = "image-folder"
-    color: Literal["auto", "gray", "rgb"] = "auto"
-    max_pixels: int = Field(default=50_000_000, gt=0)
 
 
-class AudioFolder(_OfPath):
+class AudioFolder(AsRecordings, _OfPath):
     """A folder with one sub-folder of recordings for each class: WAV, FLAC, OGG or MP3.
 
     Attributes:
@@ -44,7 +64,32 @@ class AudioFolder(_OfPath):
     """
 
     type: Literal["audio-folder"] = "audio-folder"
-    max_seconds: float = Field(default=3600.0, gt=0)
+
+
+class TFDS(AsPictures, _OfPath):
+    """A dataset of pictures that tensorflow-datasets prepared, in ArrayRecord or TFRecord files; without TensorFlow.
+
+    Its splits train, validation and test become those of the snapshot.
+
+    Attributes:
+        path: The folder of a version, e.g. `~/tensorflow_datasets/mnist/3.0.1`.
+        splits: Which of its splits; None for all.
+        color: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb` force it.
+        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+    """
+
+    type: Literal["tfds"] = "tfds"
+    splits: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _several(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @property
+    def told(self) -> str:
+        """What it is, in a word."""
+        return "/".join(PurePath(self.path).parts[-2:])
 
 
 class _Table(Asked):
@@ -158,4 +203,5 @@ class SQL(_Table):
 
 
 TableSource = CSV | JSONL | Parquet | Arrow | SQL
-Source = Annotated[ImageFolder | AudioFolder | TableSource, Field(discriminator="type")]
+SampleSource = ImageFolder | AudioFolder | TFDS
+Source = Annotated[SampleSource | TableSource, Field(discriminator="type")]

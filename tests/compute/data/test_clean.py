@@ -6,13 +6,13 @@ import pytest
 
 from mms_sdk.compute.data.clean import Looked, Present, apply, contradictions
 from mms_sdk.compute.data.kinds.image import Facts
-from mms_sdk.compute.data.sources.folders import Entry
+from mms_sdk.compute.data.sources.folders import FileEntry
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
 
 
 def looked(source: str, content: str = "", *, size: tuple[int, int] | None = (4, 6), reason: str = "") -> Looked:
     return Looked(
-        entry=Entry(path=Path(source), source=source, label=source.partition("/")[0]),
+        entry=FileEntry(path=Path(source), source=source, label=source.partition("/")[0]),
         id=content.encode(),
         facts=Facts(size=size, gray=False) if size else None,
         reason=reason,

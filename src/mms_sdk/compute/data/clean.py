@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mms_sdk.compute.data.sources.folders import Entry
+from mms_sdk.compute.data.sources.samples import Entry
 from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable, Reject
 
 

@@ -11,7 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +22,12 @@ import orjson
 from mms_sdk.compute.data import clean
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean import Looked, Present
-from mms_sdk.compute.data.ingest_table import ingest_table
+from mms_sdk.compute.data.ingest_table import as_before, ingest_table
+from mms_sdk.compute.data.kinds.tabular import values_in
 from mms_sdk.compute.data.media import Medium, Pictures, Recordings
-from mms_sdk.compute.data.sources.folders import Entry, list_folder
+from mms_sdk.compute.data.sources.open import open_samples
+from mms_sdk.compute.data.sources.samples import Collection, Entry
+from mms_sdk.compute.data.sources.tables import open_table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -32,21 +35,18 @@ from mms_sdk.schema.dataset import (
     CleaningReport,
     CleaningStepReport,
     Column,
-    DropDuplicates,
-    DropUnreadable,
     IngestSpec,
-    PictureStep,
     Reject,
     Snapshot,
 )
-from mms_sdk.schema.sources import AudioFolder, ImageFolder
+from mms_sdk.schema.sources import TableSource
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 _WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
-_OWN = ("label", "source", "id", "split")
+_OWN = ("source", "id", "split")
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -83,33 +83,47 @@ def ingest(
             not fit those in the dataset; a file that changed while it was read.
     """
     source = spec.source
-    if not isinstance(source, ImageFolder | AudioFolder):
-        return ingest_table(dataset, spec, source, job=job, folder=folder, tell=tell)
-    medium: Medium = Pictures(source) if isinstance(source, ImageFolder) else Recordings(source)
-    suited = PictureStep if isinstance(source, ImageFolder) else DropUnreadable | DropDuplicates
-    if wrong := [step for step in spec.clean if not isinstance(step, suited)]:
+    if isinstance(source, TableSource):
+        return ingest_table(dataset, spec, source, open_table(source, spool=folder), job=job, folder=folder, tell=tell)
+    return _ingest_samples(dataset, spec, open_samples(source), job=job, folder=folder, tell=tell)
+
+
+def _ingest_samples(
+    dataset: Dataset, spec: IngestSpec, samples: Collection, *, job: str, folder: Path, tell: Tell
+) -> tuple[Snapshot, CleaningReport]:
+    medium = _medium_of(samples, spec.source)
+    if wrong := [step for step in spec.clean if not isinstance(step, medium.steps)]:
         raise InvalidRequest(f"step {wrong[0].step} is not for {medium.noun}s; leave it out")
-    entries, left_out = list_folder(source)
-    looks = _in_threads(lambda entry: _look(entry, medium), entries)
-    looked = list(told(looks, "files checked", len(entries), tell))
+    looks = _in_threads(lambda entry: _look(entry, medium), samples.entries)
+    looked = list(told(looks, "files checked", len(samples.entries), tell))
 
     def bring() -> tuple[Snapshot, CleaningReport]:
         base = dataset.snapshot() if dataset.snapshots() else None
-        plan = _plan(looked, left_out, spec, medium, base, found=len(entries) + len(left_out))
+        plan = _plan(looked, samples, spec, medium, base)
         _write_rejects(folder, plan.rejects)
         return _write(dataset, plan, spec, medium, base, job, tell), plan.report
 
     return tried(bring)
 
 
+def _medium_of(samples: Collection, source: Any) -> Medium:
+    return Pictures(source) if samples.medium == "image" else Recordings(source)
+
+
 def _look(entry: Entry, medium: Medium) -> Looked:
     try:
-        data = entry.path.read_bytes()
-        return Looked(entry=entry, id=_id(data), facts=medium.inspect(data))
+        sample = entry.read()
     except InvalidInput as error:
-        return Looked(entry=entry, id=_id(data), reason=error.message)
+        return Looked(entry=entry, reason=error.message)
     except OSError as error:
-        return Looked(entry=entry, reason=f"the file cannot be read: {error.strerror}")
+        return Looked(entry=entry, reason=f"the file cannot be read: {error.strerror or error}")
+    content = _id(sample.data)
+    if sample.label != entry.label:
+        entry = replace(entry, label=sample.label)
+    try:
+        return Looked(entry=entry, id=content, facts=medium.inspect(sample.data))
+    except InvalidInput as error:
+        return Looked(entry=entry, id=content, reason=error.message)
 
 
 def _id(data: bytes) -> bytes:
@@ -117,15 +131,12 @@ def _id(data: bytes) -> bytes:
 
 
 def _plan(
-    looked: Sequence[Looked],
-    left_out: Sequence[Reject],
-    spec: IngestSpec,
-    medium: Medium,
-    base: OpenSnapshot | None,
-    found: int,
+    looked: Sequence[Looked], samples: Collection, spec: IngestSpec, medium: Medium, base: OpenSnapshot | None
 ) -> _Plan:
+    beside = (*medium.beside, *samples.columns)
+    found = len(samples.entries) + len(samples.rejects)
     if base is not None:
-        _refuse_other_columns(base, medium)
+        _refuse_other_columns(base, medium, samples, beside)
     held = _held(base)
     column = base.column(medium.column) if base else None
     new = [item for item in looked if (item.entry.source, item.id) not in held]
@@ -133,7 +144,7 @@ def _plan(
         classes={content: label for (_, content), label in held.items()},
         size=column.fixed[:2] if column and not column.varies else None,
     )
-    kept, steps, rejects = new, [], list(left_out)
+    kept, steps, rejects = new, [], list(samples.rejects)
     for step in spec.clean:
         kept, dropped = clean.apply(step, kept, present)
         rejects += dropped
@@ -147,24 +158,26 @@ def _plan(
         )
     column = column or medium.describe([item.facts for item in kept])
     medium.refuse(kept, column)
-    labels = _labels(kept, base)
+    labels = _labels(kept, samples, base) if samples.labelled else None
     report = CleaningReport(
         found=found,
         already_present=len(looked) - len(new),
         kept=len(kept),
         steps=tuple(steps),
-        notes=_notes(kept, left_out, labels, medium, column, clean.contradictions(new, present)),
+        notes=_notes(kept, samples, labels, medium, column, clean.contradictions(new, present)),
     )
-    return _Plan(rows=kept, columns=_columns(column, labels, base), report=report, rejects=rejects)
+    return _Plan(rows=kept, columns=_columns(column, labels, beside, base), report=report, rejects=rejects)
 
 
 def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
     # The class of each row by its source and content.
     if base is None:
         return {}
-    labels = base.column("label").labels or ()
+    label = base.record.column("label")
+    labels = (label.labels or () if label else None) or ("",)
+    codes = base.values("label") if label else np.zeros(base.rows, np.int32)
     sources = base.gather("source", np.arange(base.rows))
-    rows = zip(sources, base.values("id"), base.values("label"), strict=True)
+    rows = zip(sources, base.values("id"), codes, strict=True)
     return {(source.decode(), content.tobytes()): labels[code] for source, content, code in rows}
 
 
@@ -177,46 +190,62 @@ def _refuse_unreadable(kept: Sequence[Looked], medium: Medium) -> None:
         )
 
 
-def _labels(kept: Sequence[Looked], base: OpenSnapshot | None) -> tuple[str, ...]:
+def _labels(kept: Sequence[Looked], samples: Collection, base: OpenSnapshot | None) -> tuple[str, ...]:
     before = base.column("label").labels or () if base else ()
-    return (*before, *sorted({item.entry.label for item in kept} - set(before)))
+    named = tuple(label for label in samples.labels if label not in before)
+    return (*before, *named, *sorted({item.entry.label for item in kept} - {*before, *named}))
 
 
-def _refuse_other_columns(base: OpenSnapshot, medium: Medium) -> None:
+def _refuse_other_columns(base: OpenSnapshot, medium: Medium, samples: Collection, beside: Sequence[Column]) -> None:
     there = [column.name for column in base.record.columns]
-    brought = [medium.column, *_OWN]
+    label = ["label"] if samples.labelled else []
+    brought = [medium.column, *label, *(column.name for column in beside), *_OWN]
     if there != brought:
         raise DataError(
             f"an ingest of {medium.noun}s brings the columns {brought}; {base.ref} has {there}; ingest into a new "
             f"dataset, and do there what was done to this one"
         )
+    for column in beside:
+        as_before(column, base.record.column(column.name), base)
 
 
-def _columns(column: Column, labels: tuple[str, ...], base: OpenSnapshot | None) -> tuple[Column, ...]:
+def _columns(
+    column: Column, labels: tuple[str, ...] | None, beside: Sequence[Column], base: OpenSnapshot | None
+) -> tuple[Column, ...]:
     if base is not None:
+        grown = {each.name: _grown(each, base.column(each.name)) for each in beside}
         return tuple(
-            each.model_copy(update={"labels": labels}) if each.name == "label" else each for each in base.record.columns
+            each.model_copy(update={"labels": labels}) if each.name == "label" else grown.get(each.name, each)
+            for each in base.record.columns
         )
     return (
         column,
-        Column(name="label", kind="label", dtype="int32", labels=labels),
+        *([] if labels is None else [Column(name="label", kind="label", dtype="int32", labels=labels)]),
+        *beside,
         Column(name="source", kind="text", dtype="uint8", shape=None),
         Column(name="id", kind="id", dtype="uint8", shape=(16,)),
         Column(name="split", kind="split", dtype="uint8", labels=SPLITS),
     )
 
 
+def _grown(column: Column, before: Column) -> Column:
+    if column.kind != "category":
+        return before
+    known = before.labels or ()
+    return before.model_copy(update={"labels": (*known, *(x for x in column.labels or () if x not in known))})
+
+
 def _notes(
     kept: Sequence[Looked],
-    left_out: Sequence[Reject],
-    labels: Sequence[str],
+    samples: Collection,
+    labels: Sequence[str] | None,
     medium: Medium,
     column: Column,
     contradictions: Sequence[Reject],
 ) -> tuple[str, ...]:
     counts = medium.notes([item.facts for item in kept], column)
     notes = [f"{count} × {note}" for note, count in sorted(counts.items()) if count]
-    if left_out:
+    if left_out := samples.rejects:
         notes.append(f"{len(left_out)} × left out, e.g. {left_out[0].source}: {left_out[0].reason}")
     if contradictions:
         first = contradictions[0]
@@ -224,9 +253,9 @@ def _notes(
             f"{len(contradictions)} × the same {medium.noun} in two classes, e.g. {first.source}: {first.reason}; only "
             f"one can be right"
         )
-    if len(labels) == 1:
+    if labels is not None and len(labels) == 1:
         notes.append(f"only one class, {labels[0]!r}; a classifier needs at least two")
-    return tuple(notes)
+    return (*notes, *samples.notes)
 
 
 def _write(
@@ -238,18 +267,23 @@ def _write(
     job: str,
     tell: Tell,
 ) -> Snapshot:
-    column, label = plan.columns[:2]
-    labels = label.labels or ()
-    classes = np.array([labels.index(item.entry.label) for item in plan.rows], np.int32)
+    columns = {column.name: column for column in plan.columns}
+    column, label = columns[medium.column], columns.get("label")
+    labels = (label.labels or () if label else None) or ("",)
+    codes = {name: code for code, name in enumerate(labels)}
+    classes = np.array([codes[item.entry.label] for item in plan.rows], np.int32)
     ids = np.frombuffer(b"".join(item.id for item in plan.rows), np.uint8).reshape(-1, 16)
-    splits = place(ids, classes, split=spec.split, before=_placed(base), labels=labels)
+    if given := [item.entry.split for item in plan.rows if item.entry.split]:
+        splits = np.array([SPLITS.index(name) for name in given], np.uint8)
+    else:
+        splits = place(ids, classes, split=spec.split, before=_placed(base), labels=labels)
     addition = Addition(
         parts=(),
         columns=plan.columns,
         message=spec.message or f"ingest of {spec.source.told}",
         splits=Counter(SPLITS[code] for code in splits),
-        classes=Counter(labels[code] for code in classes),
-        split_rule=spec.split.model_dump(),
+        classes=Counter(labels[code] for code in classes) if label else {},
+        split_rule={"by": "source"} if given else spec.split.model_dump(),
         provenance={
             "job": job,
             "ingest": spec.model_dump(mode="json"),
@@ -261,13 +295,16 @@ def _write(
         return dataset.commit(addition, base=record, rebase=False)
     with dataset.writer(plan.columns) as writer:
         at = 0
-        values = _in_threads(lambda item: _bring(item, column, medium), plan.rows)
-        for batch in _batches(told(values, f"{medium.noun}s stored", len(plan.rows), tell)):
+        beside = [each for each in plan.columns if each.name not in (column.name, "label", *_OWN)]
+        rows = _in_threads(lambda item: _bring(item, column, medium), plan.rows)
+        for batch in _batches(told(rows, f"{medium.noun}s stored", len(plan.rows), tell)):
             part = slice(at, at + len(batch))
+            decoded = [value for value, _ in batch]
             writer.write(
                 {
-                    medium.column: batch if column.varies else np.stack(batch),
-                    "label": classes[part],
+                    medium.column: decoded if column.varies else np.stack(decoded),
+                    **({"label": classes[part]} if label else {}),
+                    **{each.name: values_in(each, [values[each.name] for _, values in batch]) for each in beside},
                     "source": [item.entry.source.encode() for item in plan.rows[part]],
                     "id": ids[part],
                     "split": splits[part],
@@ -281,22 +318,24 @@ def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:
     if base is None:
         return {}
     placed: dict[int, Counter[str]] = defaultdict(Counter)
-    for code, split in zip(base.values("label"), base.values("split"), strict=True):
+    splits = base.values("split")
+    codes = base.values("label") if base.record.column("label") else np.zeros(len(splits), np.int32)
+    for code, split in zip(codes, splits, strict=True):
         placed[int(code)][SPLITS[split]] += 1
     return placed
 
 
-def _bring(item: Looked, column: Column, medium: Medium) -> Any:
+def _bring(item: Looked, column: Column, medium: Medium) -> tuple[Any, dict[str, Any]]:
     try:
-        data = item.entry.path.read_bytes()
-    except OSError as error:
+        sample = item.entry.read()
+    except (OSError, InvalidInput) as error:
         raise DataError(
             f"files stay where they are during an ingest; {item.entry.source} cannot be read any more "
-            f"({error.strerror}); run the ingest again"
+            f"({getattr(error, 'strerror', None) or error}); run the ingest again"
         ) from error
-    if _id(data) != item.id:
+    if _id(sample.data) != item.id or sample.label != item.entry.label:
         raise DataError(f"files stay as they are during an ingest; {item.entry.source} changed; run the ingest again")
-    return medium.decode(data, column)
+    return medium.decode(sample.data, column), {**sample.values, **medium.values(item.facts)}
 
 
 def _in_threads(work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:

@@ -21,7 +21,7 @@ from mms_sdk.compute.data import clean_table
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean_table import ID, Fitted
 from mms_sdk.compute.data.kinds import tabular
-from mms_sdk.compute.data.sources.tables import ROW, SOURCE, Table, open_table
+from mms_sdk.compute.data.sources.tables import ROW, SOURCE, Table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -105,10 +105,9 @@ class _Plan:
 
 
 def ingest_table(
-    dataset: Dataset, spec: IngestSpec, source: TableSource, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, source: TableSource, table: Table, *, job: str, folder: Path, tell: Tell
 ) -> tuple[Snapshot, CleaningReport]:
     """Brings what is new in a table into a dataset, as one snapshot. See `ingest` for arguments and errors."""
-    table = open_table(source, spool=folder)
     if not table.rows:
         raise NothingToIngest(f"a table has at least one row; there is none{_first(table.rejects)}; check the source")
     return tried(lambda: _ingest(dataset, spec, source, table, job=job, folder=folder, tell=tell))
@@ -320,14 +319,18 @@ def _columns(
             lengths = seen.lengths.get(name, set())
             length = next(iter(lengths)) if len(lengths) == 1 and min(lengths) > 0 else None
             column = tabular.column_of(name, titles[name], kind, nullable=seen.missing[name] > 0, length=length)
-        columns.append(column if base is None else _as_before(column, before, base))
+        columns.append(column if base is None else as_before(column, before, base))
     if base is not None:
         _refuse_missing(columns, base)
     return columns, notes
 
 
-def _as_before(column: Column, before: Column | None, base: OpenSnapshot) -> Column:
-    # New rows fit the column there is, or are refused: it never changes under those who read it.
+def as_before(column: Column, before: Column | None, base: OpenSnapshot) -> Column:
+    """The column there is, with new labels: it never changes under those who read it.
+
+    Raises:
+        DataError: New rows do not fit it.
+    """
     if before is None:
         raise DataError(
             f"new rows have the columns of those in the dataset; {base.ref} has no {column.name!r}; choose columns "

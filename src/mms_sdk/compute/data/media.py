@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from mms_sdk.compute.data.clean import Looked
 from mms_sdk.compute.data.kinds import audio, image
 from mms_sdk.errors import DataError
-from mms_sdk.schema.dataset import Column
-from mms_sdk.schema.sources import AudioFolder, ImageFolder
+from mms_sdk.schema.dataset import Column, DropDuplicates, DropOddSizes, DropUnreadable
+from mms_sdk.schema.sources import AsPictures, AsRecordings
 
 # Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
 MAX_DECODED_BYTES = 256 * 256 * 3
@@ -22,10 +22,14 @@ class Medium(Protocol):
     Attributes:
         column: Name of the column they become.
         noun: What people call one of them; with an s, several.
+        steps: Cleaning steps that suit them.
+        beside: Columns with what is known of each beside.
     """
 
     column: str
     noun: str
+    steps: tuple[type, ...]
+    beside: tuple[Column, ...]
 
     def inspect(self, data: bytes) -> Any:
         """What a file is, once it was decoded.
@@ -47,6 +51,9 @@ class Medium(Protocol):
     def decode(self, data: bytes, column: Column) -> Any:
         """The value of a row."""
 
+    def values(self, facts: Any) -> dict[str, Any]:
+        """What stands in the columns beside, of one file."""
+
     def notes(self, facts: Sequence[Any], column: Column) -> Counter[str]:
         """What had to be done to how many files."""
 
@@ -56,8 +63,10 @@ class Pictures:
 
     column = "image"
     noun = "picture"
+    steps: tuple[type, ...] = (DropUnreadable, DropDuplicates, DropOddSizes)
+    beside: tuple[Column, ...] = ()
 
-    def __init__(self, source: ImageFolder) -> None:
+    def __init__(self, source: AsPictures) -> None:
         self._source = source
 
     def inspect(self, data: bytes) -> image.Facts:
@@ -99,6 +108,10 @@ class Pictures:
             return data
         return image.decode(data, color=column.color, max_pixels=self._source.max_pixels)
 
+    def values(self, facts: image.Facts) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def notes(self, facts: Sequence[image.Facts], column: Column) -> Counter[str]:
         """Frames left out, bits scaled, colours lost and the like."""
         counts = Counter(note for fact in facts for note in fact.notes)
@@ -112,8 +125,10 @@ class Recordings:
 
     column = "audio"
     noun = "recording"
+    steps: tuple[type, ...] = (DropUnreadable, DropDuplicates)
+    beside: tuple[Column, ...] = ()
 
-    def __init__(self, source: AudioFolder) -> None:
+    def __init__(self, source: AsRecordings) -> None:
         self._source = source
 
     def inspect(self, data: bytes) -> audio.Facts:
@@ -149,6 +164,10 @@ class Recordings:
     def decode(self, data: bytes, column: Column) -> Any:
         """Samples, or the bytes as they are."""
         return data if column.shape is None else audio.decode(data, dtype=column.dtype)
+
+    def values(self, facts: audio.Facts) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def notes(self, facts: Sequence[audio.Facts], column: Column) -> Counter[str]:
         """Files without a sample."""

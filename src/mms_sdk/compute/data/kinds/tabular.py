@@ -88,6 +88,20 @@ def _dtype(kind: pa.DataType) -> str | None:
     return None
 
 
+def values_in(column: Column, values: Sequence[Any]) -> Any:
+    """Plain Python values, with None for what is missing, as what `PartWriter.write` takes."""
+    if column.kind in ("category", "text"):
+        kind = pa.string()
+    elif column.shape is None:
+        kind = pa.binary()
+    elif column.kind == "timestamp":
+        kind = pa.timestamp(column.unit)
+    else:
+        kind = pa.from_numpy_dtype(column.dtype)
+        kind = pa.list_(kind) if column.shape else kind
+    return values_of(column, pa.array(values, kind))
+
+
 def values_of(column: Column, array: pa.Array) -> Any:
     """Arrow's values as what `PartWriter.write` takes."""
     valid = np.asarray(array.is_valid())

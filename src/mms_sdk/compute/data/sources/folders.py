@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mms_sdk.compute.data.sources.samples import Entry, Sample
 from mms_sdk.errors import InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import Reject
 from mms_sdk.schema.sources import AudioFolder, ImageFolder
@@ -17,21 +18,21 @@ _CLUTTER = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|__macosx|\._.*|\.ipyn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One file of a source.
+class FileEntry(Entry):
+    """One file of a source; its name there is `class/file`, and its class the name of the sub-folder.
 
     Attributes:
         path: Where it is.
-        source: Its name within the source, `class/file`, which the dataset keeps.
-        label: The class, i.e. the name of the sub-folder; empty where the source has no classes.
     """
 
     path: Path
-    source: str
-    label: str
+
+    def read(self) -> Sample:
+        """Its bytes."""
+        return Sample(data=self.path.read_bytes(), label=self.label)
 
 
-def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> tuple[list[Entry], list[Reject]]:
+def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> tuple[list[FileEntry], list[Reject]]:
     """All files of a folder, in an order that does not depend on the file system.
 
     Args:
@@ -51,7 +52,7 @@ def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> 
         seen = "a file" if root.exists() else "not there"
         raise InvalidRequest(f"an {kind} folder is a folder; {root} is {seen}; check the path")
     rejects: list[Reject] = []
-    entries: list[Entry] = []
+    entries: list[FileEntry] = []
     for path in _walk(root, rejects):
         inside = path.relative_to(root)
         source = printable(inside.as_posix())
@@ -59,7 +60,7 @@ def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> 
         if labelled and not label:
             rejects.append(Reject(source=source, reason="it lies beside the class folders, not in one"))
         else:
-            entries.append(Entry(path=path, source=source, label=label if labelled else ""))
+            entries.append(FileEntry(path=path, source=source, label=label if labelled else ""))
     if not entries:
         hint = f"; {len(rejects)} left out, e.g. {rejects[0].source}: {rejects[0].reason}" if rejects else ""
         shape = f"one sub-folder of {what} for each class" if labelled else what
