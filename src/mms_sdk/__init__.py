@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
     from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet
+    from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
 
@@ -65,6 +66,7 @@ _HOME = {
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
     "WorkspaceClient": "client.workspace",
+    "Writing": "storage.writing",
     "clip": "schema.dataset:Clip",
     "connect": "client.workspace",
     "drop_constant": "schema.dataset:DropConstant",
@@ -106,6 +108,7 @@ __all__ = [
     "TrainedCheckpoint",
     "Trainer",
     "WorkspaceClient",
+    "Writing",
     "clip",
     "connect",
     "drop_constant",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mms_sdk import html
 from mms_sdk.client.api import Api
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
+from mms_sdk.compute.data import spark
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.errors import InvalidRequest
@@ -31,9 +32,11 @@ from mms_sdk.schema.dataset import (
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
+from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
+from mms_sdk.storage.writing import Writing, begin
 
 
 class Dataset:
@@ -170,8 +173,15 @@ class Dataset:
         return Preview(self.ref, [image.encode_png(image.shrink(array, 128)) for array in arrays], told)
 
     def rejects(self) -> Table[Reject]:
-        """Every file that the ingest of this snapshot left out, and why."""
-        lines = self._api.read(f"/v1/jobs/{self.info.provenance['job']}/files/rejects.jsonl").splitlines()
+        """Every file that the ingest of this snapshot left out, and why.
+
+        Raises:
+            InvalidRequest: It is not an ingest's.
+        """
+        job = self.info.provenance.get("job")
+        if job is None:
+            raise InvalidRequest(f"an ingest's job keeps what was left out; {self.ref} has none; look at .cleaning")
+        lines = self._api.read(f"/v1/jobs/{job}/files/rejects.jsonl").splitlines()
         found = [Reject.model_validate_json(line) for line in lines]
         return Table(found, title="rejects", rows=(reject.model_dump() for reject in found))
 
@@ -359,6 +369,82 @@ class Datasets:
             Damaged: Something is not what was written; the message names the file.
         """
         return self._work(name, "verify", None, progress)
+
+    def write(self, name: str, *, columns: Sequence[Column] | None = None) -> Writing:
+        """Begins to write rows from many processes, to be committed as one snapshot.
+
+        Args:
+            name: The dataset; made if it is not there. Others see it once something is committed.
+            columns: What is written; None for the columns of the newest snapshot. Labels may be added at their end.
+
+        Returns:
+            What the processes are sent. Each fills a part with `writing.writer(key)`; `writing.commit()` joins them.
+
+        Raises:
+            InvalidRequest: The workspace is a server's; there are no columns; or the newest snapshot has others.
+        """
+        return begin(self._to_write(name), columns)
+
+    def write_spark(
+        self,
+        name: str,
+        frame: Any,
+        *,
+        columns: Sequence[Column] | None = None,
+        color: Literal["auto", "gray", "rgb"] = "auto",
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        once: tuple[str, int] | None = None,
+    ) -> Dataset:
+        """Writes the rows of a Spark DataFrame from Spark's tasks, as one new snapshot.
+
+        A frame read with `spark.read.format("binaryFile")` is taken for pictures, labelled by the name of the folder
+        that each lies in, or by a column `label` if the frame has one. They get the columns of an `ImageFolder`. Of
+        other frames, `columns` says what is written; the rest is left out.
+
+        Args:
+            name: The dataset; made if it is not there. Every executor sees the workspace's folder.
+            frame: The DataFrame. One of pictures is computed twice; `frame.cache()` it where that takes long.
+            columns: For a frame that is not of pictures: columns of the frame, by name, as they are kept.
+            color: Of pictures: `gray` and `rgb` force their channels.
+            clean: Of pictures: `mms.drop_unreadable()`.
+            split: Of pictures: fractions of train, val and test; 0.8, 0.1 and 0.1 if left out. Each is placed by a hash
+                of its content, so that the fractions hold on average.
+            message: Kept with the snapshot.
+            once: A stream's name and the number of one of its batches, e.g. `("camera", batch_id)` in `foreachBatch`.
+                If that batch or a later one is committed already, nothing is written.
+
+        Returns:
+            The dataset at the new snapshot; at the newest one if the batch was committed already or had no rows.
+
+        Raises:
+            NothingToIngest: There is no usable picture.
+            DataError: A file is unreadable and no step drops such files; or rows that do not fit the dataset.
+            InvalidRequest: The workspace is a server's; or columns that the frame or the dataset does not have.
+        """
+        if not spark.is_frame(frame):
+            raise InvalidRequest(
+                f"write_spark takes a Spark DataFrame; got {type(frame).__name__}; ingest other sources"
+            )
+        given = spark.Frame(frame=frame, message=message, once=once)
+        steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+        dataset = self._to_write(name)
+        if columns is not None:
+            if steps or split is not None or color != "auto":
+                raise InvalidRequest("color=, clean= and split= are for pictures; with columns=, do that in the frame")
+            done = spark.write_columns(dataset, given, columns)
+        else:
+            done = spark.write_pictures(dataset, given, color=color, clean=steps, split=split or Split())
+        return self.get(f"{name}@{done.number}")
+
+    def _to_write(self, name: str) -> storage.Dataset:
+        if self._workspace is None:
+            raise InvalidRequest(
+                "many processes write where the files lie; this workspace is a server's; open its folder there with "
+                "mms.connect(workspace=...), or ingest a source"
+            )
+        return self._workspace.open_or_create_dataset(name)
 
     def _source(self, source: Source | str | Path | Mapping[str, Any]) -> Source:
         if isinstance(source, Mapping):

@@ -121,6 +121,27 @@ class Sealed(Schema):
     manifest: str
 
 
+class Written(Schema):
+    """What one writer of a writing has written.
+
+    Attributes:
+        key: The writer's.
+        part: Its rows; None if there were none.
+        splits: Rows in each split.
+        classes: Rows in each class.
+    """
+
+    key: str
+    part: Sealed | None
+    splits: dict[str, int] = {}
+    classes: dict[str, int] = {}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.part.rows if self.part else 0
+
+
 class Layer(Sealed):
     """Columns that rows got later: a folder with as many rows as the part it belongs to.
 

@@ -72,7 +72,7 @@ class Addition:
     def fields(self, base: Snapshot | None, number: int) -> Fields:
         """The rows behind those that are there."""
         before = base.parts if base else ()
-        if base is not None and not _extend(self.columns, base.columns):
+        if base is not None and not extend(self.columns, base.columns):
             raise SnapshotConflict(
                 f"rows are added with the columns that snapshot {base.number} has; it has others; go by its columns"
             )
@@ -248,17 +248,9 @@ def arrays_in_use(base: Snapshot) -> set[str]:
     return of_columns | {array for layer in layers for array in layer.arrays}
 
 
-def _rows(parts: Sequence[Part]) -> list[tuple[str, Sealed | None]]:
-    return [(part.id, part.deleted) for part in parts]
+def extend(after: Sequence[Column], before: Sequence[Column]) -> bool:
+    """Whether columns are the same as before, but for labels that are new at the end."""
 
-
-def _counted(columns: Sequence[Column]) -> dict[str, str]:
-    # Where the values lie that rows are counted by.
-    return {column.name: column.stored for column in columns if column.name in ("split", "label")}
-
-
-def _extend(after: Sequence[Column], before: Sequence[Column]) -> bool:
-    # The same columns, but for labels that are new at the end.
     def without_labels(columns: Sequence[Column]) -> list[Column]:
         return [column.model_copy(update={"labels": None}) for column in columns]
 
@@ -267,6 +259,15 @@ def _extend(after: Sequence[Column], before: Sequence[Column]) -> bool:
         for new, old in zip(after, before, strict=False)
     )
     return grown and without_labels(after) == without_labels(before)
+
+
+def _rows(parts: Sequence[Part]) -> list[tuple[str, Sealed | None]]:
+    return [(part.id, part.deleted) for part in parts]
+
+
+def _counted(columns: Sequence[Column]) -> dict[str, str]:
+    # Where the values lie that rows are counted by.
+    return {column.name: column.stored for column in columns if column.name in ("split", "label")}
 
 
 def _classes(base: Snapshot | None) -> dict[str, int]:

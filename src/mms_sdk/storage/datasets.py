@@ -146,7 +146,13 @@ class Dataset:
         return PartWriter(self.store.below("parts"), columns)
 
     def commit(
-        self, change: Change, *, base: Snapshot | None, rebase: bool, once: tuple[str, int] | None = None
+        self,
+        change: Change,
+        *,
+        base: Snapshot | None,
+        rebase: bool,
+        once: tuple[str, int] | None = None,
+        kept_until: float = 0.0,
     ) -> Snapshot:
         """Makes a change visible, all or nothing.
 
@@ -157,6 +163,8 @@ class Dataset:
                 stands for itself; wrong where it was chosen by looking at what is there.
             once: A stream's name and the number of one of its batches, which count up. If that batch or a later one is
                 committed already, by whomever, nothing is; what was written for it is garbage.
+            kept_until: When a writing that what is committed belongs to showed life last, in seconds since 1970: no
+                garbage collection took it until then, however long ago it was sealed.
 
         Returns:
             The new snapshot, which is on disk; the newest one if the batch was committed already.
@@ -167,16 +175,16 @@ class Dataset:
         """
         if once is not None and once[1] < 0:
             raise InvalidRequest(f"batches of a stream are numbered from 0; got {once[1]} of {once[0]!r}; count up")
-        if once is not None and _holds(base, once):  # a repeated batch may name parts that were collected long ago
+        if once is not None and holds(base, once):  # a repeated batch may name parts that were collected long ago
             return self.record()
-        self._check_fresh(change)
+        self._check_fresh(change, kept_until)
         while True:
             snapshot = self._on_top(change, base, once)
             try:
                 self.store.create(snapshot_key(snapshot.number), _encode(snapshot))
             except FileExistsError as error:
                 base = self.record()
-                if once is not None and _holds(base, once):
+                if once is not None and holds(base, once):
                     return base
                 if not rebase:
                     raise SnapshotConflict(
@@ -186,12 +194,12 @@ class Dataset:
             else:
                 return snapshot
 
-    def _check_fresh(self, change: Change) -> None:
+    def _check_fresh(self, change: Change, kept_until: float) -> None:
         # What lies about for longer may be taken for garbage; and what is not there cannot be committed.
         for sealed in change.sealed:
             made = f"parts/{sealed.id}/{manifest.NAME}"
             try:
-                age = time.time() - self.store.stat(made).modified
+                age = time.time() - max(self.store.stat(made).modified, kept_until)
             except FileNotFoundError as error:
                 raise Damaged(f"what is committed is there; {self.store.url}/{made} is gone; write it again") from error
             if age > COMMIT_WITHIN_S:
@@ -220,7 +228,8 @@ def snapshot_key(number: int) -> str:
     return f"snapshots/{number:08d}.json"
 
 
-def _holds(base: Snapshot | None, once: tuple[str, int]) -> bool:
+def holds(base: Snapshot | None, once: tuple[str, int]) -> bool:
+    """Whether a batch of a stream, or a later one, is committed."""
     stream, batch = once
     return base is not None and base.streams.get(stream, -1) >= batch
 

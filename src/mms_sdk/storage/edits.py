@@ -17,6 +17,7 @@ import numpy as np
 from mms_sdk.errors import InvalidName, InvalidRequest
 from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
 from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumn, arrays_in_use
+from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import DELETED
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -246,21 +247,12 @@ def _derived(
                 f"many values as rows came in"
             )
         if counts is not None:
-            counts.update(_counted(column, values))
+            counts.update(by_label(column, values))
         last = part.rows if end == len(live) else int(live[end])
         yield _spread(column, values, live[start:end] - written, last - written)
         written = last
     if written < part.rows:
         yield _spread(column, [], np.empty(0, np.int64), part.rows - written)
-
-
-def _counted(column: Column, codes: Any) -> dict[str, int]:
-    # Rows by the label that their code names.
-    labels = column.labels or ()
-    numbers, rows = np.unique(np.asarray(codes), return_counts=True)
-    if wrong := [number for number in numbers.tolist() if not 0 <= number < len(labels)]:
-        raise InvalidRequest(f"codes of column {column.name!r} are 0 to {len(labels) - 1}; got {wrong[0]}; add a label")
-    return {labels[int(number)]: int(count) for number, count in zip(numbers, rows, strict=True)}
 
 
 def _spread(column: Column, values: Any, places: Rows, rows: int) -> Any:
@@ -305,4 +297,4 @@ def _with_free_arrays(of: OpenSnapshot, column: Column) -> Column:
 
 def _counts(of: OpenSnapshot, column: str, rows: Rows) -> dict[str, int]:
     found = of.record.column(column)
-    return _counted(found, of.values(column)[rows]) if found is not None and found.labels else {}
+    return by_label(found, of.values(column)[rows]) if found is not None and found.labels else {}

@@ -100,7 +100,7 @@ class PartWriter:
         self.folder = parts.draft(self.id)
         self._parts = parts
         self._columns = tuple(columns)
-        _refuse_shared_arrays(columns)
+        refuse_shared_arrays(columns)
         self._group = self.folder / GROUP
         self._writers = {column.name: _column_writer(self._group, column) for column in columns}
         self._closed = False
@@ -157,7 +157,12 @@ class PartWriter:
         files.remove_tree(self.folder)
 
 
-def _refuse_shared_arrays(columns: Sequence[Column]) -> None:
+def refuse_shared_arrays(columns: Sequence[Column]) -> None:
+    """Refuses columns of which two would lie in one Zarr array.
+
+    Raises:
+        InvalidRequest: Two do.
+    """
     owners: dict[str, str] = {}
     for column in columns:
         for array in column.arrays:

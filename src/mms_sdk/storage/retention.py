@@ -1,8 +1,8 @@
 """What stays and what goes: tags, expired snapshots, and folders that nothing refers to any more.
 
 Nobody is locked out. A folder that is being written changes all the time, one that is about to be committed was sealed
-a short while ago, and a snapshot that is being read expired a short while ago; what nobody has touched for `GRACE_S`
-and no snapshot names is nobody's.
+a short while ago, or belongs to a writing in which something was, and a snapshot that is being read expired a short
+while ago; what nobody has touched for `GRACE_S` and no snapshot names is nobody's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mms_sdk.schema.names import parse_snapshot
 from mms_sdk.storage import manifest
 from mms_sdk.storage.datasets import SNAPSHOT_FILE, Dataset, read_snapshot, snapshot_key
 from mms_sdk.storage.ids import is_id, now
+from mms_sdk.storage.writing import BEGUN, WRITINGS, parts_of
 
 GRACE_S = 48 * 3600.0
 """Twice the time within which a sealed folder has to be committed, so that clocks may differ by a day."""
@@ -35,12 +36,14 @@ class Collected:
         bytes: Their size.
         snapshots: Records of snapshots that expired long ago.
         drafts: Files that writers left behind when they were killed.
+        writings: Writings of many processes that were committed or abandoned long ago.
     """
 
     folders: int
     bytes: int
     snapshots: int
     drafts: int
+    writings: int = 0
 
 
 def tag(dataset: Dataset, name: str, number: int | None = None) -> int:
@@ -153,7 +156,7 @@ def expire(dataset: Dataset, *, keep: int = 1) -> list[int]:
 
 
 def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
-    """Removes folders that no snapshot names, and what killed writers left behind.
+    """Removes folders that no snapshot and no living writing names, and what killed writers left behind.
 
     Safe beside readers and writers as long as none of them takes longer than the grace between two signs of life.
 
@@ -167,13 +170,19 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
     if grace_s < 0:
         raise InvalidRequest(f"a grace is 0 seconds or more; got grace_s={grace_s}")
     before = time.time() - grace_s
-    # Folders first, snapshots after: what is committed in between is then seen as in use.
+    # Folders first, what names them after: what is sealed or committed in between is then seen as in use.
     candidates = [name for name in dataset.store.names("parts") if is_id(name)]
+    writings = {name: _is_live(dataset, name, before) for name in dataset.store.names(WRITINGS) if is_id(name)}
     expired = _expired(dataset)
     ended = [key for key, modified in expired.items() if modified <= before]
     held = [read_snapshot(dataset.store, key) for key in expired if key not in ended]
     records = [*(dataset.record(number) for number in dataset.snapshots()), *held]
     used = {sealed.id for record in records for part in record.parts for sealed in part.folders}
+    used |= {part for name, live in writings.items() if live for part in parts_of(dataset.store, name)}
+    over = [name for name, live in writings.items() if not live]
+    for name in over:
+        with contextlib.suppress(FileNotFoundError):  # another collection is at work
+            dataset.store.remove(f"{WRITINGS}/{name}", first=BEGUN)
     folders = size = 0
     for part in (f"parts/{name}" for name in candidates if name not in used):
         with contextlib.suppress(FileNotFoundError):  # its writer gave up in this moment and removes it itself
@@ -184,7 +193,7 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
     for key in ended:
         dataset.store.delete(key)
     drafts = dataset.store.sweep(before)
-    return Collected(folders=folders, bytes=size, snapshots=len(ended), drafts=drafts)
+    return Collected(folders=folders, bytes=size, snapshots=len(ended), drafts=drafts, writings=len(over))
 
 
 def _expired(dataset: Dataset) -> dict[str, float]:
@@ -195,3 +204,7 @@ def _expired(dataset: Dataset) -> dict[str, float]:
 
 def _expired_key(number: int) -> str:
     return snapshot_key(number).replace("snapshots/", "expired/")
+
+
+def _is_live(dataset: Dataset, writing: str, before: float) -> bool:
+    return any(each.modified > before for each in dataset.store.walk(f"{WRITINGS}/{writing}"))

@@ -117,7 +117,7 @@ def _look(entry: Entry, medium: Medium) -> Looked:
         return Looked(entry=entry, reason=error.message)
     except OSError as error:
         return Looked(entry=entry, reason=f"the file cannot be read: {error.strerror or error}")
-    content = _id(sample.data)
+    content = content_id(sample.data)
     if sample.label != entry.label:
         entry = replace(entry, label=sample.label)
     try:
@@ -126,7 +126,8 @@ def _look(entry: Entry, medium: Medium) -> Looked:
         return Looked(entry=entry, id=content, reason=error.message)
 
 
-def _id(data: bytes) -> bytes:
+def content_id(data: bytes) -> bytes:
+    """What a row of a file is known by: BLAKE2b of the file's bytes, 16 bytes."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -136,7 +137,7 @@ def _plan(
     beside = (*medium.beside, *samples.columns)
     found = len(samples.entries) + len(samples.rejects)
     if base is not None:
-        _refuse_other_columns(base, medium, samples, beside)
+        refuse_other_columns(base, medium, labelled=samples.labelled, beside=beside)
     held = _held(base)
     column = base.column(medium.column) if base else None
     new = [item for item in looked if (item.entry.source, item.id) not in held]
@@ -166,7 +167,7 @@ def _plan(
         steps=tuple(steps),
         notes=_notes(kept, samples, labels, medium, column, clean.contradictions(new, present)),
     )
-    return _Plan(rows=kept, columns=_columns(column, labels, beside, base), report=report, rejects=rejects)
+    return _Plan(rows=kept, columns=columns_of(column, labels, base, beside=beside), report=report, rejects=rejects)
 
 
 def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
@@ -196,9 +197,22 @@ def _labels(kept: Sequence[Looked], samples: Collection, base: OpenSnapshot | No
     return (*before, *named, *sorted({item.entry.label for item in kept} - {*before, *named}))
 
 
-def _refuse_other_columns(base: OpenSnapshot, medium: Medium, samples: Collection, beside: Sequence[Column]) -> None:
+def refuse_other_columns(
+    base: OpenSnapshot, medium: Medium, *, labelled: bool = True, beside: Sequence[Column] = ()
+) -> None:
+    """Refuses a dataset whose columns are not those that an ingest of the medium brings.
+
+    Args:
+        base: The dataset's newest snapshot.
+        medium: What is brought.
+        labelled: Whether it has classes.
+        beside: What else is brought.
+
+    Raises:
+        DataError: They are not.
+    """
     there = [column.name for column in base.record.columns]
-    label = ["label"] if samples.labelled else []
+    label = ["label"] if labelled else []
     brought = [medium.column, *label, *(column.name for column in beside), *_OWN]
     if there != brought:
         raise DataError(
@@ -209,9 +223,10 @@ def _refuse_other_columns(base: OpenSnapshot, medium: Medium, samples: Collectio
         as_before(column, base.record.column(column.name), base)
 
 
-def _columns(
-    column: Column, labels: tuple[str, ...] | None, beside: Sequence[Column], base: OpenSnapshot | None
+def columns_of(
+    column: Column, labels: tuple[str, ...] | None, base: OpenSnapshot | None, *, beside: Sequence[Column] = ()
 ) -> tuple[Column, ...]:
+    """The columns that an ingest of samples brings: what they hold, and what is known of them, with new labels."""
     if base is not None:
         grown = {each.name: _grown(each, base.column(each.name)) for each in beside}
         return tuple(
@@ -333,7 +348,7 @@ def _bring(item: Looked, column: Column, medium: Medium) -> tuple[Any, dict[str,
             f"files stay where they are during an ingest; {item.entry.source} cannot be read any more "
             f"({getattr(error, 'strerror', None) or error}); run the ingest again"
         ) from error
-    if _id(sample.data) != item.id or sample.label != item.entry.label:
+    if content_id(sample.data) != item.id or sample.label != item.entry.label:
         raise DataError(f"files stay as they are during an ingest; {item.entry.source} changed; run the ingest again")
     return medium.decode(sample.data, column), {**sample.values, **medium.values(item.facts)}
 

@@ -56,6 +56,24 @@ def place(
     return out
 
 
+def place_by_content(ids: Array, *, split: Split) -> Array:
+    """Places each row by its content and the seed alone, so that no writer needs to know of another's rows.
+
+    The fractions hold on average, and the same content has the same place wherever and whenever it comes in.
+
+    Args:
+        ids: Content digests, uint8, shape (rows, 16).
+        split: The rule.
+
+    Returns:
+        Codes into `SPLITS`, uint8, shape (rows,).
+    """
+    codes = np.array([SPLITS.index(name) for name in split.fractions], np.uint8)
+    ends = np.cumsum(list(split.fractions.values()))[:-1]
+    out: Array = codes[np.searchsorted(ends, _order_keys(ids, split.seed) / 2.0**64, side="right")]
+    return out
+
+
 def _shares(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     # Largest remainder, with one row for every split first, so that no split of a small class is empty.
     spare = total - len(fractions)
