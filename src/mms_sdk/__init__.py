@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropConstant as drop_constant
     from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
     from mms_sdk.schema.dataset import DropMissing as drop_missing
+    from mms_sdk.schema.dataset import DropNearDuplicates as drop_near_duplicates
     from mms_sdk.schema.dataset import DropOddSizes as drop_odd_sizes
     from mms_sdk.schema.dataset import DropOutOfRange as drop_out_of_range
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
@@ -72,6 +73,7 @@ _HOME = {
     "drop_constant": "schema.dataset:DropConstant",
     "drop_duplicates": "schema.dataset:DropDuplicates",
     "drop_missing": "schema.dataset:DropMissing",
+    "drop_near_duplicates": "schema.dataset:DropNearDuplicates",
     "drop_odd_sizes": "schema.dataset:DropOddSizes",
     "drop_out_of_range": "schema.dataset:DropOutOfRange",
     "drop_unreadable": "schema.dataset:DropUnreadable",
@@ -114,6 +116,7 @@ __all__ = [
     "drop_constant",
     "drop_duplicates",
     "drop_missing",
+    "drop_near_duplicates",
     "drop_odd_sizes",
     "drop_out_of_range",
     "drop_unreadable",

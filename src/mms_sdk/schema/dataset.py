@@ -241,6 +241,43 @@ class DropDuplicates(Asked):
     step: Literal["drop-duplicates"] = "drop-duplicates"
 
 
+class DropNearDuplicates(Asked):
+    """Drops what is nearly the same as something before it; the first one stays.
+
+    Pictures by a perceptual hash of 64 bits, `drop_near_duplicates(distance=4)`; rows of a table by one of its columns
+    of text, `drop_near_duplicates("text", similarity=0.8)`.
+
+    Attributes:
+        column: Which column of text; None for pictures.
+        distance: Of pictures: in how many of the 64 bits two may differ. 0 to 4 finds copies that were scaled or
+            compressed again; from 8 on, different pictures are taken for copies too.
+        similarity: Of texts: what share of their runs of five characters two have in common, of all in either, as
+            estimated from 128 of them.
+    """
+
+    by_place = ("column",)
+    step: Literal["drop-near-duplicates"] = "drop-near-duplicates"
+    column: str | None = None
+    distance: int | None = Field(default=None, ge=0, le=11)
+    similarity: float | None = Field(default=None, ge=0.2, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_default(cls, told: Any) -> Any:
+        if not isinstance(told, dict):
+            return told
+        return {**({"distance": 4} if told.get("column") is None else {"similarity": 0.8}), **told}
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> DropNearDuplicates:
+        if (self.column is None) == (self.distance is None) or (self.column is None) != (self.similarity is None):
+            raise ValueError(
+                f"pictures are near by distance=, and texts of a column by similarity=; got column={self.column!r}, "
+                f"distance={self.distance}, similarity={self.similarity}"
+            )
+        return self
+
+
 class DropMissing(Asked):
     """Drops rows that lack a value.
 
@@ -338,8 +375,10 @@ class DropOddSizes(Asked):
     min_share: float = Field(default=0.95, gt=0.5, le=1.0)
 
 
-PictureStep = DropUnreadable | DropDuplicates | DropOddSizes
-TableStep = DropMissing | DropDuplicates | DropOutOfRange | KeepWhere | DropConstant | Clip | Impute
+PictureStep = DropUnreadable | DropDuplicates | DropNearDuplicates | DropOddSizes
+TableStep = (
+    DropMissing | DropDuplicates | DropNearDuplicates | DropOutOfRange | KeepWhere | DropConstant | Clip | Impute
+)
 CleanStep = Annotated[PictureStep | TableStep, Field(discriminator="step")]
 
 

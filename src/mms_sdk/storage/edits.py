@@ -158,7 +158,7 @@ def compact(dataset: Dataset, *, of: OpenSnapshot, max_part_rows: int = 1_000_00
         with dataset.writer(of.record.columns) as writer:
             for part in group:
                 first, live = of.rows_of(part.id)
-                for start, end in _batches(of.record.columns, len(live)):
+                for start, end in batches(of.record.columns, len(live)):
                     rows = np.arange(first + start, first + end)
                     writer.write({column.name: of.gather(column.name, rows) for column in of.record.columns})
             sealed = writer.close()
@@ -238,7 +238,7 @@ def _derived(
     first, live = of.rows_of(part.id)
     columns = [*(of.column(name) for name in inputs), column]
     written = 0
-    for start, end in _batches(columns, len(live)):
+    for start, end in batches(columns, len(live)):
         rows = np.arange(first + start, first + end)
         values = derive({name: of.gather(name, rows) for name in inputs})
         if len(values) != len(rows):
@@ -278,7 +278,8 @@ def _spread(column: Column, values: Any, places: Rows, rows: int) -> Any:
     return out
 
 
-def _batches(columns: Sequence[Column], rows: int) -> Iterator[tuple[int, int]]:
+def batches(columns: Sequence[Column], rows: int) -> Iterator[tuple[int, int]]:
+    """Where to cut so many rows of these columns so that memory is bounded: from and to."""
     # Rows of varying length are taken for 256 KiB each, an encoded picture's weight.
     row_bytes = sum(column.row_bytes if column.row_bytes is not None else 2**18 for column in columns)
     step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))

@@ -7,8 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearPictures
 from mms_sdk.compute.data.sources.samples import Entry
-from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable, Reject
+from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.dataset import (
+    CleanStep,
+    DropDuplicates,
+    DropNearDuplicates,
+    DropOddSizes,
+    DropUnreadable,
+    Reject,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +44,12 @@ class Present:
     Attributes:
         classes: The class of each of its rows, by content id.
         size: (height, width) of its pictures, where all have the same.
+        hashes: Reads what its pictures look like, some at a time: their sources, and for each its hash or None.
     """
 
     classes: Mapping[bytes, str] = field(default_factory=dict)
     size: tuple[int, ...] | None = None
+    hashes: Callable[[], Iterable[tuple[Sequence[str], Sequence[int | None]]]] = tuple
 
 
 def apply(step: CleanStep, looked: Sequence[Looked], present: Present) -> tuple[list[Looked], list[Reject]]:
@@ -88,6 +99,21 @@ def _duplicates(_step: DropDuplicates, looked: Sequence[Looked], present: Presen
     return rejects
 
 
+def _near_duplicates(step: DropNearDuplicates, looked: Sequence[Looked], present: Present) -> list[Reject]:
+    if step.distance is None:
+        raise InvalidRequest(f"pictures are near by distance=; got the column {step.column!r}; leave it out")
+    near = NamedLeaders(NearPictures(step.distance), "uint64")
+    for sources, hashes in present.hashes():
+        near.firsts([f"{source}, which is in the dataset" for source in sources], hashes)
+    names = [item.entry.source for item in looked]
+    firsts = near.firsts(names, [item.facts.hash if item.facts else None for item in looked])
+    return [
+        Reject(source=name, reason=f"it looks like {first}")
+        for name, first in zip(names, firsts, strict=True)
+        if first is not None
+    ]
+
+
 def _odd_sizes(step: DropOddSizes, looked: Sequence[Looked], present: Present) -> list[Reject]:
     sizes = Counter(item.facts.size for item in looked if item.facts)
     if not sizes:
@@ -113,5 +139,6 @@ def _told(size: tuple[int, ...]) -> str:
 _STEPS: dict[type, Callable[..., list[Reject]]] = {
     DropUnreadable: _unreadable,
     DropDuplicates: _duplicates,
+    DropNearDuplicates: _near_duplicates,
     DropOddSizes: _odd_sizes,
 }

@@ -1,7 +1,7 @@
 """Cleaning of tables: each step goes over batches of rows, drops some with the reason, or changes values.
 
 A step that has to know all rows before it can judge one, such as a mean to fill in, first goes over all that the steps
-before it leave. What is kept meanwhile is 16 bytes a row at most.
+before it leave. What is kept meanwhile is a digest a row, or 1 KiB for each text among which near ones are looked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mms_sdk.compute.data import expressions
+from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearTexts, signature
 from mms_sdk.compute.data.sources.tables import ROW, SOURCE
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import (
@@ -23,6 +24,7 @@ from mms_sdk.schema.dataset import (
     DropConstant,
     DropDuplicates,
     DropMissing,
+    DropNearDuplicates,
     DropOutOfRange,
     Impute,
     KeepWhere,
@@ -109,6 +111,28 @@ def _drop_duplicates(step: DropDuplicates, read: Callable[[], Batches]) -> Fitte
             same = [first.setdefault(sum, place) for sum, place in zip(sums, row_names(batch), strict=True)]
             drop = np.array([place != own for place, own in zip(same, row_names(batch), strict=True)], bool)
             return _without(batch, drop, lambda at: f"the same values as {same[at]}")
+
+        return apply
+
+    return Fitted(step=step, begin=begin)
+
+
+def _drop_near_duplicates(step: DropNearDuplicates, read: Callable[[], Batches]) -> Fitted:
+    if step.column is None or step.similarity is None:
+        raise InvalidRequest("rows of a table are near by a column of text; got none; name one, and similarity=")
+    column, similarity = step.column, step.similarity
+    kind = _known(_schema(read), column)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise InvalidRequest(f"near duplicates are found among texts; column {column!r} holds {kind}; name another")
+
+    def begin() -> Applied:
+        near = NamedLeaders(NearTexts(similarity), "uint32")
+
+        def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
+            texts = batch.column(column).to_pylist()
+            firsts = near.firsts(row_names(batch), [None if text is None else signature(text) for text in texts])
+            drop = np.array([first is not None for first in firsts], bool)
+            return _without(batch, drop, lambda at: f"{column} reads nearly like {firsts[at]}")
 
         return apply
 
@@ -232,6 +256,7 @@ def _imputed(step: Impute, kind: pa.DataType, read: Callable[[], Batches]) -> An
 _FIT: dict[type, Callable[..., Fitted]] = {
     DropMissing: _drop_missing,
     DropDuplicates: _drop_duplicates,
+    DropNearDuplicates: _drop_near_duplicates,
     DropOutOfRange: _drop_out_of_range,
     KeepWhere: _keep_where,
     DropConstant: _drop_constant,

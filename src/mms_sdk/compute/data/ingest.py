@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import orjson
 
-from mms_sdk.compute.data import clean
+from mms_sdk.compute.data import clean, stored
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import as_before, ingest_table
@@ -35,6 +35,7 @@ from mms_sdk.schema.dataset import (
     CleaningReport,
     CleaningStepReport,
     Column,
+    DropNearDuplicates,
     IngestSpec,
     Reject,
     Snapshot,
@@ -91,7 +92,8 @@ def ingest(
 def _ingest_samples(
     dataset: Dataset, spec: IngestSpec, samples: Collection, *, job: str, folder: Path, tell: Tell
 ) -> tuple[Snapshot, CleaningReport]:
-    medium = _medium_of(samples, spec.source)
+    hashed = any(isinstance(step, DropNearDuplicates) for step in spec.clean)
+    medium = _medium_of(samples, spec.source, hashed=hashed)
     if wrong := [step for step in spec.clean if not isinstance(step, medium.steps)]:
         raise InvalidRequest(f"step {wrong[0].step} is not for {medium.noun}s; leave it out")
     looks = _in_threads(lambda entry: _look(entry, medium), samples.entries)
@@ -106,8 +108,8 @@ def _ingest_samples(
     return tried(bring)
 
 
-def _medium_of(samples: Collection, source: Any) -> Medium:
-    return Pictures(source) if samples.medium == "image" else Recordings(source)
+def _medium_of(samples: Collection, source: Any, *, hashed: bool) -> Medium:
+    return Pictures(source, hashed=hashed) if samples.medium == "image" else Recordings(source)
 
 
 def _look(entry: Entry, medium: Medium) -> Looked:
@@ -144,6 +146,7 @@ def _plan(
     present = Present(
         classes={content: label for (_, content), label in held.items()},
         size=column.fixed[:2] if column and not column.varies else None,
+        hashes=lambda: stored.picture_hashes(base) if base else (),
     )
     kept, steps, rejects = new, [], list(samples.rejects)
     for step in spec.clean:

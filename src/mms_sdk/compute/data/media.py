@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mms_sdk.compute.data.clean import Looked
 from mms_sdk.compute.data.kinds import audio, image
 from mms_sdk.errors import DataError
-from mms_sdk.schema.dataset import Column, DropDuplicates, DropOddSizes, DropUnreadable
+from mms_sdk.schema.dataset import Column, DropDuplicates, DropNearDuplicates, DropOddSizes, DropUnreadable
 from mms_sdk.schema.sources import AsPictures, AsRecordings
 
 # Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
@@ -59,19 +59,25 @@ class Medium(Protocol):
 
 
 class Pictures:
-    """Files that decode to pictures. See `Medium`."""
+    """Files that decode to pictures. See `Medium`.
+
+    Args:
+        source: The folder.
+        hashed: Whether near duplicates are looked for.
+    """
 
     column = "image"
     noun = "picture"
-    steps: tuple[type, ...] = (DropUnreadable, DropDuplicates, DropOddSizes)
+    steps: tuple[type, ...] = (DropUnreadable, DropDuplicates, DropNearDuplicates, DropOddSizes)
     beside: tuple[Column, ...] = ()
 
-    def __init__(self, source: AsPictures) -> None:
+    def __init__(self, source: AsPictures, *, hashed: bool = False) -> None:
         self._source = source
+        self._hashed = hashed
 
     def inspect(self, data: bytes) -> image.Facts:
-        """Size and colours."""
-        return image.inspect(data, max_pixels=self._source.max_pixels)
+        """Size and colours, and what it looks like."""
+        return image.inspect(data, max_pixels=self._source.max_pixels, hashed=self._hashed)
 
     def describe(self, facts: Sequence[image.Facts]) -> Column:
         """Decoded, if all have one size and it is small; else the bytes of the files."""

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from mms_sdk.compute.data.near_duplicates import picture_hash
 from mms_sdk.errors import InvalidInput
 from mms_sdk.types import Array
 
@@ -39,25 +40,29 @@ class Facts:
         size: (height, width), upright.
         gray: Whether it has no colours.
         notes: What had to be done to it, e.g. `animated: first of 3 frames`.
+        hash: What it looks like, if that was asked for; None for a picture without structure.
     """
 
     size: tuple[int, int]
     gray: bool
     notes: tuple[str, ...] = ()
+    hash: int | None = None
 
 
-def inspect(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
+def inspect(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, hashed: bool = False) -> Facts:
     """Decodes a picture to see that it can be, and tells what it is.
 
     Args:
         data: The bytes of a file.
         max_pixels: Larger pictures are refused before they are decoded.
+        hashed: Whether its perceptual hash is wanted.
 
     Raises:
         InvalidInput: It does not decode, or is too large.
     """
     image, notes = _open(data, max_pixels=max_pixels)
-    return Facts(size=(image.height, image.width), gray=_is_gray(image), notes=notes)
+    looks = picture_hash(to_array(image, color="gray")) if hashed else None
+    return Facts(size=(image.height, image.width), gray=_is_gray(image), notes=notes, hash=looks)
 
 
 def decode(data: bytes, *, color: Color, max_pixels: int = DEFAULT_MAX_PIXELS) -> Array:
@@ -93,10 +98,15 @@ def to_array(image: Image.Image, *, color: Color) -> Array:
     return array[:, :, None] if color == "gray" else array
 
 
+def of_array(array: Array) -> Image.Image:
+    """A uint8 array of shape (height, width, 1 or 3) as a picture."""
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
 def encode_png(array: Array) -> bytes:
     """A uint8 array of shape (height, width, 1 or 3) as the bytes of a PNG file."""
     out = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(out, "PNG")
+    of_array(array).save(out, "PNG")
     return out.getvalue()
 
 
@@ -112,7 +122,7 @@ def resize(array: Array, size: tuple[int, int]) -> Array:
     """
     if array.shape[:2] == tuple(size):
         return array
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    image = of_array(array)
     out = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return out[:, :, None] if out.ndim == 2 else out
 
