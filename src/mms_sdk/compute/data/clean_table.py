@@ -1,7 +1,7 @@
 """Cleaning of tables: each step goes over batches of rows, drops some with the reason, or changes values.
 
 A step that has to know all rows before it can judge one, such as a mean to fill in, first goes over all that the steps
-before it leave. What is kept meanwhile is a digest a row, or 1 KiB for each text among which near ones are looked for.
+before it leave. What is kept meanwhile is a digest a row, or 2 KiB for each text among which near ones are looked for.
 """
 
 from __future__ import annotations
