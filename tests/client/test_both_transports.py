@@ -153,6 +153,18 @@ def test_a_column_is_written_where_the_workspace_is(embedded: Client, over_http:
         over_http.datasets.get("pets").write_column(column, derive, inputs=["image"])
 
 
+def test_many_processes_write_only_where_the_workspace_is(embedded: Client, over_http: Client) -> None:
+    column = mms.Column(name="x", kind="number", dtype="float32")
+    writing = embedded.datasets.write("written", columns=[column])
+    with writing.writer("a") as writer:
+        writer.write({"x": np.arange(3, dtype="float32")})
+
+    assert writing.commit().number == 1
+    assert over_http.datasets.get("written").rows == 3
+    with pytest.raises(InvalidRequest, match="write where the files lie"):
+        over_http.datasets.write("written", columns=[column])
+
+
 def test_a_dataset_reference_with_a_split_is_refused_where_a_dataset_is_meant(ws: Client) -> None:
     with pytest.raises(InvalidRequest, match="without a split; got 'pets@1/test'"):
         ws.datasets.get("pets@1/test")

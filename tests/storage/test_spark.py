@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -287,16 +289,37 @@ def test_values_that_do_not_fit_their_column_fail_the_job_and_commit_nothing(
     assert ws.datasets.list() == []
 
 
-def test_partitions_that_change_when_they_are_computed_again_are_refused(spark: Any, ws: mms.WorkspaceClient) -> None:
+def test_a_task_whose_input_fails_half_way_seals_half_a_partition_that_does_not_count(
+    spark: Any, ws: mms.WorkspaceClient
+) -> None:
+    def fails_half_way(batches: Iterable[Any]) -> Iterator[Any]:
+        from pyspark import TaskContext
+
+        context = TaskContext.get()
+        assert context is not None
+        for number, batch in enumerate(batches):
+            yield batch
+            if number == 15 and context.attemptNumber() == 0:
+                time.sleep(1)  # until the task that writes has taken what there is
+                raise ValueError("this task fails the first time")
+
+    column = mms.Column(name="id", kind="number", dtype="int64")
+    frame = spark.range(200_000).coalesce(1)
+    numbers = ws.datasets.write_spark("numbers", frame.mapInArrow(fails_half_way, frame.schema), columns=[column])
+
+    np.testing.assert_array_equal(numbers.open().values("id"), np.arange(200_000))
+    assert sorted(sealed_rows(ws)) == [pytest.approx(150_000, abs=49_999), 200_000]  # Spark said that was all of it
+
+
+def test_rows_are_those_of_the_attempt_that_spark_took(spark: Any, ws: mms.WorkspaceClient) -> None:
     def changing(batches: Iterable[Any]) -> Iterator[Any]:
         from pyspark import TaskContext
 
         context = TaskContext.get()
         assert context is not None
-        rows = [batch.slice(0, 2 + context.attemptNumber()) for batch in batches]
-        yield from rows
+        yield from [batch.slice(0, 2 + context.attemptNumber()) for batch in batches]
 
-    def fails_when_it_is_sealed(batches: Iterable[Any]) -> Iterator[Any]:
+    def fails_once(batches: Iterable[Any]) -> Iterator[Any]:
         from pyspark import TaskContext
 
         context = TaskContext.get()
@@ -308,9 +331,17 @@ def test_partitions_that_change_when_they_are_computed_again_are_refused(spark: 
     column = mms.Column(name="id", kind="number", dtype="int64")
     frame = spark.range(20).coalesce(1)
     # What fails is behind the writing, as a machine that is lost once its task has sealed its rows.
-    changed = FailsBehind(frame.mapInArrow(changing, frame.schema), fails_when_it_is_sealed)
-    with pytest.raises(DataError, match="partition 00000000 had 2 rows when it was written and 3 when it was repeated"):
-        ws.datasets.write_spark("numbers", changed, columns=[column])
+    changed = FailsBehind(frame.mapInArrow(changing, frame.schema), fails_once)
+    numbers = ws.datasets.write_spark("numbers", changed, columns=[column])
+
+    assert numbers.open().values("id").tolist() == [0, 1, 2]
+    assert sorted(sealed_rows(ws)) == [2, 3]
+
+
+def sealed_rows(ws: mms.WorkspaceClient) -> list[int]:
+    """Rows of every key that was sealed for `numbers`, whether it was committed or not."""
+    files = (ws.folder / "datasets" / "numbers" / "writing").glob(f"*/{'?' * 64}.json")
+    return [json.loads(file.read_text())["written"]["part"]["rows"] for file in files]
 
 
 class FailsBehind:
@@ -346,9 +377,39 @@ def test_what_write_spark_cannot_write_is_refused(spark: Any, ws: mms.WorkspaceC
 # By hand and as a stream --------------------------------------------------------------------------------------------
 
 
-def test_partitions_written_by_hand_with_a_task_that_fails_before_and_one_that_fails_after_it_sealed(
+def test_partitions_written_by_hand_with_tasks_that_fail_before_and_after_they_sealed(
     spark: Any, ws: mms.WorkspaceClient
 ) -> None:
+    writing = ws.datasets.write("flowers", columns=COLUMNS)
+
+    def fill(rows: Iterable[Any]) -> Iterator[str]:
+        from pyspark import TaskContext
+
+        context = TaskContext.get()
+        assert context is not None
+        number, first = context.partitionId(), context.attemptNumber() == 0
+        key = f"{number:05}-{context.taskAttemptId()}"
+        with writing.writer(key) as writer:
+            for row in rows:
+                writer.write(content_of(3, seed=row.id))
+                if first and number == 1:
+                    raise ValueError("this task fails before it has sealed")
+        if first and number == 2:
+            raise ValueError("this task fails after it has sealed")
+        yield key
+
+    keys = spark.range(0, 12, 1, 4).rdd.mapPartitions(fill).collect()
+    record = writing.commit(keys=keys)
+
+    assert len(writing.sealed()) == 5
+    rows = ws.datasets.get("flowers").open()
+    wanted = [text for seed in range(12) for text in content_of(3, seed=seed)["source"]]
+    assert (len(record.parts), rows.gather("source", np.arange(rows.rows))) == (4, wanted)
+    images = np.concatenate([content_of(3, seed=seed)["image"] for seed in range(12)])
+    np.testing.assert_array_equal(rows.values("image"), images)
+
+
+def test_for_each_partition_a_key_keeps_the_first_that_was_sealed(spark: Any, ws: mms.WorkspaceClient) -> None:
     writing = ws.datasets.write("flowers", columns=COLUMNS)
 
     def write(rows: Iterable[Any]) -> None:
@@ -356,13 +417,10 @@ def test_partitions_written_by_hand_with_a_task_that_fails_before_and_one_that_f
 
         context = TaskContext.get()
         assert context is not None
-        number, first = context.partitionId(), context.attemptNumber() == 0
-        with writing.writer(f"partition-{number:05}") as writer:
+        with writing.writer(f"{context.partitionId():05}") as writer:
             for row in rows:
                 writer.write(content_of(3, seed=row.id))
-                if first and number == 1:
-                    raise ValueError("this task fails before it has sealed")
-        if first and number == 2:
+        if context.attemptNumber() == 0:
             raise ValueError("this task fails after it has sealed")
 
     spark.range(0, 12, 1, 4).foreachPartition(write)

@@ -221,6 +221,24 @@ def test_a_commit_needs_rows_and_as_many_keys_as_expected(dataset: Dataset) -> N
     assert writing.commit(expect=3).rows == 4
 
 
+def test_of_several_attempts_at_a_share_those_that_are_named_count(dataset: Dataset) -> None:
+    writing = begin(dataset, COLUMNS)
+    for key in ("0-7", "0-8", "1-9"):
+        with writing.writer(key) as writer:
+            writer.write(content_of(4, seed=int(key[-1])))
+    with pytest.raises(InvalidRequest, match="keys are committed that are sealed; 1-10, 2-11 are not"):
+        writing.commit(keys={"1-10", "0-8", "2-11"})
+
+    record = writing.commit(keys=["1-9", "0-8"])
+
+    assert_holds_exactly(dataset, record, ["8", "9"], 4)
+    assert writing.commit() == record
+    aged(dataset.store.folder / "parts", hours=3 * DAY)
+    aged(own(writing), hours=3 * DAY)
+    assert collect_garbage(dataset).folders == 1
+    dataset.verify()
+
+
 @pytest.mark.parametrize("key", ["", 3, None, b"a"])
 def test_a_key_is_a_text(dataset: Dataset, key: Any) -> None:
     with pytest.raises(InvalidRequest, match="a key is a text"):

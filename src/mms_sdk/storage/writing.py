@@ -1,7 +1,8 @@
 """One snapshot written by many processes: each fills a part under a key of its own, and one commit joins them.
 
 Schedulers run a task again when its machine is lost, and beside itself when it is slow. So what counts is the key: the
-first writer to seal it is kept, and whatever another one wrote under it is removed. That it was sealed is a file below
+first writer to seal it is kept, and whatever another one wrote under it is removed. Where a task cannot know that it has
+all its rows, each attempt has a key, and the commit names those that count. That a key was sealed is a file below
 `writing/`, created exclusively; that the writing was committed is told by the snapshot itself.
 """
 
@@ -11,7 +12,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -61,7 +62,7 @@ class Writing:
         """A context manager that fills one part; leaving it normally seals the part under its key.
 
         Args:
-            key: Which share of the rows this is, e.g. `partition-00017`: the same whenever the share is written again,
+            key: Which share of the rows this is, e.g. `share-00017`: the same whenever the share is written again,
                 with the same rows. Rows of the snapshot are in the order of the keys as texts.
 
         Raises:
@@ -90,10 +91,11 @@ class Writing:
         message: str = "",
         once: tuple[str, int] | None = None,
         expect: int | None = None,
+        keys: Collection[str] | None = None,
         split_rule: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Snapshot:
-        """Commits everything that is sealed, as one snapshot; no key is sealed afterwards.
+        """Commits what is sealed, as one snapshot; no key is sealed afterwards.
 
         Again, or from several processes at once, it gives that same snapshot.
 
@@ -102,6 +104,8 @@ class Writing:
             once: A stream's name and the number of one of its batches, which count up from 0. If that batch or a later
                 one is committed already, by whichever writing, nothing is.
             expect: How many keys there must be.
+            keys: Which of them; None for all. Right where each attempt at a share seals a key of its own, and the
+                scheduler says which attempts count.
             split_rule: The rule that placed rows in splits; kept with the snapshot.
             provenance: Where the rows came from; kept with the snapshot.
 
@@ -109,17 +113,17 @@ class Writing:
             The snapshot, which is on disk; the newest one if the batch was committed already.
 
         Raises:
-            InvalidRequest: No row is sealed, or not as many keys as expected.
+            InvalidRequest: No row is sealed, or not as many keys as expected, or not those that were named.
             SnapshotConflict: The dataset has got other columns since the writing began.
             Conflict: Nothing was sealed for a day, so that garbage collection may have begun to take it.
         """
         dataset = Dataset(self.store, self.name)
         if (done := self._done(dataset, _newest(dataset), once)) is not None:
             return done
-        self._refuse_incomplete(expect)
+        self._refuse_incomplete(expect, keys)
         alive = max(each.modified for each in self.store.walk(self._own) if _KEY_FILE.fullmatch(each.key))
         self._close()
-        written = self.sealed()
+        written = [each for each in self.sealed() if keys is None or each.key in keys]
         told = {"writing": self.id, "writers": len(written), **(provenance or {})}
         while True:
             # On exactly the snapshot that was looked through: whoever commits the writing too takes the same number.
@@ -150,19 +154,21 @@ class Writing:
         # Streams are carried from snapshot to snapshot for ever; a writing is looked for where it may be.
         return next((each for each in _records(dataset, self.after) if each.provenance.get("writing") == self.id), None)
 
-    def _refuse_incomplete(self, expect: int | None) -> None:
+    def _refuse_incomplete(self, expect: int | None, keys: Collection[str] | None) -> None:
         if not self._has_begun:
             raise Conflict(f"{self._over}; begin another with ws.datasets.write({self.name!r})")
-        written = self.sealed()
-        if expect is not None and len(written) != expect:
-            keys = [each.key for each in written]
+        written = [each for each in self.sealed() if keys is None or each.key in keys]
+        found = [each.key for each in written]
+        if missing := sorted(set(keys or ()) - set(found)):
+            raise InvalidRequest(f"keys are committed that are sealed; {_some(missing)} are not; write them first")
+        if expect is not None and len(found) != expect:
             raise InvalidRequest(
-                f"a writing is committed once all keys are sealed; expected {expect}, sealed are {len(keys)}, "
-                f"{', '.join(keys[:5]) or 'none'}{', …' if len(keys) > 5 else ''}; write those that are missing"
+                f"a writing is committed once all keys are sealed; expected {expect}, sealed are {len(found)}, "
+                f"{_some(found)}; write those that are missing"
             )
-        if not written or not (self.after or any(each.rows for each in written)):
+        if not found or not (self.after or any(each.rows for each in written)):
             raise InvalidRequest(
-                f"a commit brings rows; {len(written)} keys are sealed, with no row; write some and leave the block of "
+                f"a commit brings rows; {len(found)} keys are sealed, with no row; write some and leave the block of "
                 f"writer() without an error"
             )
 
@@ -320,6 +326,10 @@ def _is_there(store: Store, key: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:5]) or 'none'}{', …' if len(keys) > 5 else ''}"
 
 
 def _encode(written: Written) -> bytes:

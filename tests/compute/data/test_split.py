@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms_sdk.compute.data.split import place
+from mms_sdk.compute.data.split import place, place_by_content
 from mms_sdk.errors import DataError
 from mms_sdk.schema.dataset import SPLITS, Split
 
@@ -161,3 +161,26 @@ def test_no_rows_are_placed_nowhere() -> None:
 def test_fractions_that_do_not_add_up_are_refused(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match=r"add up to 1|greater than|less than"):
         rule(fractions)
+
+
+@given(fractions=FRACTIONS, seed=st.integers(0, 5), order=st.permutations(range(12)))
+def test_by_content_a_row_has_its_place_whatever_comes_with_it(
+    fractions: tuple[float, float, float], seed: int, order: list[int]
+) -> None:
+    ids, split = ids_of(12, seed=seed), rule(fractions, seed)
+    together = place_by_content(ids, split=split)
+
+    np.testing.assert_array_equal(place_by_content(ids[order], split=split), together[order])
+    for row in range(12):
+        assert place_by_content(ids[row : row + 1], split=split)[0] == together[row]
+    assert place_by_content(ids[:0], split=split).shape == (0,)
+
+
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.7, 0.3, 0.0), (0.5, 0.0, 0.5), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_by_content_the_fractions_hold_on_average(fractions: tuple[float, float, float], seed: int) -> None:
+    rows = 40_000
+    found = counts(place_by_content(ids_of(rows), split=rule(fractions, seed)))
+
+    for name, share in zip(SPLITS, fractions, strict=True):  # within five standard deviations of a binomial
+        assert abs(found.get(name, 0) - rows * share) <= 5 * (rows * share * (1 - share)) ** 0.5

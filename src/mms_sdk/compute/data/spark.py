@@ -77,7 +77,6 @@ def write_columns(dataset: Dataset, given: Frame, columns: Sequence[Column]) -> 
 
     Raises:
         InvalidRequest: A column is not in the frame.
-        DataError: Tasks that were run again gave other rows.
     """
     if (done := _committed(dataset, given.once)) is not None:
         return done
@@ -111,7 +110,7 @@ def write_pictures(
         InvalidRequest: The frame has other columns; or a step is not for Spark.
         NothingToIngest: There is no usable row, and the dataset has none either.
         DataError: A file is unreadable and no step drops such files; pictures that do not fit those in the dataset;
-            tasks that were run again gave other rows.
+            the frame had other rows the second time.
     """
     if missing := sorted(set(_FILES) - set(given.frame.columns)):
         raise InvalidRequest(
@@ -172,18 +171,9 @@ def _write(
         yield pa.RecordBatch.from_pydict({"key": [key], "rows": [count]})
 
     told_rows = {row["key"]: row["rows"] for row in _run(frame, write, "key string, rows long")}
-    sealed_rows = {written.key: written.rows for written in writing.sealed()}
-    if other := sorted(key for key in told_rows.keys() | sealed_rows if told_rows.get(key) != sealed_rows.get(key)):
-        raise DataError(
-            f"a partition that Spark computes again has the same rows; partition {other[0]} had "
-            f"{sealed_rows.get(other[0])} rows when it was written and {told_rows.get(other[0])} when it was repeated; "
-            f"sort the frame, or save it as Parquet and write that"
-        )
-    if rows is not None and rows != sum(sealed_rows.values()):
-        raise DataError(
-            f"{_CHANGED}; it had {rows} rows the first time and then {sum(sealed_rows.values())}; write it again"
-        )
-    return writing.commit(message=given.message or "written by Spark", once=given.once, expect=len(told_rows), **told)
+    if rows is not None and rows != (again := sum(told_rows.values())):
+        raise DataError(f"{_CHANGED}; it had {rows} rows the first time and then {again}; write it again")
+    return writing.commit(message=given.message or "written by Spark", once=given.once, keys=told_rows, **told)
 
 
 def _run(frame: Any, task: _Task, schema: str) -> list[Any]:
@@ -196,11 +186,13 @@ def _run(frame: Any, task: _Task, schema: str) -> list[Any]:
 
 
 def _key() -> str:
+    # Of the attempt, not of the partition: when what a task reads fails half-way, Spark ends its input as if that were
+    # all, and tells only its own driver that the attempt does not count. It may have sealed half a partition by then.
     from pyspark import TaskContext
 
     context = TaskContext.get()
     assert context is not None, "tasks run in Spark's executors"
-    return f"{context.partitionId():08}"
+    return f"{context.partitionId():08}-{context.taskAttemptId()}"
 
 
 def _slices(batches: _Batches) -> Iterator[pa.RecordBatch]:
