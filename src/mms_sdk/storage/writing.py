@@ -1,8 +1,8 @@
 """One snapshot written by many processes: each fills a part under a key of its own, and one commit joins them.
 
 Schedulers run a task again when its machine is lost, and beside itself when it is slow. So what counts is the key: the
-first writer to seal it is kept, and whatever another one wrote under it is removed. Where a task cannot know that it has
-all its rows, each attempt has a key, and the commit names those that count. That a key was sealed is a file below
+first writer to seal it is kept, and whatever another one wrote under it is removed. Where a task cannot know that it
+has all its rows, each attempt has a key, and the commit names those that count. That a key was sealed is a file below
 `writing/`, created exclusively; that the writing was committed is told by the snapshot itself.
 """
 
