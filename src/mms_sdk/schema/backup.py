@@ -36,6 +36,8 @@ class Backup(Schema):
             f"{self.sent_files:,} files, {self.sent_bytes:,} bytes were new"
         )
 
+    __repr__ = __str__
+
 
 class Verified(Schema):
     """What was found when copies were compared with their digests.
@@ -52,9 +54,10 @@ class Verified(Schema):
 
     def __str__(self) -> str:
         many = "" if self.backups == 1 else "s"
-        return (
-            f"{self.backups:,} backup{many}: {self.objects:,} objects, {self.bytes:,} bytes, all as they were written"
-        )
+        read = f"{self.objects:,} objects, {self.bytes:,} bytes"
+        return f"{self.backups:,} backup{many}: {read}, all as they were written"
+
+    __repr__ = __str__
 
 
 class Promotion(Schema):

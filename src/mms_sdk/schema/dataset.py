@@ -442,6 +442,11 @@ class CleaningStepReport(Schema):
     examples: tuple[Reject, ...] = ()
     note: str = ""
 
+    def __str__(self) -> str:
+        first = f", e.g. {self.examples[0].source}: {self.examples[0].reason}" if self.examples else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.step} dropped {self.dropped:,}{first}{note}"
+
 
 class CleaningReport(Schema):
     """What an ingest saw, kept and dropped."""
@@ -456,6 +461,12 @@ class CleaningReport(Schema):
     def dropped(self) -> int:
         """Rows dropped by all steps together."""
         return sum(step.dropped for step in self.steps)
+
+    def __str__(self) -> str:
+        there = f", {self.already_present:,} of them there already" if self.already_present else ""
+        return "\n".join([f"{self.found:,} found{there}, {self.kept:,} kept", *map(str, self.steps), *self.notes])
+
+    __repr__ = __str__
 
 
 class DatasetInfo(Schema):
