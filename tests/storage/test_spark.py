@@ -33,9 +33,9 @@ if shutil.which("java") is None:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings(
-        "ignore:PySpark does not yet fully support pandas:FutureWarning"
-    ),  # the tests' own frames
+    # Of the tests' own frames; and of starting Java from a process that has loaded JAX, where a fork is followed by exec.
+    pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
 ]
 DRIVER = Path(__file__).with_name("streams_pictures.py")
 Pixels = dict[bytes, tuple[str, Any]]
