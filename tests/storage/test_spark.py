@@ -33,7 +33,7 @@ if shutil.which("java") is None:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    # Of the tests' own frames; and of starting Java from a process that has loaded JAX, where a fork is followed by exec.
+    # Of the tests' own frames; and of starting Java from a process that has loaded JAX: its fork is followed by exec.
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
     pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
 ]
