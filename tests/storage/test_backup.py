@@ -28,7 +28,7 @@ from mms_sdk.storage.backup.restoring import promote, restore
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.edits import compact, delete_rows
 from mms_sdk.storage.metric_log import MetricLog
-from mms_sdk.storage.retention import collect_garbage, expire, tag
+from mms_sdk.storage.retention import collect_garbage, expire, tag, tags, untag
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.opening import store_at
@@ -455,3 +455,51 @@ def test_a_name_that_begins_with_another_does_not_go_with_it(workspace: Workspac
 def test_copies_at_a_url_and_a_folder_are_the_same(workspace: Workspace, tmp_path: Path) -> None:
     Copies(store_at(tmp_path / "place")).take(workspace)
     assert len(Copies(store_at(f"file://{tmp_path / 'place'}")).records()) == 1
+
+
+def test_a_tag_that_moved_in_a_far_store_is_backed_up_where_it_is(tmp_path: Path, moto: str) -> None:
+    far = Workspace(tmp_path / "far", datasets=make_bucket(moto))
+    dataset = far.open_or_create_dataset("flowers")
+    for seed in (1, 2):
+        add(dataset, content_of(3, seed=seed))
+    place = Copies(LocalStore(tmp_path / "place"))
+    for number in (1, 2):
+        tag(dataset, "paper", number)
+        place.take(far)
+        restore(place, tmp_path / f"again-{number}")
+        again = Workspace(tmp_path / f"again-{number}")
+        assert tags(again.dataset("flowers")) == {"paper": number}
+        again.close()
+        untag(dataset, "paper")
+    far.close()
+
+
+def test_no_older_copy_is_let_go_while_one_that_stays_is_damaged(workspace: Workspace, tmp_path: Path) -> None:
+    place = Copies(LocalStore(tmp_path / "place"))
+    first = place.take(workspace)
+    add(workspace.dataset("flowers"), content_of(2))
+    second = place.take(workspace)
+    place.store.delete(f"objects/{second.index[:2]}/{second.index}")
+    with pytest.raises(Damaged, match="the list of files"):
+        place.prune(1, grace_s=0)
+    restore(place, tmp_path / "again", backup=first.id)
+
+
+def test_a_copy_whose_contents_were_let_go_while_it_was_made_is_none(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Copies(LocalStore(tmp_path / "place"))
+    gone = place.files(place.take(workspace))[0].sha256
+    refuse = copies._Sending.refuse_damage
+
+    def meanwhile(self: Any) -> None:
+        refuse(self)
+        place.store.delete(f"objects/{gone[:2]}/{gone}")
+
+    monkeypatch.setattr(copies._Sending, "refuse_damage", meanwhile)
+    with pytest.raises(Unavailable, match="let go while this one was made; back up again"):
+        place.take(workspace)
+    assert len(place.records()) == 1
+    monkeypatch.undo()
+    place.take(workspace)
+    place.verify()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from mms_sdk.errors import BackupNotFound, Conflict, Damaged, InvalidRequest
+from mms_sdk.errors import BackupNotFound, Conflict, Damaged, InvalidRequest, Unavailable
 from mms_sdk.schema.backup import Backup, Promotion, Verified
 from mms_sdk.schema.base import Schema
 from mms_sdk.storage import files
@@ -113,6 +113,7 @@ class Copies:
 
         Raises:
             Conflict: These are copies of another workspace, or became a workspace themselves.
+            Unavailable: The store does not answer, or old copies were let go meanwhile.
             Damaged: Something in the workspace is not what was written; all else was copied.
         """
         self._check_ours(workspace)
@@ -140,6 +141,7 @@ class Copies:
             catalog=catalog_rows.REVISION,
         )
         self.store.create(f"backups/{made}.json", _signed(backup))
+        self._refuse_pruned(backup, kept)
         return backup
 
     def verify(self, backup: str | None = None, *, tell: Tell = lambda *_: None) -> Verified:
@@ -177,15 +179,19 @@ class Copies:
 
         Returns:
             How many copies went.
+
+        Raises:
+            Damaged: The list of files of one that stays is not what was written; nothing went.
         """
         if keep < 1:
             raise InvalidRequest(f"at least the newest backup stays; got keep={keep}")
         backups = self.records()
+        # Read before anything goes: if one that stays is damaged, an older one may be the last that is whole.
+        used = {each.index for each in backups[-keep:]}
+        used |= {held.sha256 for each in backups[-keep:] for held in self.files(each)}
         for gone in backups[:-keep]:
             self.store.delete(f"backups/{gone.id}.json")
         before = time.time() - grace_s
-        used = {each.index for each in backups[-keep:]}
-        used |= {held.sha256 for each in backups[-keep:] for held in self.files(each)}
         for each in self.store.walk("objects"):
             digest = each.key.rsplit("/", 1)[-1]
             if not each.key.endswith("/") and digest not in used and each.modified <= before:
@@ -223,6 +229,13 @@ class Copies:
         except FileExistsError:
             return self.promotion() or promotion
         return promotion
+
+    def _refuse_pruned(self, backup: Backup, kept: Iterable[Held]) -> None:
+        # Somebody who let old copies go meanwhile did not know that this one holds what they held.
+        there = {each.key.rsplit("/", 1)[-1] for each in self.store.walk("objects")}
+        if {backup.index, *(held.sha256 for held in kept)} - there:
+            self.store.delete(f"backups/{backup.id}.json")
+            raise Unavailable(f"old backups at {self.store.url} were let go while this one was made; back up again")
 
     def _check_ours(self, workspace: Workspace) -> None:
         told = {"format": "mms-backup", "format_version": VERSION, "workspace": workspace.id, "created_at": now()}
@@ -292,7 +305,7 @@ class _Sending:
             if content.sha256 not in (None, digest):
                 self._damaged.append(f"{content.store.url}/{content.key}")
                 return None
-            if digest not in self._there:
+            if self._there.get(digest) != content.bytes:
                 self._store.upload(_object(digest), copy)
                 self._count(digest, content.bytes)
             return Held(content.path, content.bytes, digest)
@@ -324,6 +337,11 @@ class _Sending:
 
 def _copied(content: Content, to: Path) -> str:
     # A copy first: what is sent must be what was hashed, also of a file that grows.
+    if not content.store.local:  # as it is there now, not as it was when somebody read it
+        content.store.download(content.key, to)
+        if to.stat().st_size != content.bytes:
+            raise FileNotFoundError(f"{content.store.url}/{content.key} is not as long as it was")
+        return files.sha256_file(to)
     digest, left = hashlib.sha256(), content.bytes
     with content.store.open(content.key) as source, files.writing(to), to.open("xb") as out:
         while left and (piece := source.read(min(left, _DIGEST_PIECE))):

@@ -94,6 +94,8 @@ class Store(Protocol):
     def open(self, key: str) -> BinaryIO:
         """A file of this machine with the content, unbuffered, open for reading.
 
+        For files that never change: where the store is far, this may be a copy that was made long ago.
+
         Raises:
             FileNotFoundError: There is none.
         """

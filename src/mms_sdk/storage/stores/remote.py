@@ -208,10 +208,11 @@ class RemoteStore:
         draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
         try:
             self.download(key.removeprefix(self._prefix), draft)
+            size = draft.stat().st_size  # once it is a copy, another process may take it away to make room
             draft.rename(path)
         finally:
             draft.unlink(missing_ok=True)
-        self._room.taken(path.stat().st_size)
+        self._room.taken(size)
 
     def _keep_one(self, pair: tuple[Path, str]) -> None:
         self._objects.upload(pair[1], pair[0])
@@ -246,17 +247,21 @@ class _Room:
     def make(self) -> None:
         with self._lock:
             if self._bytes is None:
-                self._bytes = files.tree_bytes(self._folder)
+                self._bytes = sum(size for _, size, _ in self._found())
             if self._bytes > self._max_bytes:
                 self._bytes = self._trim()
 
-    def _trim(self) -> int:
+    def _found(self) -> list[tuple[float, int, Path]]:
         found = []
         for path in self._folder.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
                 told = path.stat()
                 if path.is_file():
                     found.append((told.st_mtime, told.st_size, path))
+        return found
+
+    def _trim(self) -> int:
+        found = self._found()
         left = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if left <= self._max_bytes * _FULL:
