@@ -407,6 +407,7 @@ def test_writers_killed_at_any_moment_and_tried_again_bring_every_row_once(
     rounds, rows, drawn = 50, 400, random.Random(3)
     keys = [f"{number:06d}" for number in range(6)]
     killed = sealed_before = left = 0
+    whole_s = 0.0  # how long a writer takes that nobody kills: as long as the first one
     for number in range(rounds):
         writing = begin(dataset, COLUMNS)
         pickled = tmp_path / "writing"
@@ -415,7 +416,11 @@ def test_writers_killed_at_any_moment_and_tried_again_bring_every_row_once(
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(drawn.uniform(0, 0.6))
+        if number == 0:
+            began = time.monotonic()
+            process.wait(60)
+            whole_s = time.monotonic() - began
+        time.sleep(drawn.uniform(0, whole_s))
         process.send_signal(signal.SIGKILL)
         told = process.communicate()[0].split()
         killed += process.returncode == -signal.SIGKILL
