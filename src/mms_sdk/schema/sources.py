@@ -92,8 +92,8 @@ class TFDS(AsPictures, _OfPath):
         return "/".join(PurePath(self.path).parts[-2:])
 
 
-class _Table(Asked):
-    """What all sources of rows with named columns have in common.
+class AsTable(Asked):
+    """How rows with named columns are taken.
 
     Attributes:
         label: The column that is to be predicted, if it is a class; it becomes the column `label`.
@@ -111,7 +111,7 @@ class _Table(Asked):
         return (names,) if isinstance(names, str) else names
 
 
-class _TableFiles(_Table, _OfPath):
+class _TableFiles(AsTable, _OfPath):
     """Rows in files: one file, a pattern such as `logs/*.csv`, or a folder, whose files are taken in order of name."""
 
 
@@ -164,7 +164,7 @@ class Arrow(_TableFiles):
     type: Literal["arrow"] = "arrow"
 
 
-class SQL(_Table):
+class SQL(AsTable):
     """Rows that a query gives.
 
     Attributes:
@@ -202,6 +202,7 @@ class SQL(_Table):
         return url
 
 
-TableSource = CSV | JSONL | Parquet | Arrow | SQL
-SampleSource = ImageFolder | AudioFolder | TFDS
-Source = Annotated[SampleSource | TableSource, Field(discriminator="type")]
+Source = Annotated[
+    ImageFolder | AudioFolder | TFDS | CSV | JSONL | Parquet | Arrow | SQL,
+    Field(discriminator="type"),
+]

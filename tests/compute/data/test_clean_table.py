@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mms_sdk.compute.data import clean_table, expressions
 from mms_sdk.compute.data.clean_table import ID
 from mms_sdk.compute.data.kinds.tabular import digests
-from mms_sdk.compute.data.sources.tables import ROW, SOURCE
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import (
     Clip,
@@ -190,6 +190,9 @@ def test_where_a_value_is_missing_a_condition_does_not_hold():
         "not " * 60 + "a > 1",
         "-" * 60 + "a > 1",
         "a" * 100 + " > 1",
+        f"a > {2**63}",
+        f"a in ({2**63}, 1)",
+        "a in (1, 'x')",
     ],
 )
 def test_what_is_no_condition_is_refused_and_never_run(expression):

@@ -19,7 +19,7 @@ from mms_sdk.compute.data import clean_table
 from mms_sdk.compute.data.clean_table import ID
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.near_duplicates import Leaders, NearPictures, NearTexts, picture_hash, shingles, signature
-from mms_sdk.compute.data.sources.tables import ROW, SOURCE
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import DropNearDuplicates
 

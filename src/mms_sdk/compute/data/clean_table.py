@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mms_sdk.compute.data import expressions
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearTexts, signature
-from mms_sdk.compute.data.sources.tables import ROW, SOURCE
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import (
     Clip,

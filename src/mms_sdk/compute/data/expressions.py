@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from mms_sdk.errors import InvalidRequest
@@ -45,7 +46,13 @@ def parse(expression: str, *, columns: Sequence[str]) -> pc.Expression:
         raise InvalidRequest(
             f"a condition reads like `age >= 18 and city != 'Rome'`; got {expression[:200]!r}: {error}"
         ) from error
-    found = _Reader(expression, columns).read(tree, 0)
+    try:
+        found = _Reader(expression, columns).read(tree, 0)
+    except (OverflowError, pa.ArrowInvalid) as error:
+        raise InvalidRequest(
+            f"values of a condition are numbers of 64 bits, truth values and texts, and of one kind in a list; "
+            f"{expression[:200]!r}: {error}"
+        ) from error
     if not isinstance(tree, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Name):
         raise InvalidRequest(f"a condition is true or false; {expression[:200]!r} is a value; compare it with one")
     return found

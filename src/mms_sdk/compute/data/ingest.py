@@ -25,9 +25,9 @@ from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import as_before, ingest_table
 from mms_sdk.compute.data.kinds.tabular import values_in
 from mms_sdk.compute.data.media import Medium, Pictures, Recordings
-from mms_sdk.compute.data.sources.open import open_samples
+from mms_sdk.compute.data.sources.open import open_source
+from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection, Entry
-from mms_sdk.compute.data.sources.tables import open_table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -40,7 +40,7 @@ from mms_sdk.schema.dataset import (
     Reject,
     Snapshot,
 )
-from mms_sdk.schema.sources import TableSource
+from mms_sdk.schema.sources import AsPictures
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
@@ -83,17 +83,17 @@ def ingest(
         DataError: A file is unreadable and no step drops such files; a class is too small to split; pictures that do
             not fit those in the dataset; a file that changed while it was read.
     """
-    source = spec.source
-    if isinstance(source, TableSource):
-        return ingest_table(dataset, spec, source, open_table(source, spool=folder), job=job, folder=folder, tell=tell)
-    return _ingest_samples(dataset, spec, open_samples(source), job=job, folder=folder, tell=tell)
+    opened = open_source(spec.source, spool=folder)
+    if isinstance(opened, Table):
+        return ingest_table(dataset, spec, opened, job=job, folder=folder, tell=tell)
+    return _ingest_samples(dataset, spec, opened, job=job, folder=folder, tell=tell)
 
 
 def _ingest_samples(
     dataset: Dataset, spec: IngestSpec, samples: Collection, *, job: str, folder: Path, tell: Tell
 ) -> tuple[Snapshot, CleaningReport]:
     hashed = any(isinstance(step, DropNearDuplicates) for step in spec.clean)
-    medium = _medium_of(samples, spec.source, hashed=hashed)
+    medium = _medium_of(samples, hashed=hashed)
     if wrong := [step for step in spec.clean if not isinstance(step, medium.steps)]:
         raise InvalidRequest(f"step {wrong[0].step} is not for {medium.noun}s; leave it out")
     looks = _in_threads(lambda entry: _look(entry, medium), samples.entries)
@@ -108,8 +108,10 @@ def _ingest_samples(
     return tried(bring)
 
 
-def _medium_of(samples: Collection, source: Any, *, hashed: bool) -> Medium:
-    return Pictures(source, hashed=hashed) if samples.medium == "image" else Recordings(source)
+def _medium_of(samples: Collection, *, hashed: bool) -> Medium:
+    if isinstance(samples.taken, AsPictures):
+        return Pictures(samples.taken, hashed=hashed)
+    return Recordings(samples.taken)
 
 
 def _look(entry: Entry, medium: Medium) -> Looked:

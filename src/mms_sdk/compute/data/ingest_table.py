@@ -21,7 +21,7 @@ from mms_sdk.compute.data import clean_table
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean_table import ID, Fitted
 from mms_sdk.compute.data.kinds import tabular
-from mms_sdk.compute.data.sources.tables import ROW, SOURCE, Table
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE, Table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -36,7 +36,7 @@ from mms_sdk.schema.dataset import (
     Snapshot,
     TableStep,
 )
-from mms_sdk.schema.sources import TableSource
+from mms_sdk.schema.sources import AsTable
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -105,21 +105,21 @@ class _Plan:
 
 
 def ingest_table(
-    dataset: Dataset, spec: IngestSpec, source: TableSource, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
 ) -> tuple[Snapshot, CleaningReport]:
     """Brings what is new in a table into a dataset, as one snapshot. See `ingest` for arguments and errors."""
     if not table.rows:
         raise NothingToIngest(f"a table has at least one row; there is none{_first(table.rejects)}; check the source")
-    return tried(lambda: _ingest(dataset, spec, source, table, job=job, folder=folder, tell=tell))
+    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell))
 
 
 def _ingest(
-    dataset: Dataset, spec: IngestSpec, source: TableSource, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
 ) -> tuple[Snapshot, CleaningReport]:
     base = dataset.snapshot() if dataset.snapshots() else None
-    chosen, categories = _chosen(source, table)
+    chosen, categories = _chosen(table.taken, table.schema)
     asked, names = _without_constant(spec.clean, chosen, base)
-    if source.label is not None:
+    if table.taken.label is not None:
         asked = [*asked, DropMissing(columns=(LABEL,))]
 
     def read() -> Iterator[pa.RecordBatch]:
@@ -131,18 +131,18 @@ def _ingest(
     return _write(dataset, spec, plan, steps, read, base, job, tell), plan.report
 
 
-def _chosen(source: TableSource, table: Table) -> tuple[dict[str, str], set[str]]:
+def _chosen(taken: AsTable, schema: pa.Schema) -> tuple[dict[str, str], set[str]]:
     # Names by titles, and the names of those that are categories.
-    there = table.schema.names
-    asked = [*(source.columns or ()), *source.categories, *([source.label] if source.label else [])]
+    there, label = schema.names, taken.label
+    asked = [*(taken.columns or ()), *taken.categories, *([label] if label else [])]
     if unknown := [title for title in asked if title not in there]:
         raise InvalidRequest(f"a table's columns are {there}; got {unknown[0]!r}; name one of them")
-    titles = there if source.columns is None else [title for title in there if title in asked]
-    taken = (*tabular.RESERVED, LABEL) if source.label else tabular.RESERVED
-    names = tabular.column_names((title for title in titles if title != source.label), taken=taken)
-    encoded = [title for title in titles if pa.types.is_dictionary(table.schema.field(title).type)]
-    categories = {names[title] for title in (*source.categories, *encoded) if title != source.label}
-    return {title: LABEL if title == source.label else names[title] for title in titles}, categories
+    titles = there if taken.columns is None else [title for title in there if title in asked]
+    reserved = (*tabular.RESERVED, LABEL) if label else tabular.RESERVED
+    names = tabular.column_names((title for title in titles if title != label), taken=reserved)
+    encoded = [title for title in titles if pa.types.is_dictionary(schema.field(title).type)]
+    categories = {names[title] for title in (*taken.categories, *encoded) if title != label}
+    return {title: LABEL if title == label else names[title] for title in titles}, categories
 
 
 def _without_constant(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mms_sdk.compute.data.sources.samples import Entry, Sample
+from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
 from mms_sdk.errors import InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import Reject
 from mms_sdk.schema.sources import AudioFolder, ImageFolder
@@ -30,6 +30,12 @@ class FileEntry(Entry):
     def read(self) -> Sample:
         """Its bytes."""
         return Sample(data=self.path.read_bytes(), label=self.label)
+
+
+def open_folder(folder: ImageFolder | AudioFolder) -> Collection:
+    """Looks through a folder with one sub-folder for each class. See `list_folder` for errors."""
+    entries, rejects = list_folder(folder)
+    return Collection(taken=folder, entries=entries, rejects=rejects)
 
 
 def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> tuple[list[FileEntry], list[Reject]]:

@@ -1,21 +1,30 @@
-"""Opening a source of samples: by its type."""
+"""Opening a source: by its type."""
 
 from __future__ import annotations
 
-from mms_sdk.compute.data.sources.folders import list_folder
+from pathlib import Path
+
+from mms_sdk.compute.data.sources.folders import open_folder
 from mms_sdk.compute.data.sources.prepared import open_prepared
+from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
-from mms_sdk.schema.sources import TFDS, ImageFolder, SampleSource
+from mms_sdk.compute.data.sources.tables import open_table
+from mms_sdk.schema.sources import TFDS, AudioFolder, ImageFolder, Source
 
 
-def open_samples(source: SampleSource) -> Collection:
-    """Looks through a source of samples.
+def open_source(source: Source, *, spool: Path) -> Collection | Table:
+    """Looks through a source.
+
+    Args:
+        source: Where the rows are.
+        spool: A folder for what can be read only once.
 
     Raises:
         InvalidRequest: There is no such source.
-        NothingToIngest: Nothing is in it.
+        NothingToIngest: Nothing is in it, or nothing can be read.
     """
+    if isinstance(source, ImageFolder | AudioFolder):
+        return open_folder(source)
     if isinstance(source, TFDS):
         return open_prepared(source)
-    entries, rejects = list_folder(source)
-    return Collection(entries=entries, rejects=rejects, medium="image" if isinstance(source, ImageFolder) else "audio")
+    return open_table(source, spool=spool)

@@ -109,9 +109,9 @@ def open_prepared(source: TFDS) -> Collection:
     if not entries:
         raise NothingToIngest(f"a prepared dataset has at least one row; {root} has none; prepare it again")
     return Collection(
+        taken=source,
         entries=entries,
         rejects=[],
-        medium="image",
         labelled=decode.label is not None,
         labels=decode.labels,
         columns=tuple(decode.columns.values()),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from mms_sdk.schema.dataset import Column, Reject
-
-MediumName = Literal["image", "audio", "video"]
+from mms_sdk.schema.sources import AsPictures, AsRecordings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +54,18 @@ class Collection:
     """A source of samples that was looked through.
 
     Attributes:
+        taken: What its samples are, pictures or recordings, and how they are taken.
         entries: The samples, in order.
         rejects: What was left out, and why.
-        medium: What they are.
         labelled: Whether they have classes.
         labels: Names of the classes in the order of their codes, as far as the source says.
         columns: What samples have beside.
         notes: What is to be said about all of it.
     """
 
+    taken: AsPictures | AsRecordings
     entries: Sequence[Entry]
     rejects: Sequence[Reject]
-    medium: MediumName
     labelled: bool = True
     labels: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()

@@ -22,37 +22,17 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from mms_sdk.compute.data.sources.folders import printable
+from mms_sdk.compute.data.sources.rows import BATCH_ROWS, ROW, SOURCE, Table
 from mms_sdk.compute.data.sources.texts import TextType, as_type
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import Reject
-from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, Parquet, TableSource
+from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, AsTable, Parquet
 
-SOURCE, ROW = "#source", "#row"
-"""Columns of every batch beside the source's own: the file it is from, and its row there, from 1."""
-
-BATCH_ROWS = 8192
 _SPOOL_ROWS = 65536
 _CSV_BLOCK = 8 * 2**20  # bytes, and the longest row that can be read
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A source that was looked through.
-
-    Attributes:
-        schema: Names and types of its columns.
-        rows: How many can be read.
-        rejects: Rows and files that cannot, and why.
-        read: Reads all of it: batches with the schema's columns, `SOURCE` and `ROW`.
-    """
-
-    schema: pa.Schema
-    rows: int
-    rejects: Sequence[Reject]
-    read: Callable[[], Iterator[pa.RecordBatch]]
-
-
-def open_table(source: TableSource, *, spool: Path) -> Table:
+def open_table(source: CSV | JSONL | Parquet | Arrow | SQL, *, spool: Path) -> Table:
     """Looks through a source.
 
     Args:
@@ -67,9 +47,9 @@ def open_table(source: TableSource, *, spool: Path) -> Table:
         files = list(_queried(source, spool))
         if not files:
             raise NothingToIngest("a source has at least one row; the query gives none; check its conditions")
-        return _open_files(_Arrow(), files)
+        return _open_files(_Arrow(), files, source)
     form = _CSV(source) if isinstance(source, CSV) else _FORMATS[type(source)]()
-    return _open_files(form, list_files(source.path, _SUFFIXES[source.type]))
+    return _open_files(form, list_files(source.path, _SUFFIXES[source.type]), source)
 
 
 @dataclass(frozen=True)
@@ -126,7 +106,7 @@ _SUFFIXES = {
 }
 
 
-def _open_files(form: _Format, files: Sequence[File]) -> Table:
+def _open_files(form: _Format, files: Sequence[File], taken: AsTable) -> Table:
     rejects: list[Reject] = []
     schemas, rows, readable, stamps = [], 0, [], {}
     for file in files:
@@ -165,7 +145,7 @@ def _open_files(form: _Format, files: Sequence[File]) -> Table:
                 yield _with_all_columns(batch, schema, file.name, numbered)
                 first += count
 
-    return Table(schema=schema, rows=rows, rejects=rejects, read=read)
+    return Table(taken=taken, schema=schema, rows=rows, rejects=rejects, read=read)
 
 
 def _stamp(file: File) -> tuple[int, int]:

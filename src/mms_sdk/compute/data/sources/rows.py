@@ -1,0 +1,35 @@
+"""Rows with named columns: what an ingest of a table asks of wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.sources import AsTable
+
+SOURCE, ROW = "#source", "#row"
+"""Columns of every batch beside the source's own: the file it is from, and its row there, from 1."""
+
+BATCH_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A source of rows that was looked through.
+
+    Attributes:
+        taken: Which columns are taken, and as what.
+        schema: Names and types of its columns.
+        rows: How many can be read.
+        rejects: Rows and files that cannot, and why.
+        read: Reads all of it: batches with the schema's columns, `SOURCE` and `ROW`.
+    """
+
+    taken: AsTable
+    schema: pa.Schema
+    rows: int
+    rejects: Sequence[Reject]
+    read: Callable[[], Iterator[pa.RecordBatch]]
