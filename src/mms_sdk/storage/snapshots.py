@@ -329,41 +329,28 @@ class _PartFiles:
     def size(self) -> int:
         return sum(each.bytes for each in self._store.walk(""))
 
-    def chunk_rows(self, array: str) -> int:
+    def layout(self, array: str) -> _Layout:
+        """How the array lies in its files."""
         # Read, not computed: a part stays readable when the sizes that new parts are written with change.
         body = self._metadata(array)
         try:
-            rows = orjson.loads(body)["chunk_grid"]["configuration"]["chunk_shape"][0]
+            told = orjson.loads(body)
+            file_rows, chain = told["chunk_grid"]["configuration"]["chunk_shape"][0], told["codecs"]
+            names = tuple(each["name"] for each in chain)
+            sharded = names == ("sharding_indexed",)
+            rows = chain[0]["configuration"]["chunk_shape"][0] if sharded else file_rows
+            inner = tuple(each["name"] for each in chain[0]["configuration"]["codecs"]) if sharded else names
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise self.odd(array, "chunk_shape", "nothing that can be read") from error
-        if not isinstance(rows, int) or rows < 1:
-            raise self.odd(array, "chunk_shape[0], at least 1", rows)
-        return rows
-
-    def codec(self, array: str) -> codecs.Codec | None:
-        """How the array's chunks are compressed."""
-        body = self._metadata(array)
-        try:
-            names = tuple(each["name"] for each in orjson.loads(body)["codecs"])
-        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise self.odd(array, "codecs", "nothing that can be read") from error
-        if names not in _CODECS:
+            raise self.odd(array, "chunk_shape and codecs", "nothing that can be read") from error
+        for each in (file_rows, rows):
+            if type(each) is not int or each < 1:
+                raise self.odd(array, "chunk_shape[0], at least 1", each)
+        if file_rows % rows:
+            raise self.odd(array, "shards of whole chunks", f"{file_rows} and {rows} rows")
+        if inner not in _CODECS:
             allowed = " or ".join(" → ".join(chain) for chain in _CODECS)
-            raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, names)))
-        return _CODECS[names]
-
-    def encoded(self, array: str, number: int, dimensions: int, *, verify: bool) -> bytes:
-        """A compressed chunk, its checksum compared if asked for."""
-        key = _chunk_key(array, number, dimensions)
-        try:
-            with self._store.open(key) as file:
-                data = file.read(os.fstat(file.fileno()).st_size - CRC_BYTES)
-                stored = file.read(CRC_BYTES)
-        except FileNotFoundError as error:
-            raise self._gone(key) from error
-        if verify and crc32c(data) != int.from_bytes(stored, "little"):
-            raise _bad_sum(self, array, number)
-        return data
+            raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, inner)))
+        return _Layout(file_rows, rows, _CODECS[inner], sharded)
 
     def odd(self, array: str, rule: str, value: Any) -> Damaged:
         return Damaged(
@@ -371,7 +358,8 @@ class _PartFiles:
             f"from a backup, or upgrade mms-sdk if a newer one wrote it"
         )
 
-    def chunk(self, array: str, number: int, dimensions: int, *, size: int) -> mmap.mmap:
+    def chunk(self, array: str, number: int, dimensions: int, *, size: int = 0) -> mmap.mmap:
+        """A file of the array, mapped; at least so many bytes of it."""
         key = _chunk_key(array, number, dimensions)
         try:
             with self._store.open(key) as file:
@@ -393,6 +381,22 @@ class _PartFiles:
 
 def _chunk_key(array: str, number: int, dimensions: int) -> str:
     return "/".join((GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1))))
+
+
+class _Layout(NamedTuple):
+    """How an array lies in its files.
+
+    Attributes:
+        file_rows: Rows of a file.
+        rows: Rows of a chunk; a shard has several of them.
+        codec: How chunks are compressed.
+        sharded: Whether files are shards.
+    """
+
+    file_rows: int
+    rows: int
+    codec: codecs.Codec | None
+    sharded: bool
 
 
 _CODECS: dict[tuple[str, ...], codecs.Codec | None] = {
@@ -428,7 +432,7 @@ class _RawColumn:
         self._column = column
         self._shape = column.fixed
         self._row_bytes = column.row_bytes
-        self._shard_rows = part.chunk_rows(column.stored)
+        self._shard_rows = part.layout(column.stored).file_rows
         self._shards: dict[int, tuple[Array, Array]] = {}
         self._unverified = np.ones(part.rows, bool)
         self._left = True  # whether any is unverified
@@ -523,13 +527,16 @@ class _Chunks:
         self._part = part
         self._array = array
         self._dimensions = dimensions
-        self.rows = part.chunk_rows(array)
+        layout = part.layout(array)
+        self.rows = layout.rows
         self._bytes = self.rows * row_bytes
-        codec = part.codec(array)
-        if codec is None or self._bytes > MAX_CHUNK_BYTES:
-            rule = f"a compressing codec and chunks of at most {MAX_CHUNK_BYTES} bytes"
-            raise part.odd(array, rule, f"{codec or 'none'} and {self._bytes} bytes")
-        self._codec: codecs.Codec = codec
+        self._in_shard = layout.file_rows // layout.rows
+        if layout.codec is None or not layout.sharded or self._bytes > MAX_CHUNK_BYTES:
+            rule = f"shards, a compressing codec and chunks of at most {MAX_CHUNK_BYTES} bytes"
+            told = f"{'shards' if layout.sharded else 'none'}, {layout.codec or 'no codec'} and {self._bytes} bytes"
+            raise part.odd(array, rule, told)
+        self._codec: codecs.Codec = layout.codec
+        self._shards: dict[int, tuple[memoryview, Array]] = {}
         self._verified: set[int] = set()  # as with raw rows, the first time they are touched
         self._kept: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.Lock()
@@ -550,8 +557,12 @@ class _Chunks:
 
     def read(self, number: int, out: Array) -> None:
         """Decodes a chunk into `out`, uint8, contiguous, of its size."""
-        data = self._part.encoded(self._array, number, self._dimensions, verify=number not in self._verified)
-        self._verified.add(number)
+        framed = self._framed(number)
+        data = framed[:-CRC_BYTES]
+        if number not in self._verified:
+            if crc32c(data.tobytes()) != int.from_bytes(framed[-CRC_BYTES:], "little"):
+                raise _bad_sum(self._part, self._array, number)
+            self._verified.add(number)
         try:
             codecs.decode(self._codec, data, out)
         except ValueError as error:
@@ -559,6 +570,27 @@ class _Chunks:
                 f"array {self._array!r} in {self._part.what} is damaged: chunk {number} holds {self._bytes} bytes of "
                 f"values; {error}; restore the part from a backup"
             ) from error
+
+    def _framed(self, number: int) -> memoryview:
+        shard, place = divmod(number, self._in_shard)
+        if shard not in self._shards:
+            self._shards[shard] = self._opened(shard)
+        file, index = self._shards[shard]
+        begin, size = index[place].tolist()
+        if size <= CRC_BYTES or begin + size > len(file):
+            raise _bad_sum(self._part, self._array, number)
+        return file[begin : begin + size]
+
+    def _opened(self, shard: int) -> tuple[memoryview, Array]:
+        index_bytes = 16 * self._in_shard
+        mapped = self._part.chunk(self._array, shard, self._dimensions, size=index_bytes + CRC_BYTES)
+        file, index = memoryview(mapped), mapped[-index_bytes - CRC_BYTES : -CRC_BYTES]
+        if crc32c(index) != int.from_bytes(file[-CRC_BYTES:], "little"):
+            raise Damaged(
+                f"array {self._array!r} in {self._part.what} is damaged: the checksum of the index of shard {shard} "
+                f"does not fit it; restore the part from a backup"
+            )
+        return file[: -index_bytes - CRC_BYTES], np.frombuffer(index, "<u8").reshape(-1, 2)
 
     def all(self, count: int) -> Array:
         """The bytes of the first so many chunks, decoded side by side."""
@@ -578,7 +610,7 @@ class _RaggedColumn:
         self._name = f"{column.stored}_data"
         bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
         self._bounds = bounds * column.item_bytes
-        self._chunk_bytes = part.chunk_rows(self._name) * column.item_bytes
+        self._chunk_bytes = part.layout(self._name).rows * column.item_bytes
         self._chunks: dict[int, memoryview] = {}
         self._compressed = (
             None if column.profile == "raw" else _Chunks(part, self._name, 1 + len(column.fixed), column.item_bytes)
@@ -619,9 +651,10 @@ def _masked(values: Array, valid: Array) -> Array:
 
 def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:
     # Chunk files by number, each of the full length: the last one is padded.
-    chunk_rows = part.chunk_rows(array)
+    layout = part.layout(array)
+    chunk_rows = layout.rows
     values = int(np.prod(shape, dtype=np.int64))
-    if part.codec(array) is not None:
+    if layout.codec is not None:
         chunks = _Chunks(part, array, 1 + len(shape), values * np.dtype(dtype).itemsize)
         return chunks.all(-(-rows // chunks.rows)).view(dtype)[: rows * values].reshape(rows, *shape)
     chunk_bytes = chunk_rows * values * np.dtype(dtype).itemsize
