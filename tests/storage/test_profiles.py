@@ -19,7 +19,7 @@ from mms_sdk.schema.dataset import Column
 from mms_sdk.storage import codecs, edits, manifest, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.parts import CRC_BYTES, crc32c, suited_profile
+from mms_sdk.storage.parts import CRC_BYTES, crc32c, laid_out
 from mms_sdk.storage.stores.local import LocalStore
 
 ROWS = 23
@@ -256,8 +256,14 @@ def test_numcodecs_reads_what_is_encoded_and_the_size_is_told_in_the_header(data
             codecs.decode(name, encoded, np.empty(len(data) + 1, np.uint8))  # type: ignore[arg-type]
 
 
-def test_the_profile_suits_what_is_stored_and_where() -> None:
-    assert suited_profile(IMAGE) == suited_profile(LABEL) == "raw"
-    assert suited_profile(IMAGE, remote=True) == "blosc"
-    assert suited_profile(SOURCE, archive=True) == "zstd"
-    assert suited_profile(Column(name="x", kind="encoded-image", dtype="uint8", shape=None), archive=True) == "raw"
+def test_columns_of_a_new_dataset_lie_as_suits_the_place_or_as_was_asked_for() -> None:
+    photo = Column(name="photo", kind="encoded-image", dtype="uint8", shape=None)
+    columns = (IMAGE, LABEL, SOURCE, photo)
+    profiles = {
+        (asked, remote): [column.profile for column in laid_out(columns, asked, remote=remote)]
+        for asked in (None, "raw", "zstd")
+        for remote in (False, True)
+    }
+    assert profiles[None, False] == profiles["raw", False] == profiles["raw", True] == ["raw"] * 4
+    assert profiles[None, True] == ["blosc", "blosc", "blosc", "raw"]  # a file of a picture is compressed already
+    assert profiles["zstd", False] == profiles["zstd", True] == ["zstd", "zstd", "zstd", "raw"]

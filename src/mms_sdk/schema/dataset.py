@@ -414,12 +414,17 @@ class Split(Asked):
 
 
 class IngestSpec(Asked):
-    """Everything an ingest job needs to know."""
+    """Everything an ingest job needs to know.
+
+    Attributes:
+        profile: How columns of a new dataset lie; None for what suits the place.
+    """
 
     source: Source
     clean: tuple[CleanStep, ...] = ()
     split: Split = Split()
     message: str = ""
+    profile: Profile | None = None
 
 
 class Reject(Schema):

@@ -45,6 +45,7 @@ COMPRESSED_SHARD_CHUNKS = 32
 CRC_BYTES = 4
 DELETED = Column(name="row", kind="number", dtype="int64")
 """The column of a folder that lists rows of a part which are no longer there."""
+_DENSE = ("encoded-image", "encoded-audio", "encoded-video", "id")  # nothing is left to compress
 _MISSING = 2**64 - 1  # how Zarr's sharding codec marks an inner chunk that is not there
 
 
@@ -58,20 +59,19 @@ def is_compressed(column: Column) -> bool:
     return column.profile != "raw" and column.row_bytes is not None and column.row_bytes >= RAW_ROW_BYTES
 
 
-def suited_profile(column: Column, *, archive: bool = False, remote: bool = False) -> Profile:
-    """The profile that suits a column; a `Column` may say another.
+def laid_out(columns: Sequence[Column], profile: Profile | None, *, remote: bool) -> tuple[Column, ...]:
+    """Columns of a new dataset, each with the profile that it will lie in.
 
     Args:
-        column: What is stored.
-        archive: Room counts for more than the time it takes to read.
-        remote: It lies where bytes cost more time than decoding them, as on an object store.
+        columns: As they are meant.
+        profile: What was asked for; None for what suits the place.
+        remote: They lie where bytes cost more time than decoding them, as on an object store.
     """
-    if column.kind == "encoded-image":
-        return "raw"  # compressed already
-    if archive:
-        return "zstd"
     # A global order needs rows that can be read one at a time, and a local disk gives them from the page cache.
-    return "blosc" if remote else "raw"
+    chosen = profile or ("blosc" if remote else "raw")
+    return tuple(
+        column if column.kind in _DENSE else column.model_copy(update={"profile": chosen}) for column in columns
+    )
 
 
 def rows_per_shard(column: Column) -> int:

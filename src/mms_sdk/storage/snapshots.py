@@ -191,6 +191,20 @@ class OpenSnapshot:
     def _compressed(self, column: Column) -> list[_CompressedColumn]:
         return [each for each in self._gatherers_of(column) if isinstance(each, _CompressedColumn)]
 
+    def warm_up(self, name: str) -> int:
+        """Compares every checksum of a column now rather than when its rows are first asked for.
+
+        Returns:
+            Bytes compared, as they lie.
+
+        Raises:
+            Damaged: A row or chunk is not what was written.
+        """
+        column = self.column(name)
+        if not (column.varies or is_raw(column) or is_compressed(column)):
+            return int(self.values(name).nbytes)
+        return sum(at_once(lambda each: each.warm_up(), self._gatherers_of(column)))
+
     def places(self, rows: Rows) -> dict[str, Rows]:
         """Where rows lie: for each part that has some of them, by its id, their row numbers within it, ascending."""
         wanted = np.unique(np.asarray(rows, np.int64))
@@ -413,6 +427,9 @@ class _Gatherer(Protocol):
     def copy(self, rows: Rows, out: Any, places: Rows) -> None:
         """Puts rows of the part to places of `out`: an array with one void a row, or a list where lengths vary."""
 
+    def warm_up(self) -> int:
+        """Compares all checksums; returns how many bytes that were."""
+
 
 def _pieces(where: Rows, row_bytes: int) -> Iterator[tuple[int, Rows]]:
     # Rows that lie in one place, a few at a time: what is gathered is still in a core's cache when it is put in order.
@@ -457,6 +474,12 @@ class _RawColumn:
             found = values[rows[some] - first]
             self._verify(found, sums, rows[some], first=first)
             out[places[some]] = found
+
+    def warm_up(self) -> int:
+        step = max(1, _PIECE_BYTES // self._row_bytes)
+        for start in range(0, self._part.rows, step):
+            self.gather(np.arange(start, min(start + step, self._part.rows)))
+        return self._part.rows * (self._row_bytes + CRC_BYTES)
 
     def _copy_one_by_one(self, rows: Rows, out: Array, places: Rows) -> None:
         # Straight to its place: a second copy of a large row costs more than a step of Python.
@@ -519,6 +542,9 @@ class _CompressedColumn:
     def read(self, number: int, out: Array) -> None:
         self._chunks.read(number, out)
 
+    def warm_up(self) -> int:
+        return self._chunks.warm_up(-(-self._part.rows // self.chunk_rows))
+
 
 class _Chunks:
     """The compressed chunks of one array; those decoded last are kept, in bounded memory."""
@@ -557,12 +583,7 @@ class _Chunks:
 
     def read(self, number: int, out: Array) -> None:
         """Decodes a chunk into `out`, uint8, contiguous, of its size."""
-        framed = self._framed(number)
-        data = framed[:-CRC_BYTES]
-        if number not in self._verified:
-            if crc32c(data.tobytes()) != int.from_bytes(framed[-CRC_BYTES:], "little"):
-                raise _bad_sum(self._part, self._array, number)
-            self._verified.add(number)
+        data = self._verified_chunk(number)
         try:
             codecs.decode(self._codec, data, out)
         except ValueError as error:
@@ -570,6 +591,19 @@ class _Chunks:
                 f"array {self._array!r} in {self._part.what} is damaged: chunk {number} holds {self._bytes} bytes of "
                 f"values; {error}; restore the part from a backup"
             ) from error
+
+    def warm_up(self, count: int) -> int:
+        """Compares the checksums of the first so many chunks; returns how many bytes that were."""
+        return sum(len(self._verified_chunk(number)) for number in range(count))
+
+    def _verified_chunk(self, number: int) -> memoryview:
+        framed = self._framed(number)
+        data = framed[:-CRC_BYTES]
+        if number not in self._verified:
+            if crc32c(data.tobytes()) != int.from_bytes(framed[-CRC_BYTES:], "little"):
+                raise _bad_sum(self._part, self._array, number)
+            self._verified.add(number)
+        return data
 
     def _framed(self, number: int) -> memoryview:
         shard, place = divmod(number, self._in_shard)
@@ -625,6 +659,15 @@ class _RaggedColumn:
     def copy(self, rows: Rows, out: list[Any], places: Rows) -> None:
         for place, value in zip(places.tolist(), self.gather(rows), strict=True):
             out[place] = value
+
+    def warm_up(self) -> int:
+        size = int(self._bounds[-1])
+        count = -(-size // self._chunk_bytes)
+        if self._compressed is not None:
+            return self._compressed.warm_up(count)
+        for number in range(count):
+            self._chunk(number)
+        return size
 
     def _slice(self, start: int, end: int) -> bytes:
         pieces = []

@@ -21,7 +21,7 @@ from mms_sdk.compute.data import ingest as module
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.errors import DataError, MmsError, NothingToIngest, NotWritable, SnapshotConflict, StorageFull
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable, Split
-from mms_sdk.storage import files
+from mms_sdk.storage import files, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import rename_columns, write_column
@@ -88,6 +88,28 @@ def test_a_folder_becomes_rows_with_pixels_label_source_id_and_split(tmp_path: P
     assert (report.found, report.kept, report.already_present, report.dropped) == (20, 20, 0, 0)
     assert record.provenance["ingest"]["source"]["path"] == str(photos)
     assert rejects(tmp_path) == {}
+
+
+def test_columns_of_a_new_dataset_lie_as_was_asked_for_and_keep_what_they_hold(tmp_path: Path, photos: Path) -> None:
+    plain, _, _ = ingested(tmp_path / "plain", photos)
+    dense, record, _ = ingested(tmp_path / "dense", photos, profile="zstd")
+    assert {column.name: column.profile for column in record.columns} == {
+        **dict.fromkeys(("image", "label", "source", "split"), "zstd"),
+        "id": "raw",
+    }
+    for name in ("image", "label", "id", "split"):
+        np.testing.assert_array_equal(dense.snapshot().values(name), plain.snapshot().values(name))
+    write_classes(photos, {"fox": 10})
+    _, record, _ = ingested(tmp_path / "dense", photos, profile="raw")
+    assert record.column("image").profile == "zstd"  # one dataset, one layout
+
+
+def test_where_bytes_cost_time_columns_of_a_new_dataset_are_compressed(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "local", False)
+    _, record, _ = ingested(tmp_path, photos)
+    assert record.column("image").profile == record.column("label").profile == "blosc"
 
 
 def test_progress_is_told_for_both_passes_to_their_end(tmp_path: Path, photos: Path) -> None:
@@ -549,7 +571,9 @@ def test_an_error_after_the_commit_does_not_take_the_committed_part_away(
         (errno.EACCES, NotWritable, "give this user write permission"),
     ],
 )
-@pytest.mark.parametrize("owner", [(files, "fsync_folder"), (files, "fsync_tree"), (os, "link"), (Path, "write_bytes")])
+@pytest.mark.parametrize(
+    "owner", [(files, "fsync_folder"), (files, "fsync_tree"), (os, "link"), (parts, "_chunk_file")]
+)
 def test_a_disk_that_refuses_in_the_middle_leaves_no_snapshot_and_says_what_to_do(
     tmp_path: Path,
     photos: Path,

@@ -44,6 +44,7 @@ from mms_sdk.schema.sources import AsPictures
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 _WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
@@ -102,6 +103,8 @@ def _ingest_samples(
     def bring() -> tuple[Snapshot, CleaningReport]:
         base = dataset.snapshot() if dataset.snapshots() else None
         plan = _plan(looked, samples, spec, medium, base)
+        if base is None:
+            plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
         _write_rejects(folder, plan.rejects)
         return _write(dataset, plan, spec, medium, base, job, tell), plan.report
 
@@ -172,7 +175,8 @@ def _plan(
         steps=tuple(steps),
         notes=_notes(kept, samples, labels, medium, column, clean.contradictions(new, present)),
     )
-    return _Plan(rows=kept, columns=columns_of(column, labels, base, beside=beside), report=report, rejects=rejects)
+    columns = columns_of(column, labels, base, beside=beside)
+    return _Plan(rows=kept, columns=columns, report=report, rejects=rejects)
 
 
 def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from mms_sdk.schema.dataset import (
 from mms_sdk.schema.sources import AsTable
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array
 
@@ -128,6 +129,8 @@ def _ingest(
     steps = clean_table.fit(asked, read)
     seen = _look(steps, read, table, categories, folder, tell)
     plan = _plan(seen, table, names, categories, base)
+    if base is None:
+        plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
     return _write(dataset, spec, plan, steps, read, base, job, tell), plan.report
 
 
