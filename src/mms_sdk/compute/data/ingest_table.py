@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from mms_sdk.compute.data import clean_table
-from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
+from mms_sdk.compute.data.bring import EXAMPLES, Tell, digest_of, told, tried, write_rows
 from mms_sdk.compute.data.clean_table import ID, Fitted
 from mms_sdk.compute.data.kinds import tabular
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, Table
@@ -391,19 +391,24 @@ def _write(
     )
     if not len(plan.ids):
         return dataset.commit(addition, base=record, rebase=False)
-    with dataset.writer(addition.columns) as writer:
+
+    def rows(start: int) -> Iterator[Mapping[str, Any]]:
         at = 0
         for batch in told(_taken(plan, steps, read), "rows stored", len(plan.ids), tell, size=len):
             part = slice(at, at + len(batch))
             at += len(batch)
+            if part.start < start or not len(batch):
+                continue
             own = {"row_source": plan.sources[part], "row_id": plan.ids[part], "split": splits[part]}
             values = {
                 column.name: tabular.values_of(column, batch.column(column.name))
                 for column in addition.columns
                 if column.name not in own
             }
-            writer.write({**values, **own})
-        return commit_part(dataset, writer, addition, base=record)
+            yield {**values, **own}
+
+    work = digest_of(spec, addition.columns, plan.ids, plan.sources, splits)
+    return write_rows(dataset, addition, rows, base=record, work=work)
 
 
 def _taken(plan: _Plan, steps: Sequence[Fitted], read: Read) -> Iterator[pa.RecordBatch]:
