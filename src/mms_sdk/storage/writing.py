@@ -21,7 +21,7 @@ from typing import Any, Self
 import orjson
 from pydantic import ValidationError
 
-from mms_sdk.errors import Conflict, Damaged, InvalidRequest, SnapshotConflict
+from mms_sdk.errors import Conflict, Damaged, InvalidRequest, MmsError, SnapshotConflict
 from mms_sdk.schema.dataset import Column, Snapshot, Written
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition, extend
@@ -315,7 +315,7 @@ class KeyedWriter:
         finally:
             # Another attempt may have been first; or an error came after the link that names this part.
             if sealed is not None and not self._writing.names(written):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError, MmsError):  # why it is not kept says more
                     self._writing.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
 
 

@@ -132,11 +132,12 @@ def write_rows(
             split_rule=addition.split_rule,
             provenance=addition.provenance,
         )
-        writing.forget()
     except Exception:
         with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
             writing.abandon()
         raise
+    with contextlib.suppress(OSError, MmsError):  # the snapshot is there; what is left of the writing is garbage
+        writing.forget()
     return done
 
 
