@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-_CELL = "text-align:left;padding:2px 12px 2px 0"
+SPLIT_COLORS = {"train": "#4c8bf5", "val": "#e8710a", "test": "#188038"}
+LONGEST_CELL = 500
+_CELL = "text-align:left;vertical-align:top;padding:2px 16px 2px 0;max-width:40em;overflow-wrap:anywhere"
+_NUMBER = "text-align:right;vertical-align:top;padding:2px 16px 2px 0;font-variant-numeric:tabular-nums"
+_TABLE = "margin:0;border-collapse:collapse;table-layout:auto"  # a notebook's own style would put it in the middle
+_DIM = "color:var(--jp-ui-font-color2,inherit)"
 
 
-def facts(title: str, values: Mapping[str, Any]) -> str:
+def titled(title: str, *sections: str, level: int = 3) -> str:
+    """A heading, and what belongs to it. Not `<h3>`: a notebook lists those in its table of contents."""
+    heading = f'<div role="heading" aria-level="{level}" style="font-weight:600;margin:0 0 4px">{escape(title)}</div>'
+    return f'<div style="margin:0 0 10px">{heading}{"".join(sections)}</div>'
+
+
+def line(text: str) -> str:
+    """A line of text."""
+    return f'<div style="max-width:60em;margin:2px 0">{escape(text)}</div>'
+
+
+def facts(title: str, values: Mapping[str, Any], *, level: int = 3) -> str:
     """A title and a table of names and values."""
     rows = "".join(
-        f'<tr><th style="{_CELL};font-weight:600;white-space:nowrap">{escape(str(name))}</th>'
-        f'<td style="{_CELL}">{escape(str(value))}</td></tr>'
+        f'<tr><th scope="row" style="{_CELL};font-weight:600;white-space:nowrap">{escape(str(name))}</th>'
+        f'<td style="{_CELL}">{_shown(value)}</td></tr>'
         for name, value in values.items()
     )
-    return f"<div><b>{escape(title)}</b><table>{rows}</table></div>"
+    return titled(title, f'<table style="{_TABLE}">{rows}</table>', level=level)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A title and a table with a header."""
-    head = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="{_CELL}">{escape(str(value))}</td>' for value in row) + "</tr>" for row in rows
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, level: int = 3) -> str:
+    """A title and a table with a header; numbers to the right. Cells that show themselves do so."""
+    found = [list(row) for row in rows]
+    styles = [_NUMBER if found and all(is_number(row[at]) for row in found) else _CELL for at in range(len(columns))]
+    head = "".join(
+        f'<th scope="col" style="{style};font-weight:600;white-space:nowrap">{escape(name)}</th>'
+        for style, name in zip(styles, columns, strict=True)
     )
-    return f"<div><b>{escape(title)}</b><table><tr>{head}</tr>{body}</table></div>"
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="{style}">{_shown(value)}</td>' for style, value in zip(styles, row, strict=True))
+        + "</tr>"
+        for row in found
+    )
+    # What is wider than the page is scrolled by itself, also by key.
+    return titled(
+        title,
+        f'<div role="region" tabindex="0" aria-label="{escape(title)}" style="overflow-x:auto">'
+        f'<table style="{_TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+        level=level,
+    )
 
 
 def bars(title: str, values: Iterable[tuple[str, float]]) -> str:
@@ -38,18 +67,76 @@ def bars(title: str, values: Iterable[tuple[str, float]]) -> str:
         f'<td style="{_CELL};font-variant-numeric:tabular-nums">{value:.4f}</td></tr>'
         for name, value in values
     )
-    return f"<div><b>{escape(title)}</b><table>{rows}</table></div>"
+    return titled(title, f'<table style="{_TABLE}">{rows}</table>')
 
 
-def pictures(title: str, items: Iterable[tuple[bytes, str]], *, pixels: int = 64) -> str:
-    """A title and a grid of PNG pictures with captions, drawn with hard pixels."""
-    cells = "".join(
-        f'<figure style="margin:0;text-align:center"><img alt="{escape(caption)}" width="{pixels}" '
-        f'style="image-rendering:pixelated" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for png, caption in items
+def stacked(title: str, counts: Mapping[str, Mapping[str, int]], *, note: str = "", level: int = 3) -> str:
+    """A title, and for each name a bar of pieces, on a common scale.
+
+    Args:
+        title: Above them.
+        counts: Of each name, of each piece how many. A piece that is a split's has its colour.
+        note: Below them.
+        level: Of the heading.
+    """
+    top = max((sum(pieces.values()) for pieces in counts.values()), default=0)
+    rows = "".join(_stack(name, pieces, top) for name, pieces in counts.items())
+    splits = [split for split in SPLIT_COLORS if any(pieces.get(split) for pieces in counts.values())]
+    legend = "".join(
+        f'<span style="margin-right:14px"><span style="display:inline-block;width:10px;height:10px;margin-right:5px;'
+        f'background:{SPLIT_COLORS[split]}"></span>{escape(split)}</span>'
+        for split in splits
     )
-    return f'<div><b>{escape(title)}</b><div style="display:flex;flex-wrap:wrap;gap:10px">{cells}</div></div>'
+    below = f'<div style="{_DIM}">{escape(note)}</div>' if note else ""
+    return titled(title, f"<div>{legend}</div>", f'<table style="{_TABLE}">{rows}</table>{below}', level=level)
+
+
+def _stack(name: str, pieces: Mapping[str, int], top: int) -> str:
+    total = sum(pieces.values())
+    words = ", ".join(f"{piece} {count:,}" for piece, count in pieces.items()) or "none"
+    drawn = "".join(
+        f'<span style="display:inline-block;height:10px;width:{240 * count / top:.1f}px;'
+        f'background:{SPLIT_COLORS.get(piece, "#4c8bf5")}"></span>'
+        for piece, count in pieces.items()
+        if count
+    )
+    return (
+        f'<tr><th scope="row" title="{escape(name)}" style="{_CELL};font-weight:400">{escape(_cut(name, 60))}</th>'
+        f'<td style="{_NUMBER}">{total:,}</td><td style="{_CELL};min-width:240px;white-space:nowrap">'
+        f'<div role="img" aria-label="{escape(words)}" title="{escape(words)}" style="line-height:10px;padding:4px 0">'
+        f"{drawn}</div></td></tr>"
+    )
+
+
+def grid(title: str, items: Iterable[tuple[Sequence[Any], str, Sequence[str]]]) -> str:
+    """A title and a grid of figures: what each shows, its caption, and lines of detail."""
+    cells = "".join(
+        f'<figure style="margin:0;max-width:180px">{"".join(map(_shown, drawings))}'
+        f'<figcaption style="overflow-wrap:anywhere">{escape(_cut(caption, 120))}'
+        f"{''.join(map(_detail, details))}"
+        f"</figcaption></figure>"
+        for drawings, caption, details in items
+    )
+    return titled(title, f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:flex-end">{cells}</div>')
+
+
+def _detail(text: str) -> str:
+    return f'<div style="{_DIM};font-size:.85em">{escape(text)}</div>'
+
+
+def _shown(value: Any) -> str:
+    if hasattr(type(value), "_repr_html_"):
+        return str(value._repr_html_())
+    return escape(_cut(str(value), LONGEST_CELL))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value stands to the right, below others of its kind."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def curves(title: str, series: Mapping[str, Sequence[float]], *, width: int = 360, height: int = 120) -> str:
@@ -79,4 +166,4 @@ def curves(title: str, series: Mapping[str, Sequence[float]], *, width: int = 36
         for x, y, anchor, text in ends
     )
     drawing = f'<svg {box} aria-label="{escape(title)}">{axes}{"".join(lines)}{numbers}</svg>'
-    return f"<div><b>{escape(title)}</b><div>{drawing}</div><div>{''.join(names)}</div></div>"
+    return titled(title, f"<div>{drawing}</div><div>{''.join(names)}</div>")

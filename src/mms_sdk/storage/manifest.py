@@ -96,6 +96,17 @@ def entries_of(tree: Store, *, what: str, expected: str | None = None) -> tuple[
     return _read(tree.read, tree.url, what=what, expected=expected)
 
 
+def sizes(tree: Store, *, what: str, expected: str) -> dict[str, int]:
+    """Bytes of each file of a sealed folder, as its manifest says, and of the manifest.
+
+    Raises:
+        Damaged: There is no manifest, or it is not what was written.
+    """
+    copied = _copied(tree)
+    entries, _ = _read(copied, tree.url, what=what, expected=expected)
+    return {**{entry["path"]: entry["bytes"] for entry in entries}, NAME: len(copied(NAME))}
+
+
 def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     """Reads one file of a sealed folder and checks its bytes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import orjson
 
+from mms_sdk import html, told
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
 from mms_sdk.storage import codecs, manifest
@@ -68,7 +69,11 @@ class OpenSnapshot:
         self._check(content=False)
 
     def __repr__(self) -> str:
-        return f"<snapshot {self.ref}: {self.rows:,} rows, {len(self._parts)} parts>"
+        return f"<snapshot {self.ref}: {told.counted(self.rows, 'row')}, {told.counted(len(self._parts), 'part')}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[column.name, column.kind, column.form] for column in self.record.columns]
+        return html.table(repr(self).strip("<>"), ["column", "kind", "values"], rows)
 
     @property
     def ref(self) -> str:
@@ -133,6 +138,21 @@ class OpenSnapshot:
         if name in self._tables or not (column.varies or is_raw(column) or is_compressed(column)):
             return self.values(name)[rows]
         return self.masked(column, self._gather(column, rows), rows)
+
+    def lengths(self, name: str, rows: Rows) -> Rows:
+        """How many items, or bytes, each of some rows of a column of varying length has; its values are not read."""
+        gatherers = [each for each in self._gatherers_of(self.column(name)) if isinstance(each, _RaggedColumn)]
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty(len(rows), np.int64)
+        for part in np.unique(where).tolist():
+            places = np.flatnonzero(where == part)
+            out[places] = gatherers[part].lengths(self._parts[part].physical(rows[places] - self._starts[part]))
+        return out
+
+    def has_value(self, name: str, rows: Rows) -> Array:
+        """Which of some rows have a value in a column: bool, shape (n,); values are not read."""
+        column = self.column(name)
+        return self._valid(column)[rows] if column.nullable else np.ones(len(rows), bool)
 
     def masked(self, column: Column, values: Any, rows: Rows) -> Any:
         """Values of some rows, without those that a nullable column has not: masked, or None in a list."""
@@ -268,6 +288,15 @@ class OpenSnapshot:
         """Bytes of the parts of this snapshot, as they lie."""
         return sum(each.size for each in self._files)
 
+    def sizes(self) -> Iterator[tuple[Part, dict[str, int]]]:
+        """Of each part the bytes of its arrays, by name; under "" those of descriptions and deletions."""
+        for part in self._parts:
+            found: Counter[str] = Counter()
+            for sealed, files in zip(part.record.folders, part.files, strict=True):
+                for array, size in files.array_sizes():
+                    found[array if sealed is not part.record.deleted else ""] += size
+            yield part.record, found
+
     @property
     def _files(self) -> list[_PartFiles]:
         return [each for part in self._parts for each in part.files]
@@ -342,6 +371,11 @@ class _PartFiles:
     @property
     def size(self) -> int:
         return sum(each.bytes for each in self._store.walk(""))
+
+    def array_sizes(self) -> Iterator[tuple[str, int]]:
+        for path, size in manifest.sizes(self._store, what=self.what, expected=self._manifest).items():
+            place = path.split("/")
+            yield place[1] if place[0] == GROUP and len(place) > 2 else "", size
 
     def layout(self, array: str) -> _Layout:
         """How the array lies in its files."""
@@ -655,6 +689,10 @@ class _RaggedColumn:
         if self._column.shape is None:
             return found
         return [np.frombuffer(data, self._column.dtype).reshape(-1, *self._column.fixed) for data in found]
+
+    def lengths(self, rows: Rows) -> Rows:
+        found: Rows = (self._bounds[rows + 1] - self._bounds[rows]) // self._column.item_bytes
+        return found
 
     def copy(self, rows: Rows, out: list[Any], places: Rows) -> None:
         for place, value in zip(places.tolist(), self.gather(rows), strict=True):
