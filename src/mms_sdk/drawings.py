@@ -10,7 +10,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-WIDTH, HEIGHT = 160, 40
+WIDTH, HEIGHT = 200, 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -52,12 +52,10 @@ def lines(series: Sequence[Sequence[float]], told: str, *, width: int = WIDTH, h
 def wave(peaks: Sequence[tuple[float, float]], told: str, *, width: int = WIDTH, height: int = HEIGHT) -> str:
     """The outline of a sound: for each moment the least and greatest sample, in [-1, 1]."""
     step, half = width / max(1, len(peaks)), height / 2
-    strokes = "".join(
-        f"M{(at + 0.5) * step:.1f} {half - high * half - 0.25:.1f}V{half - low * half + 0.25:.1f}"
-        for at, (low, high) in enumerate(peaks)
-    )
-    path = f'<path d="{strokes}" stroke="currentColor" stroke-width="{max(0.5, 0.8 * step):.1f}"/>'
-    return _drawing(path, told, width, height)
+    above = [f"{(at + 0.5) * step:.1f} {half - high * half - 0.25:.1f}" for at, (_, high) in enumerate(peaks)]
+    below = [f"{(at + 0.5) * step:.1f} {half - low * half + 0.25:.1f}" for at, (low, _) in enumerate(peaks)]
+    outline = f'<path d="M{"L".join([*above, *reversed(below)])}Z" fill="currentColor"/>' if peaks else ""
+    return _drawing(outline, told, width, height)
 
 
 def picture(png: bytes, told: str, *, pixels: int = 64) -> str:
@@ -71,7 +69,7 @@ def picture(png: bytes, told: str, *, pixels: int = 64) -> str:
 def sound(wav: bytes, told: str, *, width: int = WIDTH) -> str:
     """A WAV file that is played when a person asks for it."""
     return (
-        f'<audio controls preload="none" aria-label="{escape(told)}" style="width:{width}px;height:32px" '
+        f'<audio controls preload="metadata" aria-label="{escape(told)}" style="width:{width}px;height:32px" '
         f'src="data:audio/wav;base64,{base64.b64encode(wav).decode()}"></audio>'
     )
 

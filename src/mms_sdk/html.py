@@ -6,10 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mms_sdk import told
+
 SPLIT_COLORS = {"train": "#4c8bf5", "val": "#e8710a", "test": "#188038"}
 LONGEST_CELL = 500
-_CELL = "text-align:left;vertical-align:top;padding:2px 16px 2px 0;max-width:40em;overflow-wrap:anywhere"
+_CELL = "text-align:left;vertical-align:top;padding:2px 16px 2px 0;max-width:40em"
 _NUMBER = "text-align:right;vertical-align:top;padding:2px 16px 2px 0;font-variant-numeric:tabular-nums"
+_SHORT, _LONG_WORD = 28, 40  # signs: shorter ones stay on a line, words that are longer are broken anywhere
+_MIDDLE = "vertical-align:middle"
 _TABLE = "margin:0;border-collapse:collapse;table-layout:auto"  # a notebook's own style would put it in the middle
 _DIM = "color:var(--jp-ui-font-color2,inherit)"
 
@@ -25,29 +29,31 @@ def line(text: str) -> str:
     return f'<div style="max-width:60em;margin:2px 0">{escape(text)}</div>'
 
 
-def facts(title: str, values: Mapping[str, Any], *, level: int = 3) -> str:
+def facts(title: str, values: Mapping[str, Any]) -> str:
     """A title and a table of names and values."""
+    return titled(title, pairs(values))
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """A table of names and values."""
     rows = "".join(
         f'<tr><th scope="row" style="{_CELL};font-weight:600;white-space:nowrap">{escape(str(name))}</th>'
-        f'<td style="{_CELL}">{_shown(value)}</td></tr>'
+        f"{_td(value, _CELL)}</tr>"
         for name, value in values.items()
     )
-    return titled(title, f'<table style="{_TABLE}">{rows}</table>', level=level)
+    return f'<table style="{_TABLE};margin-bottom:10px">{rows}</table>'
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, level: int = 3) -> str:
     """A title and a table with a header; numbers to the right. Cells that show themselves do so."""
     found = [list(row) for row in rows]
-    styles = [_NUMBER if found and all(is_number(row[at]) for row in found) else _CELL for at in range(len(columns))]
+    styles = [_NUMBER if are_numbers([row[at] for row in found]) else _CELL for at in range(len(columns))]
     head = "".join(
         f'<th scope="col" style="{style};font-weight:600;white-space:nowrap">{escape(name)}</th>'
         for style, name in zip(styles, columns, strict=True)
     )
     body = "".join(
-        "<tr>"
-        + "".join(f'<td style="{style}">{_shown(value)}</td>' for style, value in zip(styles, row, strict=True))
-        + "</tr>"
-        for row in found
+        "<tr>" + "".join(_td(value, style) for style, value in zip(styles, row, strict=True)) + "</tr>" for row in found
     )
     # What is wider than the page is scrolled by itself, also by key.
     return titled(
@@ -95,29 +101,38 @@ def _stack(name: str, pieces: Mapping[str, int], top: int) -> str:
     total = sum(pieces.values())
     words = ", ".join(f"{piece} {count:,}" for piece, count in pieces.items()) or "none"
     drawn = "".join(
-        f'<span style="display:inline-block;height:10px;width:{240 * count / top:.1f}px;'
+        f'<span style="height:10px;width:{240 * count / top:.1f}px;'
         f'background:{SPLIT_COLORS.get(piece, "#4c8bf5")}"></span>'
         for piece, count in pieces.items()
         if count
     )
     return (
-        f'<tr><th scope="row" title="{escape(name)}" style="{_CELL};font-weight:400">{escape(_cut(name, 60))}</th>'
-        f'<td style="{_NUMBER}">{total:,}</td><td style="{_CELL};min-width:240px;white-space:nowrap">'
-        f'<div role="img" aria-label="{escape(words)}" title="{escape(words)}" style="line-height:10px;padding:4px 0">'
-        f"{drawn}</div></td></tr>"
+        f'<tr><th scope="row" title="{escape(name)}" style="{_CELL};{_MIDDLE};font-weight:400">'
+        f'{escape(_cut(name, 60))}</th><td style="{_NUMBER};{_MIDDLE}">{total:,}</td>'
+        f'<td style="{_CELL};{_MIDDLE};min-width:240px"><div role="img" aria-label="{escape(words)}" '
+        f'title="{escape(words)}" style="display:flex">{drawn}</div></td></tr>'
     )
 
 
 def grid(title: str, items: Iterable[tuple[Sequence[Any], str, Sequence[str]]]) -> str:
-    """A title and a grid of figures: what each shows, its caption, and lines of detail."""
+    """A title and a grid of figures: drawings that show themselves, a caption, and lines of detail."""
     cells = "".join(
-        f'<figure style="margin:0;max-width:180px">{"".join(map(_shown, drawings))}'
+        f'<figure style="margin:0;max-width:202px">{"".join(map(_shown, drawings))}'
         f'<figcaption style="overflow-wrap:anywhere">{escape(_cut(caption, 120))}'
         f"{''.join(map(_detail, details))}"
         f"</figcaption></figure>"
         for drawings, caption, details in items
     )
-    return titled(title, f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:flex-end">{cells}</div>')
+    return titled(title, f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start">{cells}</div>')
+
+
+def _td(value: Any, style: str) -> str:
+    text = "" if hasattr(type(value), "_repr_html_") else told.cell(value)
+    if len(text) <= _SHORT:
+        style += ";white-space:nowrap"
+    elif max(map(len, text.split())) > _LONG_WORD:
+        style += ";overflow-wrap:anywhere"
+    return f'<td style="{style}">{_shown(value)}</td>'
 
 
 def _detail(text: str) -> str:
@@ -127,12 +142,13 @@ def _detail(text: str) -> str:
 def _shown(value: Any) -> str:
     if hasattr(type(value), "_repr_html_"):
         return str(value._repr_html_())
-    return escape(_cut(str(value), LONGEST_CELL))
+    return escape(_cut(told.cell(value), LONGEST_CELL))
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value stands to the right, below others of its kind."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Whether a column of a table holds numbers, which stand to the right."""
+    there = [value for value in values if value is not None]
+    return bool(there) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there)
 
 
 def _cut(text: str, longest: int) -> str:

@@ -19,10 +19,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
-def number(value: float | None) -> str:
+def number(value: float) -> str:
     """A number in at most six significant digits; whole ones in full."""
-    if value is None:
-        return ""
     if isinstance(value, int) or (math.isfinite(value) and value == round(value) and abs(value) < 1e6):
         return f"{int(value):,}"
     return f"{value:.6g}"
+
+
+def cell(value: object) -> str:
+    """A value in a table: a long fraction in six digits, and a dash for none."""
+    if value is None:
+        return "–"
+    text = str(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(text) > 9 else text

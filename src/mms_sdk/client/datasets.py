@@ -11,6 +11,7 @@ import numpy as np
 from mms_sdk import html, told
 from mms_sdk.client import pages
 from mms_sdk.client.api import Api
+from mms_sdk.client.descriptions import Description
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table, aligned, terminal_width
 from mms_sdk.compute.data import describe as statistics
@@ -19,6 +20,7 @@ from mms_sdk.compute.data import spark
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
+    SPLITS,
     CleaningReport,
     CleanStep,
     Column,
@@ -35,7 +37,6 @@ from mms_sdk.schema.dataset import (
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
-from mms_sdk.schema.statistics import ColumnStatistics
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -155,7 +156,7 @@ class Dataset:
         found = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
         return Table(found, title="rows", rows=found)
 
-    def describe(self, split: str | None = None) -> Table[ColumnStatistics]:
+    def describe(self, split: str | None = None) -> Description:
         """Its columns in numbers, ids left out. Every row is read, twice, some at a time.
 
         Of numbers: how many there are, the ends, mean, standard deviation and a histogram, over all items where a row
@@ -171,7 +172,7 @@ class Dataset:
         """
         opened = self.open()
         found = statistics.describe(opened, opened.split_rows(split))
-        return Table(found, title="columns", rows=map(statistics.row_told, found))
+        return Description(found, title=f"columns of {self.ref}{f'/{split}' if split else ''}")
 
     def preview(
         self,
@@ -309,11 +310,13 @@ class Preview:
             self._captions = [str(name) for name in looking.looks(label, opened.gather("label", rows))]
         else:
             self._captions = [f"row {row}" for row in self._rows]
-        self._drawn = [column.name for column in columns if looking.is_drawn(column)]
         self._looks = {
             column.name: looking.looks(column, opened.gather(column.name, rows), caption=self._captions.__getitem__)
             for column in columns
         }
+        self._drawn = [
+            name for name, looks in self._looks.items() if any(isinstance(each, looking.Look) for each in looks)
+        ]
 
     def __repr__(self) -> str:
         rows = self._table()
@@ -339,18 +342,18 @@ class Preview:
             for at, row in enumerate(self._rows)
         ]
 
-    def _figure(self, at: int) -> tuple[list[Any], str, list[str]]:
-        drawn = [self._looks[name][at] for name in self._drawn]
-        words = [
-            f"{name}: {looks[at]}" for name, looks in self._looks.items() if name not in (*self._drawn, *_ALREADY_SAID)
-        ]
-        more = [f"and {len(words) - _DETAILS} more columns"] if len(words) > _DETAILS else []
+    def _figure(self, at: int) -> tuple[list[looking.Look], str, list[str]]:
+        shown = {name: looks[at] for name, looks in self._looks.items() if name not in _ALREADY_SAID}
+        drawn = [look for look in shown.values() if isinstance(look, looking.Look)]
         number = f"row {self._rows[at]}"
-        numbered = [number] if self._captions[at] != number else []
-        return drawn, self._captions[at], [*numbered, *words[:_DETAILS], *more]
+        words = [f"{name}: {told.cell(look)}" for name, look in shown.items() if not isinstance(look, looking.Look)]
+        short = [word if len(word) <= _DETAIL_SIGNS else f"{word[: _DETAIL_SIGNS - 1]}…" for word in words[:_DETAILS]]
+        rest = [f"and {told.counted(len(words) - _DETAILS, 'column')} more"] if len(words) > _DETAILS else []
+        caption = self._captions[at]
+        return drawn, caption, [*([number] if caption != number else []), *short, *rest]
 
 
-_DETAILS = 6  # lines below a drawing
+_DETAILS, _DETAIL_SIGNS = 6, 90  # lines below a drawing, and how long they are
 _ALREADY_SAID = ("label", "source", "row_source")  # by the caption, and by the number of the row
 
 
@@ -614,8 +617,8 @@ def _row(dataset: Dataset) -> dict[str, Any]:
         "dataset": dataset.ref,
         "rows": dataset.rows,
         "classes": dataset.num_classes,
-        "splits": " ".join(f"{name}={rows}" for name, rows in dataset.splits.items()),
+        "splits": "/".join(str(dataset.info.splits.get(name, 0)) for name in SPLITS) if dataset.splits else "",
         "size": told.size(dataset.info.bytes),
         "parts": dataset.info.layout.parts,
-        "created": dataset.info.created_at[:19].replace("T", " "),
+        "created": dataset.info.created_at[:16].replace("T", " "),
     }

@@ -178,7 +178,7 @@ def _row(job: Job) -> dict[str, Any]:
         "kind": record.kind,
         "name": record.name,
         "state": record.state,
-        "created": record.created_at[:19],
+        "created": record.created_at[:16].replace("T", " "),
         "outcome": _outcome(job),
     }
 

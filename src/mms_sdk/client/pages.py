@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mms_sdk import html, told
-from mms_sdk.client.tables import aligned, on_one_line, pairs
+from mms_sdk.client.tables import aligned, on_one_line, pairs, wrapped
 from mms_sdk.errors import MmsError
 from mms_sdk.schema.dataset import CleaningReport, Column, DatasetInfo, Layout
 
@@ -42,7 +42,7 @@ def page(dataset: Dataset) -> str:
     """The whole of it for a notebook."""
     columns = _columns(dataset.info)
     sections = [
-        html.facts("in short", _about(dataset), level=4),
+        html.pairs({name: value for name, value in _about(dataset).items() if name != "dataset"}),
         html.table("columns", list(columns[0]), [list(row.values()) for row in columns], level=4),
     ]
     if dataset.num_classes:
@@ -59,8 +59,9 @@ def text(dataset: Dataset, *, width: int | None = None) -> str:
     """The whole of it for a terminal whose lines have so many signs."""
     sections = [pairs(_about(dataset), width=width), aligned(_columns(dataset.info), width=width)]
     if dataset.num_classes:
-        shown = _largest({label: {"": rows} for label, rows in dataset.classes.items()}, _NAMED)
-        sections.append(_bars(shown, _rest({label: {"": 1} for label in dataset.classes}, shown), width))
+        counts = {label: {"": rows} for label, rows in dataset.classes.items()}
+        shown = _largest(counts, _NAMED)
+        sections.append(_bars(shown, _rest(counts, shown), width))
     if dataset.cleaning is not None:
         sections.append(_cleaning(dataset.cleaning, width))
     return "\n\n".join(sections)
@@ -167,7 +168,7 @@ def _rest(counts: Counts, shown: Counts) -> str:
     if not rest:
         return ""
     span = f"{max(rest):,}" if min(rest) == max(rest) else f"{min(rest):,} to {max(rest):,}"
-    return f"the largest {len(shown)}; {len(rest):,} more have {span} rows each"
+    return f"the largest {len(shown)}; {len(rest):,} more have {span} rows{' each' if len(rest) > 1 else ''}"
 
 
 def _bars(shown: Counts, rest: str, width: int | None) -> str:
@@ -184,7 +185,7 @@ def _cleaning(report: CleaningReport, width: int | None) -> str:
     sections = [report.summary]
     if report.steps:
         sections.append(aligned(report.table(), width=width))
-    return "\n".join([*sections, *(on_one_line(note) for note in report.notes)])
+    return "\n".join([*sections, *(line for note in report.notes for line in wrapped(on_one_line(note), width))])
 
 
 def by_split(codes: Any, splits: Any, labels: tuple[str, ...], names: tuple[str, ...]) -> dict[str, dict[str, int]]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from mms_sdk import html
+from mms_sdk import html, told
 
 _T = TypeVar("_T")
 _GAP = 2
@@ -47,15 +47,16 @@ def aligned(rows: list[dict[str, Any]], *, width: int | None = None) -> str:
 
     Args:
         rows: Alike in their names.
-        width: What a line has room for; None for any. Texts are cut to fit, numbers are not, and columns for which
-            there is no room are named below.
+        width: What a line has room for; None for any. Texts are cut to fit, numbers and drawings are not, and columns
+            for which there is no room are named below.
     """
     names = list(rows[0])
-    cells = [[on_one_line(str(row[name])) for name in names] for row in rows]
-    right = [all(html.is_number(row[name]) for row in rows) for name in names]
+    cells = [[on_one_line(told.cell(row[name])) for name in names] for row in rows]
+    right = [html.are_numbers([row[name] for row in rows]) for name in names]
     widths = [max(map(_cells, (name, *(line[at] for line in cells)))) for at, name in enumerate(names)]
     if width is not None:
-        widths = _fitted(widths, right, width)
+        whole = [at for at, name in enumerate(names) if right[at] or not all(_is_text(row[name]) for row in rows)]
+        widths = _fitted(widths, whole, width)
     lines = [
         (" " * _GAP).join(_put(cell, w, right=r) for cell, w, r in zip(line, widths, right, strict=False)).rstrip()
         for line in (names, *cells)
@@ -73,7 +74,7 @@ def pairs(values: Mapping[str, Any], *, width: int | None = None) -> str:
     lines = []
     for name, value in names.items():
         room = None if width is None else max(_LEAST, width - widest - _GAP)
-        first, *more = _wrapped(value, room)
+        first, *more = wrapped(value, room)
         lines += [f"{_put(name, widest)}{' ' * _GAP}{first}".rstrip()]
         lines += [" " * (widest + _GAP) + each for each in more]
     return "\n".join(lines)
@@ -84,20 +85,26 @@ def on_one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
-def _fitted(widths: list[int], right: list[bool], width: int) -> list[int]:
-    least = [each if number else min(each, _LEAST) for each, number in zip(widths, right, strict=True)]
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _fitted(widths: list[int], whole: list[int], width: int) -> list[int]:
+    least = [each if at in whole else min(each, _LEAST) for at, each in enumerate(widths)]
+    least[0] = min(widths[0], max(least[0], width // 3))
     while len(least) > 1 and sum(least) + _GAP * (len(least) - 1) > width:
         least.pop()
     fitted = widths[: len(least)]
     spare = [at for at in range(len(least)) if fitted[at] > least[at]]
     while spare and sum(fitted) + _GAP * (len(fitted) - 1) > width:
-        widest = max(spare, key=lambda at: fitted[at])
+        widest = max(spare, key=lambda at: (at > 0, fitted[at]))  # what rows are known by stands first, and is cut last
         fitted[widest] -= 1
         spare = [at for at in spare if fitted[at] > least[at]]
     return fitted
 
 
-def _wrapped(text: str, width: int | None) -> list[str]:
+def wrapped(text: str, width: int | None) -> list[str]:
+    """A text on lines of at most so many signs, broken at spaces; on one line for None."""
     if width is None or _cells(text) <= width:
         return [text]
     lines = [""]

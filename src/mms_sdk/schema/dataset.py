@@ -597,7 +597,7 @@ class SnapshotInfo(Schema):
             "rows": self.rows,
             "deleted": self.deleted,
             "parts": self.parts,
-            "created": self.created_at[:19].replace("T", " "),
+            "created": self.created_at[:16].replace("T", " "),
             "message": self.message,
         }
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mms_sdk import told
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.kinds.tabular import told_values
 from mms_sdk.schema.dataset import Column
@@ -31,24 +30,6 @@ _AT_ONCE = 2**20  # numbers made float64 at a time
 def describe(opened: OpenSnapshot, rows: Rows) -> list[ColumnStatistics]:
     """Every column but ids, over some rows."""
     return [_of_column(opened, column, rows) for column in opened.record.columns if column.kind != "id"]
-
-
-def row_told(found: ColumnStatistics) -> dict[str, Any]:
-    """Statistics as a row of a table."""
-    return {
-        "column": found.column,
-        "kind": found.kind,
-        "count": found.count,
-        "missing": found.missing,
-        "histogram": found.histogram or "",
-        "min": found.min if isinstance(found.min, str) else told.number(found.min),
-        "mean": told.number(found.mean),
-        "max": found.max if isinstance(found.max, str) else told.number(found.max),
-        "std": told.number(found.std),
-        "of": "; ".join(filter(None, [found.measured, f"{found.not_finite:,} not finite" if found.not_finite else ""])),
-        "distinct": "" if found.distinct is None else found.distinct,
-        "top": "" if found.top is None else f"{found.top} ({found.top_count:,})",
-    }
 
 
 def _of_column(opened: OpenSnapshot, column: Column, rows: Rows) -> ColumnStatistics:

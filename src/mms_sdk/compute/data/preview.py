@@ -1,11 +1,11 @@
 """What single values look like: each kind as a drawing for a notebook and as a few words for a terminal.
 
-A kind's look is its line in `_LOOKS`. What is played or drawn is encoded anew, so nothing else of a file is passed on.
+How a kind looks is its line in `_LOOKS`, at the end. What is played or drawn is encoded anew, so nothing else of a file
+is passed on.
 """
 
 from __future__ import annotations
 
-import html as markup
 import io
 import wave
 from collections.abc import Callable, Sequence
@@ -23,63 +23,55 @@ from mms_sdk.types import Array, Rows
 
 PICTURE_PIXELS = 128
 TEXT_SIGNS = 240
-NO_VALUE = "no value"
 _POINTS = 120  # of a line; more would be drawn over one another
 _LINES = 4
 _SOUND_SECONDS = 5.0
 _SOUND_BYTES = 2**22  # of all sounds of a preview together
-_DRAWN = ("image", "encoded-image", "audio", "encoded-audio", "encoded-video", "series", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One value, to look at.
+    """A drawing of one value, and what it is in a few words.
 
     Attributes:
-        text: In a few words.
-        drawing: As HTML; nothing where the words are all there is.
+        text: In words.
+        drawing: As HTML.
     """
 
     text: str
-    drawing: str = ""
+    drawing: str
 
     def __str__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:
-        return self.drawing or markup.escape(self.text)
-
-
-def is_drawn(column: Column) -> bool:
-    """Whether a column's values are pictures, sounds or lines, and not words."""
-    return column.kind in _DRAWN or bool(column.shape)
+        return self.drawing
 
 
 def looks(column: Column, values: Any, *, caption: Callable[[int], str] = lambda _: "") -> list[Any]:
-    """What some values of a column look like: a `Look` each, or a number, name or time as it is.
+    """What some values of a column look like: a `Look` where there is something to draw, else words or a number.
 
     Args:
         column: The column.
         values: As `OpenSnapshot.gather` returns them.
-        caption: What a picture is called by those who do not see it, by its place among the values.
+        caption: What a picture is called for those who do not see it, by its place among the values.
+
+    Returns:
+        One for each value; None where there is none.
     """
     masked = np.ma.getmaskarray(values) if isinstance(values, np.ndarray) else [value is None for value in values]
     if column.kind not in _LOOKS and not column.shape:
-        return [NO_VALUE if value is None else value for value in told_values(column, values)]
-    found = []
+        return told_values(column, values)
+    found: list[Any] = []
     for at, (value, gone) in enumerate(zip(values, masked, strict=True)):
         if np.all(gone):
-            found.append(Look(text=NO_VALUE))
+            found.append(None)
             continue
         try:
-            found.append(_look(column, value, caption(at), len(values)))
+            found.append(_LOOKS.get(column.kind, _numbers)(column, value, caption(at), len(values)))
         except (InvalidInput, MissingExtra) as error:
-            found.append(Look(text=error.message))
+            found.append(error.message)
     return found
-
-
-def _look(column: Column, value: Any, caption: str, count: int) -> Look:
-    return _LOOKS.get(column.kind, _numbers)(column, value, caption, count)
 
 
 def _picture(column: Column, value: Any, caption: str, _: int) -> Look:
@@ -90,14 +82,14 @@ def _picture(column: Column, value: Any, caption: str, _: int) -> Look:
     return Look(text=text, drawing=drawings.picture(png, caption or text, pixels=pixels))
 
 
-def _sound(column: Column, value: Any, _: str, count: int) -> Look:
+def _sound(column: Column, value: Any, _: str, count: int) -> Look | str:
     if isinstance(value, bytes):
         samples, rate, seconds = audio.beginning(value, seconds=_SOUND_SECONDS)
     else:
         samples, rate = value.reshape(len(value), -1), column.rate_hz or 0.0
         seconds = len(value) / rate if rate else 0.0
     if not rate or not len(samples):
-        return Look(text=f"{told.counted(len(samples), 'sample')}, {samples.dtype}")
+        return f"{told.counted(len(samples), 'sample')}, {samples.dtype}"
     text = f"{seconds:.2f} s, {rate:,g} Hz, {told.counted(samples.shape[1], 'channel')}"
     mono = _mono(samples)
     frames = max(1, min(int(rate * _SOUND_SECONDS), _SOUND_BYTES // (2 * count)))
@@ -127,7 +119,7 @@ def _peaks(mono: Array) -> list[tuple[float, float]]:
     return [(float(piece.min()), float(piece.max())) for piece in pieces]
 
 
-def _numbers(column: Column, value: Any, _: str, __: int) -> Look:
+def _numbers(column: Column, value: Any, _: str, __: int) -> Look | str:
     items = np.asarray(value)
     text = f"{items.dtype} {'×'.join(map(str, items.shape))}"
     if column.rate_hz and items.ndim:
@@ -135,7 +127,7 @@ def _numbers(column: Column, value: Any, _: str, __: int) -> Look:
     wide = items.astype(np.float64)
     finite = wide[np.isfinite(wide)]
     if not finite.size:
-        return Look(text=text)
+        return text
     ends = f"{told.number(float(finite.min()))} to {told.number(float(finite.max()))}"
     channels = wide.reshape(len(wide), -1).T if column.varies and wide.ndim > 1 else wide.reshape(1, -1)
     shown = [_thinned(np.where(np.isfinite(each), each, np.nan)) for each in channels[:_LINES]]
@@ -157,15 +149,15 @@ def _thinned(values: Array) -> list[float]:
     return found
 
 
-def _text(_: Column, value: bytes, __: str, ___: int) -> Look:
+def _text(_: Column, value: bytes, __: str, ___: int) -> str:
     # Four bytes are the most that UTF-8 takes for a sign.
     text = value[: 4 * TEXT_SIGNS].decode("utf-8", "replace")
     short = len(text) <= TEXT_SIGNS and len(value) <= 4 * TEXT_SIGNS
-    return Look(text=text if short else f"{text[:TEXT_SIGNS]}…")
+    return text if short else f"{text[:TEXT_SIGNS]}…"
 
 
-def _bytes(_: Column, value: bytes, __: str, ___: int) -> Look:
-    return Look(text=told.size(len(value)))
+def _bytes(_: Column, value: bytes, __: str, ___: int) -> str:
+    return told.size(len(value))
 
 
 def choose(codes: Array | None, rows: Sequence[int] | Array, *, classes: int, most: int) -> Rows:
@@ -189,7 +181,7 @@ def _spread(count: int, most: int) -> Rows:
     return np.linspace(0, max(0, count - 1), min(most, count)).astype(np.int64)
 
 
-_LOOKS: dict[str, Callable[[Column, Any, str, int], Look]] = {
+_LOOKS: dict[str, Callable[[Column, Any, str, int], Look | str]] = {
     "image": _picture,
     "encoded-image": _picture,
     "audio": _sound,

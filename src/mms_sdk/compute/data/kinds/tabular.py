@@ -203,7 +203,7 @@ def _told(column: Column, value: Any) -> Any:
     if column.labels is not None:
         return column.labels[int(value)]
     if column.kind == "timestamp":
-        return str(np.asarray(value, "int64").astype(f"M8[{column.unit}]"))
+        return re.sub(r"\.0+$", "", str(np.asarray(value, "int64").astype(f"M8[{column.unit}]")))
     if value.dtype.kind == "f" and value.dtype.itemsize < 8:
         return float(str(value))  # 0.1, not what a wider float makes of its bits
     return value.item()
