@@ -117,7 +117,7 @@ def _stack(name: str, pieces: Mapping[str, int], top: int) -> str:
 def grid(title: str, items: Iterable[tuple[Sequence[Any], str, Sequence[str]]]) -> str:
     """A title and a grid of figures: drawings that show themselves, a caption, and lines of detail."""
     cells = "".join(
-        f'<figure style="margin:0;max-width:202px">{"".join(map(_shown, drawings))}'
+        f'<figure style="margin:0;max-width:202px{"" if drawings else ";width:202px"}">{"".join(map(_shown, drawings))}'
         f'<figcaption style="overflow-wrap:anywhere">{escape(_cut(caption, 120))}'
         f"{''.join(map(_detail, details))}"
         f"</figcaption></figure>"

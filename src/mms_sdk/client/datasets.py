@@ -344,13 +344,14 @@ class Preview:
 
     def _figure(self, at: int) -> tuple[list[looking.Look], str, list[str]]:
         shown = {name: looks[at] for name, looks in self._looks.items() if name not in _ALREADY_SAID}
-        drawn = [look for look in shown.values() if isinstance(look, looking.Look)]
+        drawn = {name: look for name, look in shown.items() if isinstance(look, looking.Look)}
+        said = [f"{name}: {look}" if len(drawn) > 1 else str(look) for name, look in drawn.items() if look.told]
         number = f"row {self._rows[at]}"
         words = [f"{name}: {told.cell(look)}" for name, look in shown.items() if not isinstance(look, looking.Look)]
         short = [word if len(word) <= _DETAIL_SIGNS else f"{word[: _DETAIL_SIGNS - 1]}…" for word in words[:_DETAILS]]
         rest = [f"and {told.counted(len(words) - _DETAILS, 'column')} more"] if len(words) > _DETAILS else []
         caption = self._captions[at]
-        return drawn, caption, [*([number] if caption != number else []), *short, *rest]
+        return list(drawn.values()), caption, [*([number] if caption != number else []), *said, *short, *rest]
 
 
 _DETAILS, _DETAIL_SIGNS = 6, 90  # lines below a drawing, and how long they are

@@ -159,6 +159,8 @@ def _compacted(result: dict[str, Any]) -> str:
     parts = told.counted(result["parts_before"], "part")
     if result["snapshot"] == result["snapshot_before"]:
         return f"{parts}: nothing to put together"
+    if result["parts"] == result["parts_before"]:
+        return f"{parts} written anew, in snapshot {result['snapshot']}"
     return f"{parts} became {result['parts']:,}, in snapshot {result['snapshot']}"
 
 

@@ -36,10 +36,12 @@ class Look:
     Attributes:
         text: In words.
         drawing: As HTML.
+        told: Whether the words stand below the drawing too.
     """
 
     text: str
     drawing: str
+    told: bool = True
 
     def __str__(self) -> str:
         return self.text
@@ -79,7 +81,8 @@ def _picture(column: Column, value: Any, caption: str, _: int) -> Look:
     text = f"{array.shape[1]}×{array.shape[0]} {'gray' if array.shape[2] == 1 else 'rgb'}"
     png = image.encode_png(image.shrink(array, PICTURE_PIXELS))
     pixels = min(PICTURE_PIXELS, max(64, array.shape[1]))
-    return Look(text=text, drawing=drawings.picture(png, caption or text, pixels=pixels))
+    drawing = drawings.picture(png, caption or text, pixels=pixels)
+    return Look(text=text, drawing=drawing, told=column.varies)
 
 
 def _sound(column: Column, value: Any, _: str, count: int) -> Look | str:
