@@ -149,6 +149,11 @@ class OpenSnapshot:
             out[places] = gatherers[part].lengths(self._parts[part].physical(rows[places] - self._starts[part]))
         return out
 
+    def release(self, name: str) -> None:
+        """Lets go of what is kept of a column in memory; it is read again when it is asked for."""
+        for kept in (self._tables, self._valid_rows, self._gatherers):
+            kept.pop(name, None)
+
     def has_value(self, name: str, rows: Rows) -> Array:
         """Which of some rows have a value in a column: bool, shape (n,); values are not read."""
         column = self.column(name)

@@ -1,7 +1,8 @@
-"""A dataset's columns in numbers: two passes over the rows, some at a time, in bounded memory.
+"""A dataset's columns in numbers: two passes over each column, some rows at a time.
 
 The first finds the ends, mean and standard deviation (Chan, Golub and LeVeque 1983: each batch's own, merged), the
-second counts into bins between the ends.
+second counts into bins between the ends. In memory are as many rows as make 64 MiB; of a column of small values, which
+a snapshot reads whole, one column at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ _AT_ONCE = 2**20  # numbers made float64 at a time
 
 def describe(opened: OpenSnapshot, rows: Rows) -> list[ColumnStatistics]:
     """Every column but ids, over some rows."""
-    return [_of_column(opened, column, rows) for column in opened.record.columns if column.kind != "id"]
+    found = []
+    for column in opened.record.columns:
+        if column.kind != "id":
+            found.append(_of_column(opened, column, rows))
+            opened.release(column.name)
+    return found
 
 
 def _of_column(opened: OpenSnapshot, column: Column, rows: Rows) -> ColumnStatistics:
@@ -43,12 +49,11 @@ def _of_column(opened: OpenSnapshot, column: Column, rows: Rows) -> ColumnStatis
     figures = names.figures()
     if moments.count:
         figures |= moments.figures()
-        counts = np.zeros(BINS, np.int64)
+        low, high, counts = float(moments.least), float(moments.greatest), np.zeros(BINS, np.int64)
         for batch in _batches(opened, column, there):
             for _, finite in _measured(opened, column, batch):
-                counts += _binned(finite, moments.least, moments.greatest)
-        ends = {"low": float(moments.least), "high": float(moments.greatest)}
-        figures["histogram"] = Histogram(**ends, counts=tuple(counts.tolist()))
+                counts += _binned(finite, low, high)
+        figures["histogram"] = Histogram(low=low, high=high, counts=tuple(counts.tolist()))
     return ColumnStatistics(
         column=column.name,
         kind=column.kind,
@@ -118,11 +123,15 @@ def _names(opened: OpenSnapshot, column: Column, rows: Rows) -> Iterable[tuple[s
 
 @dataclass
 class _Moments:
-    """Count, ends, mean, and sum of squared differences from it."""
+    """Count, ends, mean, and sum of squared differences from it.
+
+    The mean is told from the first number that came, so that those far from zero cost no digits.
+    """
 
     count: int = 0
     least: Any = None
     greatest: Any = None
+    origin: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
 
@@ -133,8 +142,9 @@ class _Moments:
         least, greatest = values.min().item(), values.max().item()
         self.least = least if self.least is None else min(self.least, least)
         self.greatest = greatest if self.greatest is None else max(self.greatest, greatest)
+        self.origin = self.origin if self.count else float(values[0])
         with np.errstate(over="ignore", invalid="ignore"):  # of the largest numbers there are
-            wide = values.astype(np.float64)
+            wide = values.astype(np.float64) - self.origin
             mean, total = wide.mean(), self.count + wide.size
             apart = mean - self.mean
             self.squares += float(np.square(wide - mean).sum() + apart**2 * self.count * (wide.size / total))
@@ -143,7 +153,7 @@ class _Moments:
 
     def figures(self) -> dict[str, Any]:
         """As they are told; an overflow is no number."""
-        mean = self.mean if np.isfinite(self.mean) else None
+        mean = self.origin + self.mean if np.isfinite(self.mean) else None
         std = float(np.sqrt(self.squares / self.count)) if np.isfinite(self.squares) else None
         return {"min": self.least, "max": self.greatest, "mean": mean, "std": std}
 
