@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 
 WIDTH, HEIGHT = 200, 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -34,7 +35,7 @@ def histogram(counts: Sequence[int], told: str, *, width: int = 96, height: int 
 
 
 def lines(series: Sequence[Sequence[float]], told: str, *, width: int = WIDTH, height: int = HEIGHT) -> str:
-    """One line for each series of finite numbers, on a common scale; a gap where there is None or NaN."""
+    """One line for each series of finite numbers, on a common scale; a gap where there is NaN."""
     finite = [value for values in series for value in values if value == value]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     # Halved, so that the span of the largest numbers there are is a number too.
@@ -42,10 +43,11 @@ def lines(series: Sequence[Sequence[float]], told: str, *, width: int = WIDTH, h
     drawn = []
     for values in series:
         step = width / max(1, len(values) - 1)
-        heights = [height / 2 if not span else height - (value / 2 - low / 2) / span * height for value in values]
-        marks = [f"{at * step:.1f} {at_height:.1f}" for at, at_height in enumerate(heights) if at_height == at_height]
-        dot = f"M{marks[0]}h.1" if len(marks) == 1 else "M" + "L".join(marks) if marks else ""
-        drawn.append(f'<path d="{dot}" fill="none" stroke="currentColor" stroke-linecap="round"/>')
+        heights = [height - (value / 2 - low / 2) / span * height if span else height / 2 for value in values]
+        marks = [f"{at * step:.1f} {high:.1f}" if high == high else "" for at, high in enumerate(heights)]
+        runs = [list(run) for there, run in groupby(marks, bool) if there]
+        path = "".join(f"M{'L'.join(run)}" if len(run) > 1 else f"M{run[0]}h.1" for run in runs)
+        drawn.append(f'<path d="{path}" fill="none" stroke="currentColor" stroke-linecap="round"/>')
     return _drawing("".join(drawn), told, width, height)
 
 

@@ -10,6 +10,7 @@ import io
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def _sound(column: Column, value: Any, _: str, count: int) -> Look | str:
     if isinstance(value, bytes):
         samples, rate, seconds = audio.beginning(value, seconds=_SOUND_SECONDS)
     else:
-        samples, rate = value.reshape(len(value), -1), column.rate_hz or 0.0
+        samples, rate = value.reshape(len(value), prod(value.shape[1:])), column.rate_hz or 0.0
         seconds = len(value) / rate if rate else 0.0
     if not rate or not len(samples):
         return f"{told.counted(len(samples), 'sample')}, {samples.dtype}"
