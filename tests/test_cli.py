@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 from mms_sdk import cli
 from postgres_server import PostgresServer
@@ -293,6 +294,40 @@ def test_a_table_comes_in_by_what_its_name_ends_with(
     assert ["b", "10", "█" * 24] in lines
     assert "21 found, 20 kept" in out
     assert "rows.csv, row 21: it has 1 values, the header has 2" in out
+    assert workspace.is_dir()
+
+
+def test_what_is_shown_of_a_dataset_fits_a_terminal_and_json_has_all_of_it(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, hostile = "東京都千代田区 " * 40, "\x1b[2J<b>"
+    titles = ["name", "number", *(f"a title that goes on and on {at}" for at in range(60))]
+    rows = [f"{long if at % 2 else hostile},{at}.5," + ",".join(["1.25"] * 60) for at in range(20)]
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(titles), *rows]))
+    assert run(capsys, "datasets", "ingest", "wide", str(tmp_path / "wide.csv"), "--label", "name")[0] == 0
+    assert run(capsys, "datasets", "tag", "wide", "a-tag-that-is-as-long-as-a-tag-may-be-so-that-it-is-cut-off")[0] == 0
+    words = ("list", "show wide", "head wide", "describe wide", "snapshots wide", "diff wide 1", "rejects wide")
+    more = ("verify wide", "compact wide", "gc wide")
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for line in (*words, *more):
+        code, out, err = run(capsys, "datasets", *line.split())
+        assert (code, err) == (0, "")
+        assert max(map(cell_len, out.splitlines())) <= 80, line
+        assert all(each.isprintable() for each in out.splitlines()), line
+    for line in (*words, *more):
+        code, out, _ = run(capsys, "datasets", *line.split(), "--json")
+        assert code == 0
+        json.loads(out, parse_constant=pytest.fail)  # no NaN, no Infinity
+    head = json.loads(run(capsys, "datasets", "head", "wide", "--rows", "4", "--json")[1])
+    assert [(row["label"], row["number"]) for row in head[:2]] == [(hostile, 0.5), (long, 1.5)]
+    assert cli.to_json({"a": [float("nan"), float("-inf"), 0.5]}) == {"a": [None, None, 0.5]}
+    shown = json.loads(run(capsys, "datasets", "show", "wide", "--json")[1])
+    assert shown["layout"]["parts"] == 1
+    assert len(shown["layout"]["columns"]) == len(shown["columns"]) == 62 + 3
+    code, _, err = run(capsys, "datasets", "head", "wide", "--rows", "0")
+    assert (code, "a whole number from 1" in err) == (2, True)
     assert workspace.is_dir()
 
 

@@ -90,6 +90,7 @@ def test_preview_pictures_have_the_pixels_of_the_stored_rows(embedded: mms.Works
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.asarray(picture), expected)
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [HOSTILE, QUOTED, "c"]
+    assert "label: cat" in page.text  # beside what it was called
     title, header, *lines = repr(preview).splitlines()
     assert title == "3 rows of pets@1"
     assert header.split() == ["row", "caption", "image", "label", "source"]
@@ -216,6 +217,8 @@ def test_bars_and_facts_escape_titles_and_names(show: Any) -> None:
         ({"rows": ["a"]}, "rows are given by their numbers"),
         ({"rows": [True]}, "rows are given by their numbers"),
         ({"rows": [[0]]}, "rows are given by their numbers"),
+        ({"rows": [[0], [0, 1]]}, "rows are given by their numbers"),
+        ({"rows": "01"}, "rows are given by their numbers"),
         ({"rows": [2**70]}, "rows are given by their numbers"),
         ({"split": "dev"}, "no rows in split 'dev'"),
     ],

@@ -307,23 +307,23 @@ class Preview:
         if self._given is not None:
             self._captions = self._given
         elif label is not None:
-            self._captions = [str(name) for name in looking.looks(label, opened.gather("label", rows))]
+            self._captions = [told.cell(name) for name in looking.looks(label, opened.gather("label", rows))]
         else:
             self._captions = [f"row {row}" for row in self._rows]
+        # A class is the caption, and a file is known by the number of its row.
+        self._left_out = {"row_source", *(["source"] if opened.record.column("id") else [])}
+        self._left_out |= {"label"} if self._given is None else set()
         self._looks = {
             column.name: looking.looks(column, opened.gather(column.name, rows), caption=self._captions.__getitem__)
             for column in columns
         }
-        self._drawn = [
-            name for name, looks in self._looks.items() if any(isinstance(each, looking.Look) for each in looks)
-        ]
 
     def __repr__(self) -> str:
         rows = self._table()
         return "\n".join([self._title, *([aligned(rows, width=terminal_width())] if rows else [])])
 
     def _repr_html_(self) -> str:
-        if not self._rows or not self._drawn:
+        if not any(isinstance(look, looking.Look) for looks in self._looks.values() for look in looks):
             rows = self._table()
             return html.table(self._title, list(rows[0]) if rows else [], [list(row.values()) for row in rows])
         return html.grid(self._title, map(self._figure, range(len(self._rows))))
@@ -343,7 +343,7 @@ class Preview:
         ]
 
     def _figure(self, at: int) -> tuple[list[looking.Look], str, list[str]]:
-        shown = {name: looks[at] for name, looks in self._looks.items() if name not in _ALREADY_SAID}
+        shown = {name: looks[at] for name, looks in self._looks.items() if name not in self._left_out}
         drawn = {name: look for name, look in shown.items() if isinstance(look, looking.Look)}
         said = [f"{name}: {look}" if len(drawn) > 1 else str(look) for name, look in drawn.items() if look.told]
         number = f"row {self._rows[at]}"
@@ -355,16 +355,13 @@ class Preview:
 
 
 _DETAILS, _DETAIL_SIGNS = 6, 90  # lines below a drawing, and how long they are
-_ALREADY_SAID = ("label", "source", "row_source")  # by the caption, and by the number of the row
 
 
 def _row_numbers(rows: Sequence[int]) -> Rows:
-    numbers = np.asarray(rows)
-    if not numbers.size:
-        return np.empty(0, np.int64)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+    numbers = [row for row in rows if isinstance(row, int | np.integer) and not isinstance(row, bool)]
+    if len(numbers) < len(rows) or any(abs(int(row)) >= 2**63 for row in numbers):
         raise InvalidRequest(f"rows are given by their numbers, e.g. [3, 17]; got {str(rows)[:80]}")
-    return numbers.astype(np.int64)
+    return np.array(numbers, np.int64)
 
 
 class Datasets:

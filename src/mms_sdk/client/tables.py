@@ -69,10 +69,10 @@ def aligned(rows: list[dict[str, Any]], *, width: int | None = None) -> str:
 
 def pairs(values: Mapping[str, Any], *, width: int | None = None) -> str:
     """Names and values, one a line; a long value goes on below itself."""
-    names = {on_one_line(name): on_one_line(str(value)) for name, value in values.items()}
-    widest = max(map(_cells, names), default=0)
+    told_of = [(on_one_line(str(name)), on_one_line(str(value))) for name, value in values.items()]
+    widest = max((_cells(name) for name, _ in told_of), default=0)
     lines = []
-    for name, value in names.items():
+    for name, value in told_of:
         room = None if width is None else max(_LEAST, width - widest - _GAP)
         first, *more = wrapped(value, room)
         lines += [f"{_put(name, widest)}{' ' * _GAP}{first}".rstrip()]

@@ -168,10 +168,10 @@ def test_pictures_are_told_by_size_and_files_that_are_none_as_unreadable(tmp_pat
 
     encoded = Column(name="x", kind="encoded-image", dtype="uint8", shape=None, color="gray")
     found = described(tmp_path / "e", encoded, [file(3), file(3), file(5), b"no picture"])
-    assert (found.distinct, found.top, found.top_count, found.measured) == (3, "4×3", 2, "bytes")
+    assert (found.distinct, found.top, found.top_count, found.measured) == (3, "3×4", 2, "bytes")
     pixels = Column(name="x", kind="image", dtype="uint8", shape=(4, 3, 1), color="gray")
     found = described(tmp_path / "d", pixels, np.zeros((6, 4, 3, 1), np.uint8))
-    assert (found.distinct, found.top, found.top_count, found.mean) == (1, "4×3×1", 6, None)
+    assert (found.distinct, found.top, found.top_count, found.mean) == (1, "3×4", 6, None)
 
 
 def test_rows_are_cut_by_what_they_weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

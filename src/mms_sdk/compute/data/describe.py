@@ -109,7 +109,7 @@ def _measured(opened: OpenSnapshot, column: Column, rows: Rows) -> Iterator[tupl
 
 
 def _names(opened: OpenSnapshot, column: Column, rows: Rows) -> Iterable[tuple[str, int]]:
-    # Names, texts or sizes that rows have, and how many of them do.
+    # Names, texts or widths and heights that rows have, and how many of them do.
     if column.labels is not None:
         codes, counts = np.unique(np.asarray(opened.gather(column.name, rows)), return_counts=True)
         return [(column.labels[code], count) for code, count in zip(codes.tolist(), counts.tolist(), strict=True)]
@@ -117,8 +117,8 @@ def _names(opened: OpenSnapshot, column: Column, rows: Rows) -> Iterable[tuple[s
         return ((text.decode("utf-8", "replace"), 1) for text in opened.gather(column.name, rows))
     if column.kind == "encoded-image":
         sizes = map(image.size, opened.gather(column.name, rows))
-        return (("unreadable" if size is None else "×".join(map(str, size)), 1) for size in sizes)
-    return [("×".join(map(str, column.fixed)), len(rows))] if column.kind == "image" else []
+        return (("unreadable" if size is None else f"{size[1]}×{size[0]}", 1) for size in sizes)
+    return [(f"{column.fixed[1]}×{column.fixed[0]}", len(rows))] if column.kind == "image" else []
 
 
 @dataclass

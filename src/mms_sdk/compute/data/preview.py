@@ -132,7 +132,7 @@ def _numbers(column: Column, value: Any, _: str, __: int) -> Look | str:
     finite = wide[np.isfinite(wide)]
     if not finite.size:
         return text
-    ends = f"{told.number(float(finite.min()))} to {told.number(float(finite.max()))}"
+    ends = f"{finite.min():.4g} to {finite.max():.4g}"
     channels = wide.reshape(len(wide), -1).T if column.varies and wide.ndim > 1 else wide.reshape(1, -1)
     shown = [_thinned(np.where(np.isfinite(each), each, np.nan)) for each in channels[:_LINES]]
     more = f", the first {_LINES} of {len(channels)}" if len(channels) > _LINES else ""
