@@ -77,6 +77,9 @@ def test_a_dataset_tells_its_rows_classes_and_splits(ws: Client) -> None:
     assert pets.splits == {"train": 72, "val": 24, "test": 24}
     assert "pets@1" in [dataset.ref for dataset in ws.datasets.list()]
     assert ws.datasets.get("pets@1").info == pets.info
+    by_split = "train 24, val 8, test 8" in pets._repr_html_()
+    assert by_split is ws.embedded  # the totals of the snapshot where its rows cannot be read
+    assert "rows by class" in pets._repr_html_()
 
 
 def test_ingesting_twice_makes_two_snapshots_and_the_first_stays_as_it_was(

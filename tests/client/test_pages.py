@@ -61,6 +61,19 @@ def test_a_dataset_of_every_kind_shows_itself_and_no_markup_of_its_own(crumbs: D
     assert "rows by class" not in page.text
 
 
+def test_what_is_drawn_is_said_for_those_who_do_not_see_it(ws: mms.WorkspaceClient, crumbs: Dataset) -> None:
+    shown = [crumbs._repr_html_(), crumbs.preview()._repr_html_(), crumbs.describe()._repr_html_()]
+    for page in map(harmless, shown):
+        for tag, attributes in page.tags:
+            said = attributes.get("alt") if tag == "img" else attributes.get("aria-label")
+            assert said or tag not in ("svg", "img", "audio")
+            assert attributes.get("role") not in ("img", "region") or said
+            assert tag != "th" or attributes.get("scope") in ("col", "row")
+        levels = [int(attributes["aria-level"] or 0) for _, attributes in page.tags if "aria-level" in attributes]
+        assert levels[0] == 3
+        assert set(levels[1:]) <= {4}
+
+
 def test_samples_of_every_kind_show_themselves_and_no_markup_of_their_own(crumbs: Dataset) -> None:
     preview = crumbs.preview([0, 1, 2])
     page = harmless(preview._repr_html_())

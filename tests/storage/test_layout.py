@@ -14,6 +14,7 @@ from mms_sdk.schema.dataset import Column, Part, Run
 from mms_sdk.storage import edits
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.layout import layout
+from mms_sdk.storage.stores.base import Store
 
 NUMBER = Column(name="number", kind="number", dtype="int64")
 
@@ -42,6 +43,14 @@ def test_bytes_are_those_on_the_disk_of_all_and_of_each_column(dataset: Dataset)
     assert found.bytes == _on_disk(Path(dataset.store.url) / "parts") == dataset.snapshot().bytes
     assert found.columns == {column.name: _arrays_on_disk(dataset, column) for column in (*COLUMNS, NUMBER)}
     assert (found.parts, found.layers, found.deleted, found.freed_bytes, found.other_folders) == (3, 3, 0, 0, 0)
+
+
+def test_a_far_dataset_has_the_layout_of_a_near_one(dataset: Dataset, far_store: Store) -> None:
+    far = Dataset.create(far_store, "flowers")
+    for each in (dataset, far):
+        add(each, content_of(20))
+        edits.delete_rows(each, [3], of=each.snapshot())
+    assert layout(far, far.snapshot()) == layout(dataset, dataset.snapshot())
 
 
 def test_what_compacting_would_do_is_what_it_does(dataset: Dataset) -> None:
