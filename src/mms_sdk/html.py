@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import chain, cycle
 from typing import Any
 
 from mms_sdk import told
 
-SPLIT_COLORS = {"train": "#4c8bf5", "val": "#e8710a", "test": "#188038"}
+_COLORS = ("#4c8bf5", "#e8710a", "#188038", "#a142f4")  # seen on a light page and on a dark one
 LONGEST_CELL = 500
 _CELL = "text-align:left;vertical-align:top;padding:2px 16px 2px 0;max-width:40em"
 _NUMBER = "text-align:right;vertical-align:top;padding:2px 16px 2px 0;font-variant-numeric:tabular-nums"
@@ -81,28 +82,28 @@ def stacked(title: str, counts: Mapping[str, Mapping[str, int]], *, note: str = 
 
     Args:
         title: Above them.
-        counts: Of each name, of each piece how many. A piece that is a split's has its colour.
+        counts: Of each name, of each piece how many. Pieces without a name are not told apart.
         note: Below them.
         level: Of the heading.
     """
     top = max((sum(pieces.values()) for pieces in counts.values()), default=0)
-    rows = "".join(_stack(name, pieces, top) for name, pieces in counts.items())
-    splits = [split for split in SPLIT_COLORS if any(pieces.get(split) for pieces in counts.values())]
+    colors = dict(zip(dict.fromkeys(chain.from_iterable(counts.values())), cycle(_COLORS), strict=False))
+    rows = "".join(_stack(name, pieces, top, colors) for name, pieces in counts.items())
     legend = "".join(
         f'<span style="margin-right:14px"><span style="display:inline-block;width:10px;height:10px;margin-right:5px;'
-        f'background:{SPLIT_COLORS[split]}"></span>{escape(split)}</span>'
-        for split in splits
+        f'background:{color}"></span>{escape(piece)}</span>'
+        for piece, color in colors.items()
+        if piece and any(pieces.get(piece) for pieces in counts.values())
     )
     below = f'<div style="{_DIM}">{escape(note)}</div>' if note else ""
     return titled(title, f"<div>{legend}</div>", f'<table style="{_TABLE}">{rows}</table>{below}', level=level)
 
 
-def _stack(name: str, pieces: Mapping[str, int], top: int) -> str:
+def _stack(name: str, pieces: Mapping[str, int], top: int, colors: Mapping[str, str]) -> str:
     total = sum(pieces.values())
-    words = ", ".join(f"{piece} {count:,}" for piece, count in pieces.items()) or "none"
+    words = ", ".join(f"{piece} {count:,}".strip() for piece, count in pieces.items()) or "none"
     drawn = "".join(
-        f'<span style="height:10px;width:{240 * count / top:.1f}px;'
-        f'background:{SPLIT_COLORS.get(piece, "#4c8bf5")}"></span>'
+        f'<span style="height:10px;width:{240 * count / top:.1f}px;background:{colors[piece]}"></span>'
         for piece, count in pieces.items()
         if count
     )
@@ -130,7 +131,7 @@ def _td(value: Any, style: str) -> str:
     text = "" if hasattr(type(value), "_repr_html_") else told.cell(value)
     if len(text) <= _SHORT:
         style += ";white-space:nowrap"
-    elif max(map(len, text.split())) > _LONG_WORD:
+    elif max(map(len, text.split()), default=0) > _LONG_WORD:
         style += ";overflow-wrap:anywhere"
     return f'<td style="{style}">{_shown(value)}</td>'
 
@@ -158,10 +159,9 @@ def _cut(text: str, longest: int) -> str:
 def curves(title: str, series: Mapping[str, Sequence[float]], *, width: int = 360, height: int = 120) -> str:
     """A title and one line for each series of numbers, by epoch from 1, as a drawing with a common scale from 0."""
     top = max((value for values in series.values() for value in values if value == value), default=1.0) or 1.0
-    colors = ("#4c8bf5", "#e8710a", "#188038", "#a142f4")
     lines, names = [], []
     drawn = {name: values for name, values in series.items() if values}
-    for color, (name, values) in zip(colors, drawn.items(), strict=False):
+    for color, (name, values) in zip(_COLORS, drawn.items(), strict=False):
         step = width / max(1, len(values) - 1)
         points = " ".join(
             f"{at * step:.1f},{height - value / top * height:.1f}" for at, value in enumerate(values) if value == value

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from test_shown import HOSTILE, QUOTED, harmless
 
 import mms_sdk as mms
+from mms_sdk import html
 from mms_sdk.client import pages
 from mms_sdk.client.datasets import Dataset
 
@@ -154,11 +155,22 @@ def _arrow(ws: mms.WorkspaceClient, arrays: Any) -> str:
 def test_rows_without_a_class_are_in_none() -> None:
     codes = np.ma.masked_equal(np.array([0, 1, 9, 1]), 9)
     splits = np.array([0, 1, 1, 1], np.uint8)
-    assert pages.by_split(codes, splits, ("a", "b", "c"), ("train", "val")) == {
-        "a": {"train": 1, "val": 0},
-        "b": {"train": 0, "val": 2},
-        "c": {"train": 0, "val": 0},
-    }
+    expected = {"a": {"train": 1, "val": 0}, "b": {"train": 0, "val": 2}, "c": {"train": 0, "val": 0}}
+    assert pages.by_split(codes, splits, ("a", "b", "c"), ("train", "val")) == expected
+    wrong = np.array([0, 1, -7, 1, 3, 1]), np.array([0, 1, 1, 1, 1, 2], np.uint8)  # codes that name nothing
+    assert pages.by_split(*wrong, ("a", "b", "c"), ("train", "val")) == expected
+
+
+def test_a_dataset_without_a_row_shows_itself(ws: mms.WorkspaceClient) -> None:
+    arrays = {"x": RNG.random(30), "name": np.array(["a", "b"] * 15), "v": RNG.random((30, 3))}
+    dataset = ws.datasets.ingest("emptied", mms.Arrow(_arrow(ws, arrays), label="name"), progress=False)
+    empty = dataset.delete_rows(range(30))
+    assert repr(empty) == "<dataset emptied@2: 0 rows, 2 classes>"
+    for shown in (empty, empty.preview(), empty.head(), empty.describe(), empty.open()):
+        assert harmless(shown._repr_html_()).text
+        assert repr(shown)
+    assert {each.count for each in empty.describe()} == {0}
+    assert "30 deleted rows still in them" in pages.text(empty)
 
 
 def test_a_page_of_a_damaged_dataset_says_what_is_wrong(ws: mms.WorkspaceClient) -> None:
@@ -208,3 +220,18 @@ def test_differences_snapshots_and_reports_show_themselves(ws: mms.WorkspaceClie
     loud = report.model_copy(update={"notes": (HOSTILE,)})
     assert HOSTILE in harmless(loud._repr_html_()).text
     assert HOSTILE not in harmless(dataset.open()._repr_html_()).text
+
+
+def test_a_split_has_one_colour_in_all_bars_and_in_the_legend() -> None:
+    counts = {"a": {"train": 0, "val": 2, "test": 1, "dev": 0}, "b": {"train": 6, "val": 0, "test": 0, "dev": 0}}
+    drawn = html.stacked(HOSTILE, counts)
+    blue, orange, green = "#4c8bf5", "#e8710a", "#188038"
+    assert re.findall(r"background:(#\w+)", drawn) == [blue, orange, green, orange, green, blue]
+    assert re.findall(r"width:([\d.]+)px;background", drawn) == ["80.0", "40.0", "240.0"]
+    page = harmless(drawn)
+    assert page.text == f"{HOSTILE}trainvaltesta3b6"
+    assert [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"] == [
+        "train 0, val 2, test 1, dev 0",
+        "train 6, val 0, test 0, dev 0",
+    ]
+    assert harmless(html.stacked("t", {"a": {"": 0}, "b": {"": 5}})).text == "ta0b5"

@@ -166,6 +166,14 @@ def test_tables_show_every_row_and_escape_every_cell() -> None:
     assert "no jobs yet" in harmless(empty._repr_html_()).text
 
 
+@pytest.mark.parametrize("cell", ["", " " * 99, "\n" * 50, "x" * 99_999, "a b " * 99, None, True, 0.1, 10**30])
+def test_a_cell_may_hold_anything(cell: Any) -> None:
+    table = Table([1], title="t", rows=[{"n": cell}])
+    page = harmless(table._repr_html_())
+    assert len(page.text) < 600
+    assert len(repr(table).split("\n")) == 2
+
+
 def test_a_workspace_and_a_bulk_result_show_what_is_there(tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE
     with mms.connect(workspace=folder) as ws:

@@ -21,11 +21,15 @@ class Description(Table[ColumnStatistics]):
     def __init__(self, found: Iterable[ColumnStatistics], *, title: str) -> None:
         columns = list(found)
         super().__init__(columns, title=title, rows=(column.model_dump() for column in columns))
+        times = [each for each in columns if isinstance(each.min, str)]
+        numbers = [each for each in columns if each not in times and (each.histogram or each.not_finite)]
+        names = [each for each in columns if each.distinct is not None]
+        rest = [each for each in columns if each not in (*times, *numbers, *names)]
         by_kind = {
-            "numbers": [_numbers(each) for each in columns if each.mean is not None or each.not_finite],
-            "names": [_names(each) for each in columns if each.distinct is not None],
-            "times": [_times(each) for each in columns if isinstance(each.min, str)],
-            "not measured": [_basics(each) for each in columns if not each.histogram and each.distinct is None],
+            "numbers": list(map(_numbers, numbers)),
+            "names": list(map(_names, names)),
+            "times": list(map(_times, times)),
+            "not measured": list(map(_basics, rest)),
         }
         self._tables = {name: _without_blanks(rows) for name, rows in by_kind.items() if rows}
 

@@ -192,12 +192,13 @@ def by_split(codes: Any, splits: Any, labels: tuple[str, ...], names: tuple[str,
     """Rows of each class in each split.
 
     Args:
-        codes: Of the classes, masked where a row has none.
+        codes: Of the classes, masked where a row has none. One that names nothing counts as none.
         splits: Codes of the splits, likewise.
         labels: Names of the classes.
         names: Names of the splits.
     """
     there = ~(np.ma.getmaskarray(codes) | np.ma.getmaskarray(splits))
+    there &= (np.asarray(codes) >= 0) & (np.asarray(codes) < len(labels)) & (np.asarray(splits) < len(names))
     pairs_of = np.asarray(codes)[there].astype(np.int64) * len(names) + np.asarray(splits)[there]
     counts = np.bincount(pairs_of, minlength=len(labels) * len(names)).reshape(-1, len(names)).tolist()
     return {label: dict(zip(names, row, strict=True)) for label, row in zip(labels, counts, strict=False)}

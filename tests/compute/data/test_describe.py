@@ -155,9 +155,17 @@ def test_texts_that_are_not_utf8_are_described(tmp_path: Path) -> None:
 def test_times_have_a_first_and_a_last(tmp_path: Path) -> None:
     times = np.array(["2024-02-01T00:00:00", "1969-12-31T23:59:59", "2024-02-01T00:00:01"], "M8[ms]")
     column = Column(name="x", kind="timestamp", dtype="int64", unit="ms")
-    found = described(tmp_path, column, times.astype(np.int64))
+    found = described(tmp_path / "time", column, times.astype(np.int64))
     assert (found.min, found.max, found.mean) == ("1969-12-31T23:59:59", "2024-02-01T00:00:01", None)
     assert found.histogram is not None
+    unknown = described(tmp_path / "unit", column.model_copy(update={"unit": "moons"}), np.array([1, 3]))
+    assert (unknown.min, unknown.max, unknown.mean) == (1, 3, 2.0)
+
+
+def test_codes_that_name_nothing_are_told(tmp_path: Path) -> None:
+    names = Column(name="x", kind="category", dtype="int32", labels=("a",))
+    found = described(tmp_path, names, np.array([-1, 7, 7], np.int32))
+    assert (found.distinct, found.top, found.top_count) == (2, "code 7", 2)
 
 
 def test_pictures_are_told_by_size_and_files_that_are_none_as_unreadable(tmp_path: Path) -> None:

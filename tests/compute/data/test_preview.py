@@ -154,8 +154,10 @@ def test_words_are_words() -> None:
     assert looks(Column(name="v", kind="encoded-video", dtype="uint8", shape=None), [b"x" * 2048]) == ["2.0 KiB"]
     names = Column(name="c", kind="category", dtype="int32", labels=("a", "b"), nullable=True)
     assert looks(names, np.ma.masked_equal(np.array([0, 1, 9], np.int32), 9)) == ["a", "b", None]
+    assert looks(names.model_copy(update={"nullable": False}), np.array([-1, 2], np.int32)) == ["code -1", "code 2"]
     when = Column(name="w", kind="timestamp", dtype="int64", unit="s")
     assert looks(when, np.array([0])) == ["1970-01-01T00:00:00"]
+    assert looks(when.model_copy(update={"unit": None}), np.array([7])) == [7]
     assert looks(Column(name="n", kind="number", dtype="float32"), np.array([0.1], np.float32)) == [0.1]
 
 

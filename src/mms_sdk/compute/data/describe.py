@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.compute.data.kinds import image
-from mms_sdk.compute.data.kinds.tabular import told_values
+from mms_sdk.compute.data.kinds.tabular import TIME_UNITS, label_of, told_values
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.statistics import ColumnStatistics, Histogram
 from mms_sdk.storage.edits import BATCH_BYTES, BATCH_ROWS
@@ -61,7 +61,7 @@ def _of_column(opened: OpenSnapshot, column: Column, rows: Rows) -> ColumnStatis
         missing=len(rows) - len(there),
         not_finite=odd,
         measured=_unit(column),
-        **(_as_times(column, figures) if column.kind == "timestamp" else figures),
+        **(_as_times(column, figures) if column.kind == "timestamp" and column.unit in TIME_UNITS else figures),
     )
 
 
@@ -112,7 +112,9 @@ def _names(opened: OpenSnapshot, column: Column, rows: Rows) -> Iterable[tuple[s
     # Names, texts or widths and heights that rows have, and how many of them do.
     if column.labels is not None:
         codes, counts = np.unique(np.asarray(opened.gather(column.name, rows)), return_counts=True)
-        return [(column.labels[code], count) for code, count in zip(codes.tolist(), counts.tolist(), strict=True)]
+        return [
+            (label_of(column.labels, code), count) for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
+        ]
     if column.kind == "text":
         return ((text.decode("utf-8", "replace"), 1) for text in opened.gather(column.name, rows))
     if column.kind == "encoded-image":
