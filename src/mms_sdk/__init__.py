@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet
+    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, HuggingFace, ImageFolder, Parquet
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
@@ -52,6 +52,7 @@ _HOME = {
     "Dataset": "client.datasets",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
+    "HuggingFace": "schema.sources",
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
@@ -98,6 +99,7 @@ __all__ = [
     "Dataset",
     "Deployment",
     "EarlyStopping",
+    "HuggingFace",
     "ImageFolder",
     "Job",
     "ModelVersion",

@@ -156,6 +156,15 @@ def test_tables_are_read_below_a_root_and_nowhere_else(at: Service, root: Path) 
         assert ended(at, at.ask("POST", "/v1/datasets/rows:ingest", json=body))["result"]["rows"] == 20
 
 
+def test_a_saved_dataset_is_read_below_a_root_and_nowhere_else(at: Service, root: Path) -> None:
+    (root.parent / "secret" / "state.json").write_text("{}")
+    (root / "link").symlink_to(root.parent / "secret")
+
+    for path in (root.parent / "secret", root / ".." / "secret", root / "link"):
+        body = {"source": {"type": "hugging-face", "path": str(path)}}
+        check_problem(at.ask("POST", "/v1/datasets/rows:ingest", json=body), 403, "only below")
+
+
 def ended(service: Service, answer: Answer) -> Any:
     """The job, once it has ended."""
     for _ in range(1000):

@@ -111,6 +111,34 @@ class AsTable(Asked):
         return (names,) if isinstance(names, str) else names
 
 
+class HuggingFace(AsPictures, AsRecordings, AsTable, _OfPath):
+    """A dataset that the library `datasets` saved with `save_to_disk`; without that library.
+
+    Rows with one picture or one recording become such; others become rows of a table. Its splits train, validation and
+    test become those of the snapshot.
+
+    Attributes:
+        path: The folder, of one dataset or of several that are splits.
+        splits: Which of its splits; None for all.
+        label: The column that is to be predicted, if it is a class; None for the only one of type `ClassLabel`, if
+            there is exactly one.
+        categories: Columns whose texts are a few that repeat; kept as codes.
+        columns: Which columns; None for all.
+        color: Of pictures: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb`
+            force it.
+        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+        max_seconds: Longer recordings are rejected.
+    """
+
+    type: Literal["hugging-face"] = "hugging-face"
+    splits: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _several_splits(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+
 class _TableFiles(AsTable, _OfPath):
     """Rows in files: one file, a pattern such as `logs/*.csv`, or a folder, whose files are taken in order of name."""
 
@@ -203,6 +231,6 @@ class SQL(AsTable):
 
 
 Source = Annotated[
-    ImageFolder | AudioFolder | TFDS | CSV | JSONL | Parquet | Arrow | SQL,
+    ImageFolder | AudioFolder | TFDS | HuggingFace | CSV | JSONL | Parquet | Arrow | SQL,
     Field(discriminator="type"),
 ]

@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import SQL, TFDS, AudioFolder, ImageFolder, Source
+from mms_sdk.schema.sources import SQL, TFDS, AudioFolder, HuggingFace, ImageFolder, Source
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -42,7 +42,8 @@ class ServiceState:
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
-        path = source.path if isinstance(source, ImageFolder | AudioFolder | TFDS) else _before_wildcards(source.path)
+        folder = isinstance(source, ImageFolder | AudioFolder | TFDS | HuggingFace)
+        path = source.path if folder else _before_wildcards(source.path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
         except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows

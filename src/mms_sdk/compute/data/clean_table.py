@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mms_sdk.compute.data import expressions
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearTexts, signature
-from mms_sdk.compute.data.sources.rows import ROW, SOURCE
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import (
     Clip,
@@ -83,7 +83,7 @@ def through(steps: Sequence[Fitted], batches: Batches) -> Iterator[tuple[pa.Reco
 
 def own_columns(schema: pa.Schema) -> list[str]:
     """Columns of the source."""
-    return [name for name in schema.names if name not in (SOURCE, ROW, ID)]
+    return [name for name in schema.names if name not in (SOURCE, ROW, SPLIT, ID)]
 
 
 def _drop_missing(step: DropMissing, read: Callable[[], Batches]) -> Fitted:

@@ -74,19 +74,29 @@ def _fields(kind: pa.DataType, length: int | None) -> dict[str, Any] | None:
     if types.is_decimal(kind):
         return {"kind": "number", "dtype": "float64"}
     if isinstance(kind, pa.FixedShapeTensorType):
-        return {"kind": "embedding", "dtype": _dtype(kind.value_type), "shape": tuple(kind.shape)}
+        return {"kind": "embedding", "dtype": item_dtype(kind.value_type), "shape": tuple(kind.shape)}
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        if (dtype := _dtype(kind.value_type)) is None:
+        if (dtype := item_dtype(kind.value_type)) is None:
             return None
         return {"kind": "series" if length is None else "embedding", "dtype": dtype, "shape": (length,)}
-    dtype = _dtype(kind)
+    dtype = item_dtype(kind)
     return None if dtype is None else {"kind": "number", "dtype": dtype}
 
 
-def _dtype(kind: pa.DataType) -> str | None:
+def item_dtype(kind: pa.DataType) -> str | None:
+    """NumPy's dtype of Arrow's numbers and truth values; None for all else."""
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return str(np.dtype(kind.to_pandas_dtype()))
     return None
+
+
+def lengths(array: pa.Array) -> set[int]:
+    """How many items the lists of an array have; none for what is no list."""
+    if pa.types.is_fixed_size_list(array.type):
+        return {array.type.list_size}
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return set(array.value_lengths().unique().drop_null().to_pylist())
+    return set()
 
 
 def values_in(column: Column, values: Sequence[Any]) -> Any:

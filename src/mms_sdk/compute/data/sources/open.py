@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mms_sdk.compute.data.sources.folders import open_folder
+from mms_sdk.compute.data.sources.hugging_face import open_hugging_face
 from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import open_table
-from mms_sdk.schema.sources import TFDS, AudioFolder, ImageFolder, Source
+from mms_sdk.schema.sources import TFDS, AudioFolder, HuggingFace, ImageFolder, Source
 
 
 def open_source(source: Source, *, spool: Path) -> Collection | Table:
@@ -27,4 +28,6 @@ def open_source(source: Source, *, spool: Path) -> Collection | Table:
         return open_folder(source)
     if isinstance(source, TFDS):
         return open_prepared(source)
+    if isinstance(source, HuggingFace):
+        return open_hugging_face(source)
     return open_table(source, spool=spool)

@@ -15,11 +15,11 @@ import orjson
 from mms_sdk.compute.data.kinds.tabular import column_names
 from mms_sdk.compute.data.sources import tfrecords
 from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
+from mms_sdk.compute.data.sources.splits import chosen_splits, places_of
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, MissingExtra, NothingToIngest
 from mms_sdk.schema.dataset import SPLITS, Column
 from mms_sdk.schema.sources import TFDS
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _OWN = "tensorflow_datasets."  # a description names a class to import, which may be any
 
 
@@ -92,17 +92,10 @@ def open_prepared(source: TFDS) -> Collection:
     """
     root = Path(source.path).expanduser()
     info = _described(root)
-    chosen = [name for name in info.splits if source.splits is None or name in source.splits]
-    if missing := set(source.splits or ()) - set(chosen):
-        raise InvalidRequest(f"splits of {root} are {list(info.splits)}; got {sorted(missing)}; choose among them")
+    chosen = chosen_splits(list(info.splits), source.splits, of=root)
     decode = _decoder(info)
-    notes = [f"left out: {name}, {kind}" for name, kind in decode.left_out.items()]
-    places = {name: _SPLITS.get(name, "") for name in chosen}
-    if len(chosen) == 1 or "" in places.values():
-        # One split says nothing of how to divide it, and another's name nothing of what it is for.
-        if len(chosen) > 1:
-            notes.append(f"splits {chosen} are none of train, validation and test; rows are placed by the split rule")
-        places = dict.fromkeys(chosen, "")
+    places, notes = places_of(chosen)
+    notes = [*(f"left out: {name}, {kind}" for name, kind in decode.left_out.items()), *notes]
     entries: list[Entry] = []
     for name in chosen:
         entries += _entries(info, name, places[name], decode)
