@@ -35,7 +35,18 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, HuggingFace, ImageFolder, Parquet
+    from mms_sdk.schema.sources import (
+        CSV,
+        HTTP,
+        JSONL,
+        SQL,
+        TFDS,
+        Arrow,
+        AudioFolder,
+        HuggingFace,
+        ImageFolder,
+        Parquet,
+    )
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
@@ -52,6 +63,7 @@ _HOME = {
     "Dataset": "client.datasets",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
+    "HTTP": "schema.sources",
     "HuggingFace": "schema.sources",
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
@@ -86,6 +98,7 @@ _MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "model
 
 __all__ = [
     "CSV",
+    "HTTP",
     "JSONL",
     "SQL",
     "TFDS",

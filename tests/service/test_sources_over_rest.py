@@ -165,6 +165,22 @@ def test_a_saved_dataset_is_read_below_a_root_and_nowhere_else(at: Service, root
         check_problem(at.ask("POST", "/v1/datasets/rows:ingest", json=body), 403, "only below")
 
 
+def test_a_list_of_addresses_never_leads_to_this_machine_and_its_file_lies_below_a_root(
+    at: Service, root: Path
+) -> None:
+    def asked(**source: Any) -> Answer:
+        return at.ask("POST", "/v1/datasets/web:ingest", json={"source": {"type": "http", **source}})
+
+    answer = asked(urls=["http://127.0.0.1:1/x.png", "http://169.254.169.254/latest/meta-data"])
+    told = ended(at, answer)["error"]["detail"]
+    assert told.count("is not a public address") == 2
+    check_problem(asked(urls=["file:///etc/passwd"]), 400, "it is none")
+    check_problem(asked(urls=["http://127.0.0.1/x"], networks=["127.0.0.0/8"]), 400, "networks")
+    check_problem(asked(path="/etc/passwd"), 403, "only below")
+    check_problem(asked(path=f"{root}/../secret/list.csv"), 403, "only below")
+    check_problem(asked(urls="/etc/passwd"), 403, "only below")
+
+
 def ended(service: Service, answer: Answer) -> Any:
     """The job, once it has ended."""
     for _ in range(1000):

@@ -545,7 +545,7 @@ class Datasets:
         if isinstance(source, Mapping):
             return Arrow(path=str(self._staged(source)))
         found = source_of(str(source)) if isinstance(source, str | Path) else source
-        if isinstance(found, SQL):
+        if isinstance(found, SQL) or found.path is None:
             return found
         return found.model_copy(update={"path": str(Path(found.path).expanduser().absolute())})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.base import Asked
@@ -109,6 +109,84 @@ class AsTable(Asked):
     @classmethod
     def _several(cls, names: Any) -> Any:
         return (names,) if isinstance(names, str) else names
+
+
+class HTTP(AsPictures, AsRecordings):
+    """Pictures or recordings at addresses of the web, fetched once by the machine that ingests.
+
+    Attributes:
+        urls: The addresses, `http://` or `https://`; or the path of a file with one a line, or with the columns `url`
+            and, if there are classes, `label`, if its name ends with `.csv`.
+        labels: For each of `urls` its class; None if there are none, or the file says them.
+        path: The file, where it is one.
+        kind: What they are.
+        max_bytes: Larger files are rejected.
+        max_total_bytes: More in all ends the ingest.
+        timeout_s: Seconds that a file may take; slower ones are rejected.
+        color: Of pictures: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb`
+            force it.
+        max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+        max_seconds: Longer recordings are rejected.
+    """
+
+    by_place = ("urls",)
+    type: Literal["http"] = "http"
+    urls: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
+    path: str | None = None
+    kind: Literal["image", "audio"] = "image"
+    max_bytes: int = Field(default=100 * 2**20, gt=0)
+    max_total_bytes: int = Field(default=100 * 2**30, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0, le=3600)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_a_file(cls, told: Any) -> Any:
+        urls = told.get("urls") if isinstance(told, dict) else None
+        if isinstance(urls, str) and urls.lower().startswith(("http://", "https://")):
+            return {**told, "urls": (urls,)}
+        if isinstance(urls, str | PurePath):
+            return {**told, "urls": (), "path": str(urls)}
+        return told
+
+    @model_validator(mode="after")
+    def _is_a_list(self) -> HTTP:
+        if (self.path is None) != bool(self.urls):
+            raise ValueError("addresses are given as a list of at least one, or as the path of a file with them")
+        if self.labels is not None and len(self.labels) != len(self.urls):
+            raise ValueError(
+                f"each address has its label; got {len(self.urls)} and {len(self.labels)} labels; those of a file are "
+                f"in its column label"
+            )
+        for number, url in enumerate(self.urls):
+            if problem := url_problem(url):
+                raise ValueError(f"address {number} is refused: {problem}")
+        return self
+
+    @property
+    def told(self) -> str:
+        """What it is, in a word."""
+        return "a list of addresses" if self.path is None else PurePath(self.path).name
+
+
+def url_problem(url: str) -> str:
+    """Why an address is not fetched, without repeating what may be secret in it; empty if it is."""
+    import httpx2
+
+    try:
+        parsed = httpx2.URL(url) if len(url) <= _MAX_URL_CHARS else None
+    except (httpx2.InvalidURL, UnicodeError, ValueError):
+        parsed = None
+    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+        return (
+            f"an address is http:// or https://, a host and a path, of at most {_MAX_URL_CHARS:,} letters; it is none"
+        )
+    if parsed.userinfo:
+        return "an address has no user or password, for sources are kept with their dataset; leave them out"
+    return ""
+
+
+_MAX_URL_CHARS = 8192
 
 
 class HuggingFace(AsPictures, AsRecordings, AsTable, _OfPath):
@@ -231,6 +309,6 @@ class SQL(AsTable):
 
 
 Source = Annotated[
-    ImageFolder | AudioFolder | TFDS | HuggingFace | CSV | JSONL | Parquet | Arrow | SQL,
+    ImageFolder | AudioFolder | HTTP | TFDS | HuggingFace | CSV | JSONL | Parquet | Arrow | SQL,
     Field(discriminator="type"),
 ]

@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import SQL, TFDS, AudioFolder, HuggingFace, ImageFolder, Source
+from mms_sdk.schema.sources import HTTP, SQL, TFDS, AudioFolder, HuggingFace, ImageFolder, Source
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -42,8 +42,11 @@ class ServiceState:
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
-        folder = isinstance(source, ImageFolder | AudioFolder | TFDS | HuggingFace)
-        path = source.path if folder else _before_wildcards(source.path)
+        if isinstance(source, HTTP) and source.path is None:
+            return  # where it leads is looked at when it is connected to
+        path = source.path or ""
+        if not isinstance(source, ImageFolder | AudioFolder | HTTP | TFDS | HuggingFace):
+            path = _before_wildcards(path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
         except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows

@@ -84,7 +84,7 @@ def ingest(
         DataError: A file is unreadable and no step drops such files; a class is too small to split; pictures that do
             not fit those in the dataset; a file that changed while it was read.
     """
-    opened = open_source(spec.source, spool=folder)
+    opened = open_source(spec.source, spool=folder, tell=tell)
     if isinstance(opened, Table):
         return ingest_table(dataset, spec, opened, job=job, folder=folder, tell=tell)
     return _ingest_samples(dataset, spec, opened, job=job, folder=folder, tell=tell)
