@@ -44,8 +44,10 @@ if TYPE_CHECKING:
         Arrow,
         AudioFolder,
         HuggingFace,
+        Icechunk,
         ImageFolder,
         Parquet,
+        Zarr,
     )
     from mms_sdk.storage.writing import Writing
 
@@ -65,6 +67,7 @@ _HOME = {
     "EarlyStopping": "compute.training.policies",
     "HTTP": "schema.sources",
     "HuggingFace": "schema.sources",
+    "Icechunk": "schema.sources",
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
@@ -81,6 +84,7 @@ _HOME = {
     "Trainer": "compute.training.trainer",
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
+    "Zarr": "schema.sources",
     "clip": "schema.dataset:Clip",
     "connect": "client.workspace",
     "drop_constant": "schema.dataset:DropConstant",
@@ -113,6 +117,7 @@ __all__ = [
     "Deployment",
     "EarlyStopping",
     "HuggingFace",
+    "Icechunk",
     "ImageFolder",
     "Job",
     "ModelVersion",
@@ -126,6 +131,7 @@ __all__ = [
     "Trainer",
     "WorkspaceClient",
     "Writing",
+    "Zarr",
     "clip",
     "connect",
     "drop_constant",

@@ -181,6 +181,17 @@ def test_a_list_of_addresses_never_leads_to_this_machine_and_its_file_lies_below
     check_problem(asked(urls="/etc/passwd"), 403, "only below")
 
 
+@pytest.mark.parametrize("kind", ["zarr", "icechunk"])
+def test_arrays_are_read_below_a_root_and_nowhere_else(at: Service, root: Path, kind: str) -> None:
+    (root / "link").symlink_to(root.parent / "secret")
+
+    for path in (root.parent / "secret", root / ".." / "secret", root / "link"):
+        body = {"source": {"type": kind, "path": str(path)}}
+        check_problem(at.ask("POST", "/v1/datasets/rows:ingest", json=body), 403, "only below")
+    body = {"source": {"type": kind, "path": str(root / "empty")}}
+    assert ended(at, at.ask("POST", "/v1/datasets/rows:ingest", json=body))["state"] == "failed"
+
+
 def ended(service: Service, answer: Answer) -> Any:
     """The job, once it has ended."""
     for _ in range(1000):

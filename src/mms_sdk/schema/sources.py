@@ -270,6 +270,55 @@ class Arrow(_TableFiles):
     type: Literal["arrow"] = "arrow"
 
 
+class _Arrays(AsTable, _OfPath):
+    rows: str | None = None
+    missing: Literal["refuse", "fill"] = "refuse"
+
+
+class Zarr(_Arrays):
+    """Rows along the first axis of the arrays of a Zarr group, v2 or v3, or of one array; xarray's conventions hold.
+
+    Attributes:
+        path: The folder of the group or array.
+        rows: Name of the dimension that rows lie along; None for the first one that all arrays share. Arrays that do
+            not have it first are left out.
+        missing: Zarr reads a chunk that is not there as its fill value; `fill` says that this is meant.
+        label: The column that is to be predicted, if it is a class; it becomes the column `label`.
+        categories: Columns whose texts are a few that repeat; kept as codes.
+        columns: Which arrays; None for all.
+    """
+
+    type: Literal["zarr"] = "zarr"
+
+
+class Icechunk(_Arrays):
+    """Rows along the first axis of the arrays of an Icechunk repository.
+
+    Attributes:
+        path: The folder of the repository.
+        branch: Whose newest snapshot is read; None for `main`.
+        tag: Or the snapshot that has this tag.
+        snapshot: Or the snapshot of this id.
+        rows: Name of the dimension that rows lie along; None for the first one that all arrays share. Arrays that do
+            not have it first are left out.
+        missing: Zarr reads a chunk that is not there as its fill value; `fill` says that this is meant.
+        label: The column that is to be predicted, if it is a class; it becomes the column `label`.
+        categories: Columns whose texts are a few that repeat; kept as codes.
+        columns: Which arrays; None for all.
+    """
+
+    type: Literal["icechunk"] = "icechunk"
+    branch: str | None = None
+    tag: str | None = None
+    snapshot: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one_snapshot(self) -> Icechunk:
+        if sum(each is not None for each in (self.branch, self.tag, self.snapshot)) > 1:
+            raise ValueError("a repository is read at a branch, a tag or a snapshot: name one of them")
+        return self
+
+
 class SQL(AsTable):
     """Rows that a query gives.
 
@@ -309,6 +358,6 @@ class SQL(AsTable):
 
 
 Source = Annotated[
-    ImageFolder | AudioFolder | HTTP | TFDS | HuggingFace | CSV | JSONL | Parquet | Arrow | SQL,
+    ImageFolder | AudioFolder | HTTP | TFDS | HuggingFace | CSV | JSONL | Parquet | Arrow | Zarr | Icechunk | SQL,
     Field(discriminator="type"),
 ]

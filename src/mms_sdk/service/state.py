@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import HTTP, SQL, TFDS, AudioFolder, HuggingFace, ImageFolder, Source
+from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Parquet, Source
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -45,7 +45,7 @@ class ServiceState:
         if isinstance(source, HTTP) and source.path is None:
             return  # where it leads is looked at when it is connected to
         path = source.path or ""
-        if not isinstance(source, ImageFolder | AudioFolder | HTTP | TFDS | HuggingFace):
+        if isinstance(source, CSV | JSONL | Parquet | Arrow):
             path = _before_wildcards(path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))

@@ -56,6 +56,8 @@ def column_of(name: str, title: str, kind: pa.DataType, *, nullable: bool, lengt
             f"a column holds numbers, truth values, times, texts, bytes, or lists of numbers; {title!r} has "
             f"{kind}; leave it out with columns=, or convert it first"
         )
+    if name == "image" and fields["dtype"] == "uint8" and (fields["shape"] or ())[2:] in ((1,), (3,)):
+        fields |= {"kind": "image", "color": "gray" if fields["shape"][2] == 1 else "rgb"}
     return Column(name=name, title=title if title != name else None, nullable=nullable, **fields)
 
 
@@ -189,6 +191,9 @@ def _plain(array: pa.Array) -> list[Any]:
         array = array.cast(pa.int64())
     elif pa.types.is_dictionary(array.type):
         array = _texts(array)
+    elif isinstance(array.type, pa.FixedShapeTensorType) and not array.null_count:
+        items = np.asarray(array.storage.flatten()).reshape(len(array), -1)
+        return [row.tobytes() for row in items]  # as lists of Python's numbers, they would take thirty times the room
     elif isinstance(array, pa.ExtensionArray):
         array = array.storage
     return list(array.to_pylist())
@@ -244,7 +249,15 @@ def write_arrays(arrays: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def tensors(values: Array) -> pa.Array:
+    """An array of each row, as one of Arrow's."""
+    items = pa.array(np.ascontiguousarray(values).reshape(-1))
+    kind = pa.fixed_shape_tensor(items.type, values.shape[1:])
+    size = int(np.prod(values.shape[1:]))
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(items, size))
+
+
 def _as_arrow(values: Array) -> pa.Array:
     if values.ndim > 1:
-        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+        return tensors(values)
     return pa.array(values, from_pandas=isinstance(values, np.ma.MaskedArray))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from mms_sdk.compute.data.bring import Tell
 from mms_sdk.compute.data.sources.addresses import open_addresses
+from mms_sdk.compute.data.sources.arrays import open_arrays
 from mms_sdk.compute.data.sources.folders import open_folder
 from mms_sdk.compute.data.sources.hugging_face import open_hugging_face
 from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import open_table
-from mms_sdk.schema.sources import HTTP, TFDS, AudioFolder, HuggingFace, ImageFolder, Source
+from mms_sdk.schema.sources import HTTP, TFDS, AudioFolder, HuggingFace, Icechunk, ImageFolder, Source, Zarr
 
 
 def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Table:
@@ -33,6 +34,8 @@ def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Tabl
         return open_prepared(source)
     if isinstance(source, HTTP):
         return open_addresses(source, spool=spool, tell=tell)
+    if isinstance(source, Zarr | Icechunk):
+        return open_arrays(source)
     if isinstance(source, HuggingFace):
         return open_hugging_face(source)
     return open_table(source, spool=spool)
