@@ -36,7 +36,7 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
-from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
+from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source, Zarr
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -596,17 +596,18 @@ class Datasets:
         return self.get(f"{name}@{job.result['snapshot']}")
 
 
-def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow:
+def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow | Zarr:
     """The source that a path means by what its name ends with; a folder of pictures if by nothing known."""
     suffix = Path(path).suffix.lower()
     return _BY_SUFFIX[suffix](path=path) if suffix in _BY_SUFFIX else ImageFolder(path=path)
 
 
-_BY_SUFFIX: dict[str, Callable[..., CSV | JSONL | Parquet | Arrow]] = {
+_BY_SUFFIX: dict[str, Callable[..., CSV | JSONL | Parquet | Arrow | Zarr]] = {
     **dict.fromkeys((".csv", ".tsv", ".tab"), CSV),
     **dict.fromkeys((".jsonl", ".ndjson"), JSONL),
     **dict.fromkeys((".parquet", ".pq"), Parquet),
     **dict.fromkeys((".arrow", ".feather"), Arrow),
+    ".zarr": Zarr,
 }
 
 

@@ -166,6 +166,23 @@ def test_a_split_whose_rows_are_cleaned_keeps_its_place(tmp_path: Path, bring: A
     assert snapshot.record.splits == {"train": 5, "test": 2}
 
 
+def test_a_split_may_have_any_name_that_a_folder_has(tmp_path: Path, bring: Any) -> None:
+    (tmp_path / "saved").mkdir()
+    for name in ("a\\b", "train"):
+        reviews(5).save_to_disk(tmp_path / "saved" / name)
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["a\\b", "train"]}))
+
+    assert bring(tmp_path / "saved").column("row_source").labels == ("a\\\\b", "train")
+
+
+def test_splits_that_show_other_columns_are_refused(tmp_path: Path, bring: Any) -> None:
+    DatasetDict(train=reviews(5), test=reviews(5).with_format("numpy", columns=["stars"])).save_to_disk(
+        tmp_path / "saved"
+    )
+    with pytest.raises(DataError, match="all splits have the same columns"):
+        bring(tmp_path / "saved")
+
+
 def test_one_split_is_divided_by_the_rule_and_names_of_another_kind_are_told(tmp_path: Path, bring: Any) -> None:
     DatasetDict(train=reviews(30), extra=reviews(10)).save_to_disk(tmp_path / "saved")
 
@@ -298,6 +315,7 @@ def _replace(folder: Path, table: pa.Table, **options: Any) -> None:
         ({"_data_files": []}, "names files beside it"),
         ({"_data_files": {}}, "names files beside it"),
         ({"_data_files": "x"}, "names files beside it"),
+        ({"_data_files": 5}, "names files beside it"),
         ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow cannot be read"),
         ({"_data_files": [{"filename": "state.json"}]}, "has none and is cut short"),
     ],

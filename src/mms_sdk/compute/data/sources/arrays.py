@@ -332,14 +332,18 @@ def _conventions(declared: Declared) -> dict[str, Any]:
         told["_FillValue"] = declared.fill
     is_time = isinstance(told.get("units"), str) and " since " in told["units"]
     found = {name: told[name] for name in _CONVENTIONS if name in told}
+    if told.get("dtype") == "bool":
+        found["dtype"] = "bool"
     return {**found, **{name: told[name] for name in ("units", "calendar") if is_time and name in told}}
 
 
 def _decoder(title: str, declared: Declared, fill: Any) -> Callable[[Array], Array]:
     told = _conventions(declared)
-    if not told or declared.dtype.kind not in "iuf":
-        if {"scale_factor", "add_offset"} & told.keys():
-            raise DataError(f"numbers have a scale and an offset; array {title!r} is {declared.dtype}; leave it out")
+    if declared.dtype.kind not in "iuf":
+        if wrong := sorted(declared.attributes.keys() & _CONVENTIONS):
+            raise DataError(f"numbers have {wrong}; array {title!r} is {declared.dtype}; leave it out with columns=")
+        return lambda values: values
+    if not told:
         return lambda values: values
     try:
         import xarray

@@ -33,7 +33,7 @@ _MOMENT_S = 0.05
 _BLOCK_BYTES = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 500, 502, 503, 504)
-_ANY_TYPE = ("", "application/octet-stream", "binary/octet-stream")
+_ANY_TYPE = ("", "application/octet-stream", "binary/octet-stream", "application/ogg")
 _EMBEDDING = [
     ip_network(each) for each in ("::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
 ]

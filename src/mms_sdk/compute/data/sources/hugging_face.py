@@ -94,10 +94,10 @@ def open_hugging_face(source: HuggingFace) -> Collection | Table:
         DataError: It is damaged, or was saved with what MMS does not apply.
     """
     root = Path(source.path).expanduser()
-    found, saved = _splits(root, source)
+    saved = _splits(root, source)
     if not sum(split.rows for split in saved):
         raise NothingToIngest(f"a saved dataset has at least one row; {root} has none; save it again")
-    places, notes = places_of(found)
+    places, notes = places_of([split.name for split in saved])
     layout = _layout(saved, source, root)
     layout.notes.extend(notes)
     media = layout.media()
@@ -114,15 +114,14 @@ def open_hugging_face(source: HuggingFace) -> Collection | Table:
 # What is where --------------------------------------------------------------------------------------------------
 
 
-def _splits(root: Path, source: HuggingFace) -> tuple[list[str], list[_Saved]]:
+def _splits(root: Path, source: HuggingFace) -> list[_Saved]:
     if (listed := root / "dataset_dict.json").is_file():
         there = _told(listed).get("splits")
         if not isinstance(there, list) or not there or not all(_is_plain(name) for name in there):
             raise DataError(
                 f"{listed} names its splits, which are folders beside it; got {there!r:.200}; save it again"
             )
-        chosen = chosen_splits(there, source.splits, of=root)
-        return chosen, [_saved(root / name, name) for name in chosen]
+        return [_saved(root / name, name) for name in chosen_splits(there, source.splits, of=root)]
     if not (root / "state.json").is_file():
         raise InvalidRequest(
             f"what save_to_disk writes is a folder with dataset_dict.json, or with state.json and dataset_info.json; "
@@ -130,8 +129,7 @@ def _splits(root: Path, source: HuggingFace) -> tuple[list[str], list[_Saved]]:
         )
     told = _told(root / "state.json").get("_split")
     name = told if isinstance(told, str) and told else root.resolve().name
-    chosen = chosen_splits([name], source.splits, of=root)
-    return chosen, [_saved(root, name)]
+    return [_saved(root, each) for each in chosen_splits([name], source.splits, of=root)]
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -164,9 +162,10 @@ def _saved(folder: Path, name: str) -> _Saved:
     if state.get("_format_type") == "custom":
         raise DataError(f"{folder} was saved with a transform, which is code; save it without: with_format(None)")
     files = state.get("_data_files")
-    named: list[Any] = [each.get("filename") if isinstance(each, dict) else each for each in files or ()]
-    if not isinstance(files, list) or not files or not all(_is_plain(each) for each in named):
-        raise DataError(f"state.json of {folder} names files beside it; got {named!r:.200}; save the dataset again")
+    listed = files if isinstance(files, list) else []
+    named: list[Any] = [each.get("filename") if isinstance(each, dict) else each for each in listed]
+    if not named or not all(_is_plain(each) for each in named):
+        raise DataError(f"state.json of {folder} names files beside it; got {files!r:.200}; save the dataset again")
     if not isinstance(features, dict):
         raise DataError(f"dataset_info.json of {folder} describes columns by name; save the dataset again")
     shown = None if state.get("_output_all_columns") else state.get("_format_columns")
@@ -186,7 +185,7 @@ def _layout(saved: Sequence[_Saved], source: HuggingFace, root: Path) -> _Layout
             raise DataError(f"all files of a dataset have the same columns; {file.path} has others; save it again")
     features = saved[0].features
     for split in saved:
-        if dict(split.features) != dict(features):
+        if (split.features, split.shown) != (features, saved[0].shown):
             raise DataError(
                 f"all splits have the same columns; those of {split.name!r} are not those of {saved[0].name!r}; ingest "
                 f"them one by one with splits="

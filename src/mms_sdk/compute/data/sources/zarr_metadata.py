@@ -21,7 +21,7 @@ from mms_sdk.errors import DataError
 from mms_sdk.storage.codecs import claimed_size
 
 MAX_ROWS = 2**31 - 1
-MAX_CHUNK_BYTES = 2**30
+MAX_CHUNK_BYTES = 2**28  # several are decoded at once
 MAX_ROW_BYTES = 2**28
 _MAX_ITEMS = 2**62
 _MAX_PIECES = 2**22
@@ -179,10 +179,9 @@ def _version_2(name: str, told: Mapping[str, Any], attributes: Mapping[str, Any]
         )
     dtype = np.dtype(told["dtype"])
     for each in told.get("filters") or ():
-        plain = each["id"] in _FILTERS and all(
-            each.get(key, told["dtype"]) == told["dtype"] for key in ("dtype", "astype")
-        )
-        if not plain:
+        same = all(each.get(key, told["dtype"]) == told["dtype"] for key in ("dtype", "astype"))
+        shuffled = each["id"] != "shuffle" or each.get("elementsize", 4) == dtype.itemsize
+        if each["id"] not in _FILTERS or not same or not shuffled:
             raise _refused(name, f"is filtered by {each!r:.100}; MMS reads {', '.join(_FILTERS)}")
     compressor = told.get("compressor")
     compression = "" if compressor is None else compressor["id"]
