@@ -190,7 +190,7 @@ _MAX_URL_CHARS = 8192
 
 
 class HuggingFace(AsPictures, AsRecordings, AsTable, _OfPath):
-    """A dataset that the library `datasets` saved with `save_to_disk`; without that library.
+    """A dataset that the library `datasets` saved with `save_to_disk`, or keeps in its cache; without that library.
 
     Rows with one picture or one recording become such; others become rows of a table. Its splits train, validation and
     test become those of the snapshot.

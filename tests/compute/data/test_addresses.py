@@ -411,7 +411,8 @@ def test_a_source_is_a_list_an_address_or_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "error"),
     [
-        ("gone.txt", None, "cannot be read"),
+        ("gone.txt", None, "is a file of at most"),
+        ("/dev/zero", None, "is a file of at most"),
         ("x.txt", b"\xff\xfe\x00", "cannot be read"),
         ("x.csv", b"a,b\n1,2\n", "has a column url"),
         ("x.csv", b"", "has a column url"),

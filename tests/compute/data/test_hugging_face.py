@@ -166,6 +166,46 @@ def test_a_split_whose_rows_are_cleaned_keeps_its_place(tmp_path: Path, bring: A
     assert snapshot.record.splits == {"train": 5, "test": 2}
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_load_dataset_keeps_is_read(tmp_path: Path, bring: Any, shards: int) -> None:
+    folder = cached(tmp_path, shards)
+
+    snapshot = bring(folder)
+
+    assert snapshot.record.splits == {"train": 3 * shards, "test": 3 * shards}
+    assert snapshot.values("a").tolist() == [1, 2, 3] * 2 * shards
+
+
+def cached(root: Path, shards: int) -> Path:
+    (root / "rows.csv").write_text("a,b\n1,x\n2,y\n3,z\n")
+    files = {name: [str(root / "rows.csv")] * shards for name in ("train", "test")}
+    builder = datasets.load_dataset_builder("csv", data_files=files, cache_dir=str(root / "cache"))
+    builder.download_and_prepare(max_shard_size=1)
+    return Path(builder.cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"splits": None}, "names its splits"),
+        ({"splits": {"train": 5}}, "names its splits"),
+        ({"splits": {"train": {"num_examples": 4, "dataset_name": "csv"}}}, "has 4 rows by its description"),
+        ({"splits": {"train": {"num_examples": 3, "dataset_name": "../x"}}}, "lie beside its description"),
+        ({"splits": {"../train": {"num_examples": 3, "dataset_name": "csv"}}}, "lie beside its description"),
+        ({"splits": {"train": {"num_examples": 3, "dataset_name": "other"}}}, "cannot be read"),
+        ({"splits": {"train": {"num_examples": 3, "shard_lengths": [3] * 9, "dataset_name": "csv"}}}, "cannot be read"),
+        ({"features": ["a"]}, "describes columns by name"),
+    ],
+)
+def test_a_cache_that_is_not_as_it_is_described_is_refused(
+    tmp_path: Path, bring: Any, fields: dict[str, Any], error: str
+) -> None:
+    folder = cached(tmp_path, 1)
+    edit(folder / "dataset_info.json", **fields)
+    with pytest.raises(DataError, match=error):
+        bring(folder)
+
+
 def test_a_split_may_have_any_name_that_a_folder_has(tmp_path: Path, bring: Any) -> None:
     (tmp_path / "saved").mkdir()
     for name in ("a\\b", "train"):
@@ -294,6 +334,16 @@ def test_a_class_without_a_name_is_left_out_with_its_row(tmp_path: Path, bring: 
         ("saved, row 4", "no"),
         ("saved, row 5", "no"),
     ]
+
+
+def test_a_split_of_which_no_row_is_left_is_none(tmp_path: Path, bring: Any) -> None:
+    DatasetDict(train=reviews(4), test=reviews(4)).save_to_disk(tmp_path / "saved")
+    table = pa.ipc.open_stream(next((tmp_path / "saved" / "test").glob("*.arrow")).read_bytes()).read_all()
+    at = table.schema.get_field_index("label")
+    _replace(tmp_path / "saved" / "test", table.set_column(at, "label", pa.array([7] * 4)))
+
+    assert bring(HuggingFace(tmp_path / "saved", label="label")).record.splits == {"train": 4}
+    assert len(bring.rejects()) == 4
 
 
 def _replace(folder: Path, table: pa.Table, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def _plain(array: pa.Array) -> list[Any]:
     elif pa.types.is_dictionary(array.type):
         array = _texts(array)
     elif isinstance(array.type, pa.FixedShapeTensorType) and not array.null_count:
-        items = np.asarray(array.storage.flatten()).reshape(len(array), -1)
+        items = np.asarray(array.storage.flatten()).reshape(len(array), prod(array.type.shape))
         return [row.tobytes() for row in items]  # as lists of Python's numbers, they would take thirty times the room
     elif isinstance(array, pa.ExtensionArray):
         array = array.storage
@@ -253,8 +254,7 @@ def tensors(values: Array) -> pa.Array:
     """An array of each row, as one of Arrow's."""
     items = pa.array(np.ascontiguousarray(values).reshape(-1))
     kind = pa.fixed_shape_tensor(items.type, values.shape[1:])
-    size = int(np.prod(values.shape[1:]))
-    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(items, size))
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(items, prod(values.shape[1:])))
 
 
 def _as_arrow(values: Array) -> pa.Array:

@@ -101,8 +101,10 @@ def _list(source: HTTP, rejects: list[Reject]) -> tuple[bool, list[_Listed]]:
 
 def _read(path: Path) -> tuple[bool, list[tuple[str, str, str]]]:
     try:
-        if path.stat().st_size > _MAX_LIST_BYTES:
-            raise InvalidRequest(f"a list has at most {_MAX_LIST_BYTES:,} bytes; {path} has more; divide it")
+        if not path.is_file() or path.stat().st_size > _MAX_LIST_BYTES:
+            raise InvalidRequest(
+                f"a list is a file of at most {_MAX_LIST_BYTES:,} bytes; {path} is none; check the path"
+            )
         with path.open(encoding="utf-8-sig", newline="") as file:
             name = printable(path.name)
             if path.suffix.lower() != ".csv":

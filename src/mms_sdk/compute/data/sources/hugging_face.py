@@ -1,13 +1,14 @@
 """Datasets that Hugging Face's library `datasets` saved on a disk, read by Arrow alone.
 
 A folder is a dataset: `state.json` names its files in order, `dataset_info.json` says what its columns are. A folder of
-such folders has `dataset_dict.json`, which names them: its splits.
+such folders has `dataset_dict.json`, which names them: its splits. What `load_dataset` keeps in its cache has
+`dataset_info.json` alone, which names the splits, and a file for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,14 @@ class _Saved:
     Attributes:
         name: Of its split.
         features: What its columns are, by title, as `datasets` writes it.
-        shown: Titles of the columns that its saved format shows; None for all.
         files: Its rows, in order.
+        shown: Titles of the columns that its saved format shows; None for all.
     """
 
     name: str
     features: Mapping[str, Any]
-    shown: tuple[str, ...] | None
     files: Sequence[StreamFile]
+    shown: tuple[str, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -122,14 +123,39 @@ def _splits(root: Path, source: HuggingFace) -> list[_Saved]:
                 f"{listed} names its splits, which are folders beside it; got {there!r:.200}; save it again"
             )
         return [_saved(root / name, name) for name in chosen_splits(there, source.splits, of=root)]
+    if not (root / "state.json").is_file() and (described := root / "dataset_info.json").is_file():
+        return _cached(root, _told(described), source)
     if not (root / "state.json").is_file():
         raise InvalidRequest(
-            f"what save_to_disk writes is a folder with dataset_dict.json, or with state.json and dataset_info.json; "
-            f"{root} has neither; save the dataset there, or read Parquet files with mms.Parquet"
+            f"what save_to_disk writes is a folder with dataset_dict.json, or with state.json and dataset_info.json, "
+            f"and what load_dataset keeps one with the last; {root} has none; save the dataset there, or read Parquet "
+            f"files with mms.Parquet"
         )
     told = _told(root / "state.json").get("_split")
     name = told if isinstance(told, str) and told else root.resolve().name
     return [_saved(root, each) for each in chosen_splits([name], source.splits, of=root)]
+
+
+def _cached(root: Path, info: Mapping[str, Any], source: HuggingFace) -> list[_Saved]:
+    # What load_dataset keeps of what it downloaded: a file for each split, or for each of a split's shards.
+    splits, saved = info.get("splits"), []
+    if not isinstance(splits, dict) or not splits or not all(isinstance(told, dict) for told in splits.values()):
+        raise DataError(f"dataset_info.json of {root} names its splits, for there is no state.json; load it again")
+    for name in chosen_splits(list(splits), source.splits, of=root):
+        told, lengths = splits[name], splits[name].get("shard_lengths") or ()
+        begin = f"{told.get('dataset_name') or info.get('dataset_name')}-{name}"
+        count = len(lengths) if isinstance(lengths, list) else 0
+        files = [f"{begin}-{number:05d}-of-{count:05d}.arrow" for number in range(count)] or [f"{begin}.arrow"]
+        if not all(_is_plain(file) for file in files):
+            raise DataError(f"files of a dataset lie beside its description; got {files[0]!r:.200}; load it again")
+        found = _of_files(root, name, files, _features(root, info))
+        if found.rows != told.get("num_examples"):
+            raise DataError(
+                f"split {name!r} of {root} has {told.get('num_examples')!r:.50} rows by its description; its files "
+                f"hold {found.rows:,}; load it again"
+            )
+        saved.append(found)
+    return saved
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -152,8 +178,7 @@ def _is_plain(name: Any) -> bool:
 
 
 def _saved(folder: Path, name: str) -> _Saved:
-    state = _told(folder / "state.json")
-    features = _told(folder / "dataset_info.json").get("features") or {}
+    state, info = _told(folder / "state.json"), _told(folder / "dataset_info.json")
     if state.get("_indices_data_files"):
         raise DataError(
             f"the rows of {folder} were chosen or put in order by an index beside them, as older versions of datasets "
@@ -166,15 +191,20 @@ def _saved(folder: Path, name: str) -> _Saved:
     named: list[Any] = [each.get("filename") if isinstance(each, dict) else each for each in listed]
     if not named or not all(_is_plain(each) for each in named):
         raise DataError(f"state.json of {folder} names files beside it; got {files!r:.200}; save the dataset again")
+    shown = None if state.get("_output_all_columns") else state.get("_format_columns")
+    found = _of_files(folder, name, named, _features(folder, info))
+    return replace(found, shown=tuple(map(str, shown)) if isinstance(shown, list) else None)
+
+
+def _features(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    features = info.get("features") or {}
     if not isinstance(features, dict):
         raise DataError(f"dataset_info.json of {folder} describes columns by name; save the dataset again")
-    shown = None if state.get("_output_all_columns") else state.get("_format_columns")
-    return _Saved(
-        name=printable(name),
-        features=features,
-        shown=tuple(map(str, shown)) if isinstance(shown, list) else None,
-        files=[StreamFile(folder / each) for each in named],
-    )
+    return features
+
+
+def _of_files(folder: Path, name: str, files: Sequence[str], features: Mapping[str, Any]) -> _Saved:
+    return _Saved(name=printable(name), features=features, files=[StreamFile(folder / each) for each in files])
 
 
 def _layout(saved: Sequence[_Saved], source: HuggingFace, root: Path) -> _Layout:
