@@ -20,6 +20,7 @@ import pytest
 import xarray
 import zarr
 
+from mms_sdk.client.datasets import source_of
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.sources.arrays import open_arrays
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
@@ -190,6 +191,10 @@ def test_what_xarray_wrote_is_read_as_xarray_reads_it(
         assert any(note.startswith(f"left out: {name}, ") for note in notes(snapshot)), name
 
 
+def test_a_path_that_ends_with_zarr_means_arrays() -> None:
+    assert source_of("readings/x.zarr/") == Zarr(path="readings/x.zarr/")
+
+
 def test_a_dimension_is_chosen_where_arrays_do_not_agree(tmp_path: Path, bring: Any) -> None:
     weather().to_zarr(tmp_path / "x.zarr", zarr_format=2, consolidated=False)
     with pytest.raises(InvalidRequest, match=r"'air': 'time 23'.*name the one meant with rows="):
@@ -209,6 +214,24 @@ def test_arrays_without_names_of_axes_have_as_many_rows(tmp_path: Path, bring: A
     for options in ({"columns": "x"}, {"label": "x"}, {"categories": "x"}):
         with pytest.raises(InvalidRequest, match="x"):
             bring(Zarr(path, **options))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_is_no_array_is_left_out_and_told(tmp_path: Path, bring: Any, version: int) -> None:
+    path = write(tmp_path / "x.zarr", version, a=drawn())
+    group = zarr.open_group(path)
+    group.create_group("inner").create_array("b", data=drawn())
+    group.create_array("scalar", data=np.array(1.0))
+    group.create_array("nothing", shape=(ROWS, 0), dtype="f4")
+
+    snapshot = bring(Zarr(path))
+
+    assert own(snapshot) == ["a"]
+    assert sorted(notes(snapshot)) == [
+        "left out: inner, a group within the group",
+        f"left out: nothing, it has the shape ({ROWS}, 0)",
+        "left out: scalar, it has the shape ()",
+    ]
 
 
 def test_what_is_masked_is_missing_and_what_is_nan_is_not(tmp_path: Path, bring: Any) -> None:
@@ -490,6 +513,14 @@ def test_metadata_that_is_none_is_refused(tmp_path: Path, bring: Any, name: str,
     (path / name).write_bytes(text.encode("latin-1"))
     with pytest.raises((DataError, InvalidRequest), match=r"metadata is|has the format|none is one"):
         bring(Zarr(path))
+
+
+def test_what_metadata_says_is_not_repeated_at_length(tmp_path: Path, bring: Any) -> None:
+    path = write(tmp_path / "x.zarr", a=drawn())
+    edit(path / "a" / "zarr.json", attributes={"units": "days since " + "x" * 10**6})
+    with pytest.raises(DataError) as refused:
+        bring(Zarr(path))
+    assert len(str(refused.value)) < 1000
 
 
 def test_metadata_of_any_size_is_read_up_to_a_bound(tmp_path: Path, bring: Any) -> None:

@@ -121,7 +121,7 @@ def _read_of(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # stores and codecs that are fed with garbage raise whatever they trip over
         told = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise DataError(f"{what} cannot be read: {told[0]}; write it again") from error
+        raise DataError(f"{what} cannot be read: {told[0][:300]}; write it again") from error
 
 
 # What they are --------------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def _found(store: Any, source: Zarr | Icechunk, path: Path) -> _Found:
     asked = {*(source.columns or ()), *source.categories, *([source.label] if source.label else [])}
     names = [name for name in children(store) if not name.startswith(".") and name != "zarr.json"]
     for name in names:
-        if source.columns is None or name in asked:
-            _take(found, store, name, name)
+        if source.columns is None or printable(name) in asked:
+            _take(found, store, name, printable(name))
     if not found.arrays:
         raise InvalidRequest(
             f"a group holds arrays, which zarr.json or .zarray describes; in {path} are {names[:20]} and none is one; "
@@ -169,7 +169,7 @@ def _take(found: _Found, store: Any, name: str, title: str) -> bool:
         documents = {key: document(store, f"{within}{key}") for key in (".zarray", ".zattrs")}
     told = _json(next(iter(documents.values())), title)
     if told is None or told.get("node_type", "array") != "array":
-        if told is not None and name:
+        if name and (told is not None or document(store, f"{within}.zgroup") is not None):
             found.left_out[title] = "a group within the group"
         return False
     array = judge(name, told, _json(documents.get(".zattrs"), title) or {})
@@ -370,9 +370,13 @@ def _decoder(title: str, declared: Declared, fill: Any) -> Callable[[Array], Arr
                 decode_timedelta=False,
             ).to_numpy()
         except Exception as error:  # attributes are anybody's, and so is what goes wrong with them
-            raise DataError(f"array {title!r} is not decoded by what it says, {told}: {error}; leave it out") from error
+            raise DataError(
+                f"array {title!r} is not decoded by what it says, {str(told)[:200]}: {str(error)[:200]}; leave it out"
+            ) from error
         if found.dtype.kind == "O":
-            raise DataError(f"times are of the usual calendar; those of {title!r} are not: {told}; leave it out")
+            raise DataError(
+                f"times are of the usual calendar; those of {title!r} are not: {str(told)[:200]}; leave it out"
+            )
         return found.astype("M8[us]") if found.dtype.kind == "M" else found
 
     return decode
