@@ -35,7 +35,19 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet
+    from mms_sdk.schema.sources import (
+        CSV,
+        JSONL,
+        SQL,
+        TFDS,
+        Arrow,
+        AudioFolder,
+        Files,
+        ImageFolder,
+        Parquet,
+        VideoFolder,
+        WebDataset,
+    )
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
@@ -52,6 +64,7 @@ _HOME = {
     "Dataset": "client.datasets",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
+    "Files": "schema.sources",
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
@@ -66,6 +79,8 @@ _HOME = {
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "VideoFolder": "schema.sources",
+    "WebDataset": "schema.sources",
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
     "clip": "schema.dataset:Clip",
@@ -98,6 +113,7 @@ __all__ = [
     "Dataset",
     "Deployment",
     "EarlyStopping",
+    "Files",
     "ImageFolder",
     "Job",
     "ModelVersion",
@@ -109,6 +125,8 @@ __all__ = [
     "Step",
     "TrainedCheckpoint",
     "Trainer",
+    "VideoFolder",
+    "WebDataset",
     "WorkspaceClient",
     "Writing",
     "clip",

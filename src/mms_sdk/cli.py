@@ -32,7 +32,10 @@ Command = Callable[[argparse.Namespace], Any]
 _DATASETS = {
     "list": ((), "all datasets"),
     "show": (("NAME",), "one of them"),
-    "ingest": (("NAME", "SOURCE"), "bring in a folder of pictures, or a table"),
+    "ingest": (
+        ("NAME", "SOURCE"),
+        "bring in a folder of pictures, files by a pattern, tar files of samples, or a table",
+    ),
     "rejects": (("NAME",), "what its ingest left out"),
     "snapshots": (("NAME",), "its snapshots"),
     "diff": (("NAME", "OLDER"), "what became of it since an older snapshot"),
@@ -99,9 +102,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     )
     data.add_argument("name", nargs="?", metavar="NAME", help="dataset, e.g. flowers, flowers@7 or flowers@paper")
     data.add_argument("what", nargs="?", metavar="WHAT", help="the folder, snapshot or tag that the action takes")
-    data.add_argument("--label", metavar="COLUMN", help="for ingest of a table: the class of a row")
+    data.add_argument("--label", metavar="COLUMN", help="for ingest, but of a folder: where the class of a row stands")
     data.add_argument(
-        "--keep-all", action="store_true", help="for ingest of pictures: no cleaning; an unreadable file is an error"
+        "--keep-all", action="store_true", help="for ingest of files: no cleaning; an unreadable one is an error"
     )
     data.add_argument("--keep", type=_positive, default=10, help="for expire: how many of the newest stay (10)")
     data.add_argument("--grace", type=_hours, default=48.0, help="for gc: hours since anybody touched it (48)")
@@ -312,13 +315,15 @@ def _told(value: Any) -> str:
 def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
     from mms_sdk.client.datasets import source_of
     from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
-    from mms_sdk.schema.sources import ImageFolder
+    from mms_sdk.schema.sources import Files, ImageFolder, WebDataset
 
     source = source_of(asked.what)
     if isinstance(source, ImageFolder):
         clean = () if asked.keep_all else (DropUnreadable(), DropDuplicates(), DropOddSizes())
         return workspace.datasets.ingest(asked.name, source, clean=clean)
-    return workspace.datasets.ingest(asked.name, source.model_copy(update={"label": asked.label}))
+    source = type(source)(path=source.path, label=asked.label)
+    several = isinstance(source, Files | WebDataset) and not asked.keep_all
+    return workspace.datasets.ingest(asked.name, source, clean=(DropUnreadable(), DropDuplicates()) if several else ())
 
 
 def _train(asked: argparse.Namespace) -> Any:

@@ -13,8 +13,9 @@ from mms_sdk.client.api import Api
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.data import spark
-from mms_sdk.compute.data.kinds import image
+from mms_sdk.compute.data.kinds import image, video
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
+from mms_sdk.compute.data.sources.files import SUFFIXES
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     CleaningReport,
@@ -31,12 +32,13 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
-from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
+from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, Files, ImageFolder, Parquet, Source, WebDataset
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
+from mms_sdk.types import Array
 
 
 class Dataset:
@@ -154,23 +156,25 @@ class Dataset:
         return Table(found, title="rows", rows=found)
 
     def preview(self, rows: Sequence[int] | None = None, *, captions: Sequence[str] | None = None) -> Preview:
-        """Pictures to look at, with their classes.
+        """Pictures to look at, or the first frames of clips, with their classes.
 
         Args:
             rows: Row numbers; some of each class if left out.
             captions: What to write below each instead of its class.
         """
         opened = self.open()
-        codes = opened.values("label")
-        if rows is None:
+        column = opened.record.column("image") or opened.record.column("video")
+        if column is None:
+            raise InvalidRequest(f"a preview is of pictures or clips; {self.ref} has none; look at .head()")
+        codes = opened.values("label") if self.labels else None
+        if rows is None and codes is None:
+            rows = range(min(24, opened.rows))
+        elif rows is None:
             rows = [int(row) for code in range(self.num_classes) for row in np.flatnonzero(codes == code)[:2]][:24]
         numbers = np.asarray(rows, np.int64)
-        column = opened.column("image")
-        stored = opened.gather("image", numbers)
-        color = column.color or "rgb"
-        arrays = [image.decode(data, color=color) if isinstance(data, bytes) else data for data in stored]
-        told = captions or [self.labels[codes[row]] for row in numbers]
-        return Preview(self.ref, [image.encode_png(image.shrink(array, 128)) for array in arrays], told)
+        pictures = [_picture(column, stored) for stored in opened.gather(column.name, numbers)]
+        told = captions or [str(row) if codes is None else self.labels[codes[row]] for row in numbers]
+        return Preview(self.ref, [image.encode_png(image.shrink(picture, 128)) for picture in pictures], told)
 
     def rejects(self) -> Table[Reject]:
         """Every file that the ingest of this snapshot left out, and why.
@@ -252,6 +256,12 @@ class Dataset:
     def open(self) -> OpenSnapshot:
         """The rows themselves: NumPy arrays by column, gathered by row number."""
         return self.workspace.dataset(self.name).snapshot(self.info.snapshot)
+
+
+def _picture(column: Column, stored: Any) -> Array:
+    if column.kind == "encoded-video":
+        return video.poster(stored)
+    return image.decode(stored, color=column.color or "rgb") if isinstance(stored, bytes) else stored
 
 
 class Preview:
@@ -475,7 +485,7 @@ class Datasets:
         Args:
             name: The dataset; made if it is not there.
             source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
-                each class or of a table's file; or arrays by column.
+                each class, or a pattern or path of files whose names say what they are; or arrays by column.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.
@@ -496,13 +506,15 @@ class Datasets:
         return self.get(f"{name}@{job.result['snapshot']}")
 
 
-def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow:
+def source_of(path: str) -> ImageFolder | Files | WebDataset | CSV | JSONL | Parquet | Arrow:
     """The source that a path means by what its name ends with; a folder of pictures if by nothing known."""
     suffix = Path(path).suffix.lower()
     return _BY_SUFFIX[suffix](path=path) if suffix in _BY_SUFFIX else ImageFolder(path=path)
 
 
-_BY_SUFFIX: dict[str, Callable[..., CSV | JSONL | Parquet | Arrow]] = {
+_BY_SUFFIX: dict[str, Callable[..., Files | WebDataset | CSV | JSONL | Parquet | Arrow]] = {
+    **dict.fromkeys(SUFFIXES, Files),
+    ".tar": WebDataset,
     **dict.fromkeys((".csv", ".tsv", ".tab"), CSV),
     **dict.fromkeys((".jsonl", ".ndjson"), JSONL),
     **dict.fromkeys((".parquet", ".pq"), Parquet),

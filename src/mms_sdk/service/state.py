@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import SQL, TFDS, AudioFolder, ImageFolder, Source
+from mms_sdk.schema.sources import SQL, TFDS, AudioFolder, ImageFolder, Source, VideoFolder
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -42,7 +42,8 @@ class ServiceState:
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
-        path = source.path if isinstance(source, ImageFolder | AudioFolder | TFDS) else _before_wildcards(source.path)
+        plain = isinstance(source, ImageFolder | AudioFolder | VideoFolder | TFDS)
+        path = source.path if plain else _before_wildcards(source.path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
         except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows
@@ -60,7 +61,7 @@ class ServiceState:
 
 def _before_wildcards(pattern: str) -> str:
     # What a pattern can find lies below the part of it without wildcards, unless it goes up again.
-    begin = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    begin = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     if begin == pattern:
         return pattern
     if ".." in Path(pattern).parts:

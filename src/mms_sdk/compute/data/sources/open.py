@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mms_sdk.compute.data.sources.files import open_files
 from mms_sdk.compute.data.sources.folders import open_folder
 from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import open_table
-from mms_sdk.schema.sources import TFDS, AudioFolder, ImageFolder, Source
+from mms_sdk.compute.data.sources.webdataset import open_webdataset
+from mms_sdk.schema.sources import TFDS, AudioFolder, Files, ImageFolder, Source, VideoFolder, WebDataset
 
 
 def open_source(source: Source, *, spool: Path) -> Collection | Table:
@@ -23,8 +25,12 @@ def open_source(source: Source, *, spool: Path) -> Collection | Table:
         InvalidRequest: There is no such source.
         NothingToIngest: Nothing is in it, or nothing can be read.
     """
-    if isinstance(source, ImageFolder | AudioFolder):
+    if isinstance(source, ImageFolder | AudioFolder | VideoFolder):
         return open_folder(source)
+    if isinstance(source, Files):
+        return open_files(source)
+    if isinstance(source, WebDataset):
+        return open_webdataset(source)
     if isinstance(source, TFDS):
         return open_prepared(source)
     return open_table(source, spool=spool)

@@ -14,12 +14,11 @@ import orjson
 
 from mms_sdk.compute.data.kinds.tabular import column_names
 from mms_sdk.compute.data.sources import tfrecords
-from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
+from mms_sdk.compute.data.sources.samples import SPLIT_NAMES, Collection, Entry, Sample
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, MissingExtra, NothingToIngest
 from mms_sdk.schema.dataset import SPLITS, Column
 from mms_sdk.schema.sources import TFDS
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _OWN = "tensorflow_datasets."  # a description names a class to import, which may be any
 
 
@@ -97,7 +96,7 @@ def open_prepared(source: TFDS) -> Collection:
         raise InvalidRequest(f"splits of {root} are {list(info.splits)}; got {sorted(missing)}; choose among them")
     decode = _decoder(info)
     notes = [f"left out: {name}, {kind}" for name, kind in decode.left_out.items()]
-    places = {name: _SPLITS.get(name, "") for name in chosen}
+    places = {name: SPLIT_NAMES.get(name, "") for name in chosen}
     if len(chosen) == 1 or "" in places.values():
         # One split says nothing of how to divide it, and another's name nothing of what it is for.
         if len(chosen) > 1:

@@ -1,0 +1,233 @@
+"""Clips: from the bytes of a file to frames.
+
+A frame becomes uint8 of shape (height, width, 3), upright, its colours as eight bits of red, green and blue. Frames are
+numbered from 0 in the order in which they are shown; sound is not looked at.
+
+Damage is what FFmpeg tells of: some of its decoders, of FFV1 among them, fill a damaged part in from another frame.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mms_sdk.errors import InvalidInput, InvalidRequest, MissingExtra
+from mms_sdk.types import Array
+
+DEFAULT_MAX_PIXELS = 50_000_000
+DEFAULT_MAX_BYTES = 2**31
+
+# What people's clips lie in. FFmpeg knows playlists besides, which name other files and addresses to be read.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg"
+_MAX_RATE_HZ = 1000  # a clip of more frames a second is a mistake, or made to keep us busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a clip is, once all of it was decoded.
+
+    Attributes:
+        codec: How its frames are coded, by FFmpeg's name.
+        size: (height, width), upright.
+        frames: How many.
+        rate_hz: Frames in a second, on average.
+        seconds: How long it is shown.
+        notes: What is to be said about it.
+    """
+
+    codec: str
+    size: tuple[int, int]
+    frames: int
+    rate_hz: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def inspect(data: bytes, *, max_seconds: float, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
+    """Decodes a clip, one frame at a time, to see that it can be, and tells what it is.
+
+    Args:
+        data: The bytes of a file: MP4, MOV, Matroska, WebM, AVI, MPEG or Ogg.
+        max_seconds: Longer ones are refused.
+        max_pixels: Clips with larger frames are refused before they are decoded.
+
+    Raises:
+        InvalidInput: It does not decode, is damaged or cut short, too long or too large.
+    """
+    with _opened(data, max_pixels=max_pixels) as (container, stream):
+        _refuse_long((container.duration or 0) / 1e6, max_seconds)
+        packets, frames, begin, end, last = 0, 0, np.inf, -np.inf, -np.inf
+        size, turned = (0, 0), False
+        for packet in container.demux():
+            last = max(last, _end_s(packet))
+            if packet.stream is not stream:
+                continue
+            if packet.is_corrupt:
+                raise InvalidInput(f"this clip is damaged or cut short after its frame {frames}")
+            packets += bool(packet.size)
+            for frame in packet.decode():
+                _refuse_large(frame.height, frame.width, max_pixels)
+                if frame.is_corrupt:
+                    raise InvalidInput(f"this clip is damaged: its frame {frames} does not decode")
+                at = frame.time if frame.time is not None else frames / _rate_of(stream)
+                begin, end = min(begin, at), max(end, at)
+                frames += 1
+                _refuse_long(end - begin, max_seconds)
+                _refuse_long(frames / _MAX_RATE_HZ, max_seconds)
+                if frames == 1:
+                    size, turned = _upright_size(frame), bool(frame.rotation)
+                elif _upright_size(frame) != size:
+                    raise InvalidInput(f"the frames of a clip have one size; from its frame {frames - 1} on it differs")
+        if not frames:
+            raise InvalidInput("this clip has no frame")
+        _refuse_cut(container, stream, packets, last)
+        rate_hz = _rate_of(stream) if frames == 1 or end <= begin else (frames - 1) / (end - begin)
+        return Facts(
+            codec=stream.codec_context.name,
+            size=size,
+            frames=frames,
+            rate_hz=round(rate_hz, 6),
+            seconds=round(frames / rate_hz, 6),
+            notes=("turned upright by its display matrix",) if turned else (),
+        )
+
+
+def decode(
+    data: bytes,
+    *,
+    begin: int = 0,
+    frames: int | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Array:
+    """The frames of a clip, or a stretch of them. Those before the stretch are decoded, and not kept.
+
+    Args:
+        data: The bytes of a file.
+        begin: Number of the first frame.
+        frames: How many; None for all to the end. Where the clip ends sooner, as many as there are.
+        max_bytes: How much memory they may take.
+        max_pixels: Clips with larger frames are refused before they are decoded.
+
+    Returns:
+        uint8, shape (frames, height, width, 3).
+
+    Raises:
+        InvalidInput: It does not decode.
+        InvalidRequest: There is no such stretch, or it takes more memory than it may.
+    """
+    if begin < 0 or (frames is not None and frames < 1):
+        raise InvalidRequest(f"a stretch has at least one frame, from frame 0 on; got begin={begin}, frames={frames}")
+    taken: list[Array] = []
+    room = max_bytes
+    with _opened(data, max_pixels=max_pixels) as (container, stream):
+        for frame in islice(container.decode(stream), begin, None if frames is None else begin + frames):
+            room -= frame.height * frame.width * 3
+            if room < 0:
+                raise InvalidRequest(
+                    f"frames that are decoded at once take at most {max_bytes:,} bytes; frame {begin + len(taken)} "
+                    f"is beyond; take a stretch with begin= and frames=, or raise max_bytes"
+                )
+            taken.append(_to_array(frame))
+    if not taken:
+        raise InvalidRequest(f"a stretch begins within the clip; it has no frame {begin}")
+    return np.stack(taken)
+
+
+def poster(data: bytes) -> Array:
+    """The frame that stands for a clip where it cannot be played: its first.
+
+    Returns:
+        uint8, shape (height, width, 3).
+
+    Raises:
+        InvalidInput: It does not decode.
+    """
+    first: Array = decode(data, frames=1)[0]
+    return first
+
+
+@contextmanager
+def _opened(data: bytes, *, max_pixels: int) -> Iterator[tuple[Any, Any]]:
+    av = _av()
+    # To know a codec's facts FFmpeg may decode a frame; a bound that is not ours leaves it to us to say what is wrong.
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_pixels": str(4 * max_pixels)}
+    try:
+        with av.open(io.BytesIO(data), options=options) as container:
+            if not container.streams.video:
+                raise InvalidInput("this is no clip: there is no video in it")
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if context is None:
+                raise InvalidInput("this clip is coded in a way that FFmpeg does not know")
+            _refuse_large(context.height, context.width, max_pixels)
+            context.thread_count = 1  # clips are decoded side by side
+            context.options = {"err_detect": "crccheck+explode", "max_pixels": str(max_pixels)}
+            yield container, stream
+    except InvalidRequest:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError) as error:
+        reason = "it is empty" if not data else getattr(error, "strerror", None) or str(error)
+        if isinstance(error, av.error.ArgumentError):  # so FFmpeg says it too where it meets a larger frame
+            reason = f"nothing that FFmpeg knows, or frames of more than {max_pixels:,} pixels"
+        raise InvalidInput(
+            f"this is not a readable clip ({reason}); MMS reads MP4, MOV, Matroska, WebM, AVI, MPEG and Ogg"
+        ) from error
+
+
+def _refuse_large(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise InvalidInput(
+            f"a frame has at most {max_pixels:,} pixels; those of this clip have {width:,}×{height:,}; make it "
+            f"smaller, or raise max_pixels"
+        )
+
+
+def _refuse_long(seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        raise InvalidInput(
+            f"a clip is at most {max_seconds:g} s long, with at most {_MAX_RATE_HZ:,} frames a second; this one is "
+            f"longer; cut it, or raise max_seconds"
+        )
+
+
+def _refuse_cut(container: Any, stream: Any, packets: int, last_s: float) -> None:
+    if packets < stream.frames:
+        raise InvalidInput(f"this clip is cut short: it says {stream.frames:,} frames and has {packets:,}")
+    says_s = ((container.start_time or 0) + (container.duration or 0)) / 1e6
+    if says_s - last_s > 1.5 / _rate_of(stream):
+        raise InvalidInput(f"this clip is cut short: it says that it ends at {says_s:.2f} s, and does at {last_s:.2f}")
+
+
+def _end_s(packet: Any) -> float:
+    if packet.pts is None or packet.time_base is None:
+        return -np.inf
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _rate_of(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _upright_size(frame: Any) -> tuple[int, int]:
+    size = (frame.height, frame.width)
+    return size[::-1] if frame.rotation % 180 else size
+
+
+def _to_array(frame: Any) -> Array:
+    array: Array = frame.to_ndarray(format="rgb24")
+    return np.rot90(array, round(frame.rotation / 90)) if frame.rotation else array
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtra("av", extra="video") from error
+    return av

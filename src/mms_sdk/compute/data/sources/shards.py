@@ -1,0 +1,154 @@
+"""Shards: tar files in which files that stand one after another and share a key are a sample, as WebDataset has it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mms_sdk.compute.data.sources import tars
+from mms_sdk.compute.data.sources.files import find_files
+from mms_sdk.compute.data.sources.folders import is_clutter, printable
+from mms_sdk.errors import InvalidInput, InvalidRequest
+from mms_sdk.schema.dataset import Reject
+
+_RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+_MAX_SHARDS = 100_000
+# How WebDataset divides a name into the key and what it ends with, and which names it keeps for itself.
+_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)", re.DOTALL)
+_OF_ITS_OWN = re.compile(r"__[^/]*__($|/)")
+
+
+class Shard:
+    """One tar file; read from several threads."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self._path = path
+        self._stamp = _stamp(path.stat())
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """The file, if it is still as it was when it was found.
+
+        Raises:
+            InvalidInput: It changed.
+        """
+        with self._path.open("rb", buffering=0) as file:
+            if _stamp(os.fstat(file.fileno())) != self._stamp:
+                raise InvalidInput(f"{self.name} changed since it was looked through")
+            yield file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyed:
+    """The files of a shard that share a key.
+
+    Attributes:
+        source: The shard's name and the key.
+        shard: Where they are.
+        parts: Where the bytes of each begin, and how many there are, by what its name ends with.
+    """
+
+    source: str
+    shard: Shard
+    parts: Mapping[str, tuple[int, int]]
+
+
+def find_shards(path: str, rejects: list[Reject]) -> list[Shard]:
+    """The tar files that a path, a pattern or a range such as `{000..012}` names, or that lie in a folder.
+
+    Args:
+        path: Of them.
+        rejects: Where what cannot be taken is put, with the reason.
+
+    Raises:
+        InvalidRequest: One of a range is not there.
+    """
+    ranged = _ranged(path)
+    found = []
+    for each in ranged:
+        base, paths = find_files(each, rejects)
+        if len(ranged) > 1 and not paths:
+            raise InvalidRequest(f"every shard of {path} is there; {each} is not; name those that are")
+        whole = Path(each).expanduser().is_dir()
+        for file in sorted(paths):
+            name = printable(file.relative_to(base).as_posix())
+            if whole and file.suffix.lower() != ".tar":
+                rejects.append(Reject(source=name, reason="its name does not end with .tar"))
+            else:
+                found.append(Shard(file, name))
+    return found
+
+
+def grouped(shard: Shard, rejects: list[Reject]) -> list[Keyed]:
+    """The samples of a shard, in order.
+
+    Args:
+        shard: Its headers are read.
+        rejects: Where what cannot be taken is put, with the reason.
+    """
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    bad: dict[str, str] = {}
+    last = ""
+    try:
+        with shard.opened() as file:
+            for member in tars.members(file):
+                name = member.name.removeprefix("./")
+                if _OF_ITS_OWN.match(name) or is_clutter(name):
+                    continue
+                divided, reason = _NAME.fullmatch(name), _refused(name, member)
+                if reason or divided is None:
+                    told = f"{shard.name}/{printable(name)}"
+                    rejects.append(Reject(source=told, reason=reason or "its name does not end with what it is"))
+                    continue
+                key, end = divided[1], divided[2].lower()
+                if key != last and key in found:
+                    bad[key] = "its key stands in two places of its shard"
+                elif end in found.setdefault(key, {}):
+                    bad[key] = f"two of its files end with .{end}"
+                else:
+                    found[key][end] = (member.offset, member.size)
+                last = key
+    except (InvalidInput, OSError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        rejects.append(Reject(source=shard.name, reason=reason))
+        if last:
+            bad[last] = "it may lack files: what follows it in its shard cannot be read"
+    rejects += [Reject(source=f"{shard.name}/{printable(key)}", reason=reason) for key, reason in bad.items()]
+    return [
+        Keyed(source=f"{shard.name}/{printable(key)}", shard=shard, parts=parts)
+        for key, parts in found.items()
+        if key not in bad
+    ]
+
+
+def _refused(name: str, member: tars.Member) -> str:
+    if member.other:
+        return f"it is {member.other}"
+    if name.startswith("/") or ".." in name.split("/"):
+        return "its name leads out of the tar file"
+    return ""
+
+
+def _ranged(path: str) -> list[str]:
+    found = _RANGE.search(path)
+    if found is None:
+        return [path]
+    first, last = int(found[1]), int(found[2])
+    if not 0 <= last - first < _MAX_SHARDS:
+        raise InvalidRequest(f"a range of shards has 1 to {_MAX_SHARDS:,} numbers; got {found[0]}; write it in order")
+    width = len(found[1]) if found[1].startswith("0") else 1
+    numbered = (f"{path[: found.start()]}{at:0{width}}{path[found.end() :]}" for at in range(first, last + 1))
+    ranged = [each for one in numbered for each in _ranged(one)]
+    if len(ranged) > _MAX_SHARDS:
+        raise InvalidRequest(f"a source has at most {_MAX_SHARDS:,} shards; {path} names more")
+    return ranged
+
+
+def _stamp(told: os.stat_result) -> tuple[int, int]:
+    return told.st_size, told.st_mtime_ns
