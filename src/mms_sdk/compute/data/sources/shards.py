@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -136,18 +137,21 @@ def _refused(name: str, member: tars.Member) -> str:
 
 
 def _ranged(path: str) -> list[str]:
+    ranges = [(int(found[1]), int(found[2])) for found in _RANGE.finditer(path)]
+    if not 0 < prod(max(0, last - first + 1) for first, last in ranges) <= _MAX_SHARDS:
+        raise InvalidRequest(f"a range of shards, from less to more, has 1 to {_MAX_SHARDS:,} of them; got {path}")
+    paths = [path]
+    for _ in ranges:
+        paths = [each for one in paths for each in _numbered(one)]
+    return paths
+
+
+def _numbered(path: str) -> Iterator[str]:
     found = _RANGE.search(path)
-    if found is None:
-        return [path]
-    first, last = int(found[1]), int(found[2])
-    if not 0 <= last - first < _MAX_SHARDS:
-        raise InvalidRequest(f"a range of shards has 1 to {_MAX_SHARDS:,} numbers; got {found[0]}; write it in order")
+    assert found is not None
     width = len(found[1]) if found[1].startswith("0") else 1
-    numbered = (f"{path[: found.start()]}{at:0{width}}{path[found.end() :]}" for at in range(first, last + 1))
-    ranged = [each for one in numbered for each in _ranged(one)]
-    if len(ranged) > _MAX_SHARDS:
-        raise InvalidRequest(f"a source has at most {_MAX_SHARDS:,} shards; {path} names more")
-    return ranged
+    for number in range(int(found[1]), int(found[2]) + 1):
+        yield f"{path[: found.start()]}{number:0{width}}{path[found.end() :]}"
 
 
 def _stamp(told: os.stat_result) -> tuple[int, int]:

@@ -6,7 +6,6 @@ numbers, and `.json`. Pictures, recordings, clips and texts are not.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-import orjson
+import msgspec
 
 from mms_sdk.compute.data.kinds import text
 from mms_sdk.compute.data.kinds.tabular import column_names
@@ -122,20 +121,8 @@ def open_webdataset(source: WebDataset) -> Collection:
     if not found:
         raise NothingToIngest(f"a source has at least one sample; {source.path} has none{hint(rejects)}")
     kind, mains = _mains(source, ends)
-    form = _Form(mains=mains, encoding=source.encoding)
-    label = _label_place(source, ends)
-    seen = _Seen()
-    entries = []
-    for keyed in found:
-        try:
-            _refuse_other_mains(keyed, mains)
-            told = _label_and_values(keyed, label, mains, seen)
-        except InvalidInput as error:
-            rejects.append(Reject(source=keyed.source, reason=error.message))
-        except OSError as error:
-            rejects.append(Reject(source=keyed.source, reason=f"it cannot be read: {error.strerror}"))
-        else:
-            entries.append(_Entry(source=keyed.source, label=told, keyed=keyed, form=form))
+    form, label, seen = _Form(mains=mains, encoding=source.encoding), _label_place(source, ends), _Seen()
+    entries = _usable(found, form, label, seen, rejects)
     if not entries:
         raise NothingToIngest(f"a source has at least one usable sample; {source.path} has none{hint(rejects)}")
     taken = source.taken_as(kind)
@@ -146,7 +133,7 @@ def open_webdataset(source: WebDataset) -> Collection:
         entries=entries,
         rejects=rejects,
         labelled=label is not None,
-        labels=_in_order({entry.label for entry in entries}),
+        labels=_in_order({entry.label for entry in entries}) if label else (),
         columns=tuple(form.columns.values()),
         notes=tuple(notes),
     )
@@ -177,6 +164,23 @@ def _mains(source: WebDataset, ends: Iterable[str]) -> tuple[Kind, frozenset[str
         )
     ((kind, mains),) = kinds.items()
     return kind, frozenset(mains)
+
+
+def _usable(
+    found: Iterable[Keyed], form: _Form, label: _Place | None, seen: _Seen, rejects: list[Reject]
+) -> list[_Entry]:
+    entries = []
+    for keyed in found:
+        try:
+            _refuse_other_mains(keyed, form.mains)
+            told = _label_and_values(keyed, label, form.mains, seen)
+        except InvalidInput as error:
+            rejects.append(Reject(source=keyed.source, reason=error.message))
+        except OSError as error:
+            rejects.append(Reject(source=keyed.source, reason=f"it cannot be read: {error.strerror}"))
+        else:
+            entries.append(_Entry(source=keyed.source, label=told, keyed=keyed, form=form))
+    return entries
 
 
 def _refuse_other_mains(keyed: Keyed, mains: frozenset[str]) -> None:
@@ -279,7 +283,7 @@ def _type(value: Any) -> str:
         return "bool"
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return "whole" if abs(value) <= _EXACT else "long"
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float):
         return "float"
     return "text" if isinstance(value, str) else type(value).__name__
 
@@ -305,8 +309,11 @@ def _record(file: BinaryIO, parts: Mapping[str, tuple[int, int]]) -> dict[str, A
     if _JSON not in parts:
         return {}
     try:
-        found = orjson.loads(_bytes(file, parts[_JSON], most=_MAX_JSON_BYTES))
-    except orjson.JSONDecodeError as error:
+        # Not orjson: it reads whole numbers beyond 64 bits as floats, which are others.
+        found = msgspec.json.decode(_bytes(file, parts[_JSON], most=_MAX_JSON_BYTES))
+    except InvalidInput:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"its .json is none: {error}") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"its .json is an object; it holds {type(found).__name__}")
