@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,33 @@ def test_a_table_comes_in_by_what_its_name_ends_with(
     assert told["classes"].strip() == "a 10, b 10"
     assert told["ingested"].strip().startswith("20 of 21;")
     assert "rows.csv, row 21: it has 1 values, the header has 2" in told["note"]
+    assert workspace.is_dir()
+
+
+def test_files_and_tar_files_come_in_by_what_their_names_end_with(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "mails.tar", "w") as shard:
+        for label in ("ham", "spam"):
+            (tmp_path / "mails" / label).mkdir(parents=True)
+            (tmp_path / "class").write_text(label)
+            for number in range(4):
+                path = tmp_path / "mails" / label / f"{number}.txt"
+                path.write_text(f"{label} {number % 3}")  # the last is the first again
+                shard.add(path, f"{label}-{number}.txt")
+                shard.add(tmp_path / "class", f"{label}-{number}.cls")
+    (tmp_path / "mails" / "ham" / "bad.txt").write_bytes(b"\xff")
+
+    for source, label, found in (
+        (f"{tmp_path}/mails/**/*.txt", ["--label", "folder"], 9),
+        (f"{tmp_path}/mails.tar", [], 8),
+    ):
+        code, out, err = run(capsys, "datasets", "ingest", f"mails-{found}", source, *label)
+        assert (code, "mms:" in err) == (0, False), err
+        told = dict(line.split("  ", 1) for line in out.splitlines())
+        assert told["classes"].strip() == "ham 3, spam 3"
+        assert f"6 of {found};" in told["ingested"]
+        assert "text (text)" in told["columns"]
     assert workspace.is_dir()
 
 

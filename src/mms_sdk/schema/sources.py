@@ -197,20 +197,26 @@ class WebDataset(_AsSamples, _OfPath):
     label: str | None = Field(default=None, min_length=1)
 
 
-class TFDS(AsPictures, _OfPath):
-    """A dataset of pictures that tensorflow-datasets prepared, in ArrayRecord or TFRecord files; without TensorFlow.
+class TFDS(AsPictures, AsRecordings, _OfPath):
+    """A dataset that tensorflow-datasets prepared, in ArrayRecord or TFRecord files; without TensorFlow.
 
-    Its splits train, validation and test become those of the snapshot.
+    With a picture or a recording in each row it becomes a dataset of those, and a table otherwise. Its splits train,
+    validation and test become those of the snapshot.
 
     Attributes:
         path: The folder of a version, e.g. `~/tensorflow_datasets/mnist/3.0.1`.
         splits: Which of its splits; None for all.
-        color: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb` force it.
+        label: The feature that is the class; None for the one that is, if it is one of a few names.
+        rate_hz: Of recordings whose description does not say it.
+        color: Of pictures: `auto` keeps one channel when every picture is grey; `gray` and `rgb` force it.
         max_pixels: Larger pictures are rejected; bounds the memory of a decode.
+        max_seconds: Longer recordings are rejected.
     """
 
     type: Literal["tfds"] = "tfds"
     splits: tuple[str, ...] | None = Field(default=None, min_length=1)
+    label: str | None = None
+    rate_hz: int | None = Field(default=None, gt=0)
 
     @field_validator("splits", mode="before")
     @classmethod

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mms_sdk.compute.data import clean_table
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
 from mms_sdk.compute.data.clean_table import ID, Fitted
 from mms_sdk.compute.data.kinds import tabular
-from mms_sdk.compute.data.sources.rows import ROW, SOURCE, Table
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -76,6 +77,7 @@ class _Seen:
     ids: list[Array] = field(default_factory=list)
     sources: _Codes = field(default_factory=_Codes)
     classes: _Codes = field(default_factory=_Codes)
+    splits: list[Array] = field(default_factory=list)
     categories: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     missing: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -93,6 +95,7 @@ class _Plan:
         ids: Their digests, uint8, shape (rows, 16).
         classes: Their class codes.
         sources: Their codes among the sources.
+        splits: Their codes into `SPLITS`; None where the rule places them.
         report: For the snapshot.
     """
 
@@ -101,6 +104,7 @@ class _Plan:
     ids: Array
     classes: Array
     sources: Array
+    splits: Array | None
     report: CleaningReport
 
 
@@ -166,8 +170,9 @@ def _prepared(batch: pa.RecordBatch, names: dict[str, str], categories: set[str]
     ids = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(16), len(own), [None, pa.py_buffer(tabular.digests(own, own.schema.names))]
     )
-    columns = [*own.columns, batch.column(SOURCE), batch.column(ROW), ids]
-    return pa.RecordBatch.from_arrays(columns, names=[*own.schema.names, SOURCE, ROW, ID])
+    known = [name for name in (SOURCE, ROW, SPLIT) if name in batch.schema.names]
+    columns = [*own.columns, *(batch.column(name) for name in known), ids]
+    return pa.RecordBatch.from_arrays(columns, names=[*own.schema.names, *known, ID])
 
 
 def _look(steps: Sequence[Fitted], read: Read, table: Table, categories: set[str], folder: Path, tell: Tell) -> _Seen:
@@ -198,6 +203,9 @@ def _see(seen: _Seen, batch: pa.RecordBatch, categories: set[str]) -> None:
     seen.schema = batch.schema
     seen.ids.append(np.frombuffer(b"".join(batch.column(ID).to_pylist()), np.uint8).reshape(-1, 16))
     seen.sources.add(batch.column(SOURCE))
+    if SPLIT in batch.schema.names:
+        places = pc.index_in(batch.column(SPLIT), pa.array(SPLITS))
+        seen.splits.append(np.asarray(places).astype(np.uint8))
     for name in clean_table.own_columns(batch.schema):
         column = batch.column(name)
         seen.missing[name] += column.null_count
@@ -220,11 +228,12 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
     source_codes = seen.sources.as_of(sources)
     new = _is_new(ids, source_codes, base)
     labelled = LABEL in seen.schema.names
-    labels = _grown(base, LABEL, seen.classes.texts) if labelled else ("",)
+    labels = _grown(base, LABEL, seen.classes.texts, named=table.labels) if labelled else ("",)
     classes = seen.classes.as_of(labels) if labelled else np.zeros(len(ids), np.int32)
     columns, notes = _columns(seen, names, categories, labels, base)
     if table.rejects:
         notes.append(f"{len(table.rejects):,} × left out{_first(table.rejects)}")
+    notes += table.notes
     report = CleaningReport(
         found=table.rows + len(table.rejects),
         already_present=int(np.count_nonzero(~new)),
@@ -239,6 +248,7 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
         ids=ids[new],
         classes=classes[new],
         sources=source_codes[new],
+        splits=np.concatenate(seen.splits)[new] if seen.splits else None,
         report=report,
     )
 
@@ -254,11 +264,14 @@ def _first(rejects: Sequence[Reject]) -> str:
     return f", e.g. {rejects[0].source}: {rejects[0].reason}" if rejects else ""
 
 
-def _grown(base: OpenSnapshot | None, name: str, texts: dict[str, int] | set[str]) -> tuple[str, ...]:
-    # Labels that were there keep their codes; new ones follow by name.
+def _grown(
+    base: OpenSnapshot | None, name: str, texts: dict[str, int] | set[str], *, named: Sequence[str] = ()
+) -> tuple[str, ...]:
+    # Labels that were there keep their codes; those that the source names follow in its order, and others by name.
     column = base.record.column(name) if base else None
     before = (column.labels or ()) if column else ()
-    return (*before, *sorted(set(texts) - set(before)))
+    known = (*before, *(label for label in named if label not in before))
+    return (*known, *sorted(set(texts) - set(known)))
 
 
 def _is_new(ids: Array, sources: Array, base: OpenSnapshot | None) -> Array:
@@ -371,7 +384,9 @@ def _write(
 ) -> Snapshot:
     label = next((column for column in plan.columns if column.name == LABEL), None)
     labels = (label.labels if label else None) or ("all rows",)
-    splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
+    splits = plan.splits
+    if splits is None:
+        splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
     record = base.record if base else None
     addition = Addition(
         parts=(),
@@ -379,7 +394,7 @@ def _write(
         message=spec.message or f"ingest of {spec.source.told}",
         splits=Counter(SPLITS[code] for code in splits.tolist()),
         classes=Counter(labels[code] for code in plan.classes.tolist()) if label else {},
-        split_rule=spec.split.model_dump(),
+        split_rule=spec.split.model_dump() if plan.splits is None else {"by": "source"},
         provenance={
             "job": job,
             "ingest": spec.model_dump(mode="json"),

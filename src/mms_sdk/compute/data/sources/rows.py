@@ -12,6 +12,8 @@ from mms_sdk.schema.sources import AsTable
 
 SOURCE, ROW = "#source", "#row"
 """Columns of every batch beside the source's own: the file it is from, and its row there, from 1."""
+SPLIT = "#split"
+"""Column of every batch with the split of each row, where the source says."""
 
 BATCH_ROWS = 8192
 
@@ -25,7 +27,9 @@ class Table:
         schema: Names and types of its columns.
         rows: How many can be read.
         rejects: Rows and files that cannot, and why.
-        read: Reads all of it: batches with the schema's columns, `SOURCE` and `ROW`.
+        read: Reads all of it: batches with the schema's columns, `SOURCE` and `ROW`, and `SPLIT` if all rows have one.
+        labels: Names of the classes in the order of their codes, as far as the source says.
+        notes: What is to be said about all of it.
     """
 
     taken: AsTable
@@ -33,3 +37,5 @@ class Table:
     rows: int
     rejects: Sequence[Reject]
     read: Callable[[], Iterator[pa.RecordBatch]]
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
