@@ -129,6 +129,28 @@ def test_a_recording_is_no_clip():
         video.inspect(out.getvalue(), max_seconds=10)
 
 
+def test_sound_beside_is_not_looked_at_but_where_it_ends():
+    out = io.BytesIO()
+    with av.open(out, "w", format="matroska") as container:
+        shown, heard = (
+            container.add_stream("ffv1", rate=25),
+            container.add_stream("pcm_s16le", rate=8000, layout="mono"),
+        )
+        shown.height, shown.width, shown.pix_fmt = 32, 48, "bgr0"
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), format="s16", layout="mono")
+        sound.sample_rate, sound.pts = 8000, 0
+        container.mux(heard.encode(sound))
+        for picture in frames():
+            container.mux(shown.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in (shown, heard):
+            container.mux(stream.encode())
+
+    facts = video.inspect(out.getvalue(), max_seconds=10)
+
+    assert (facts.frames, facts.seconds) == (12, 0.48)  # and two seconds of sound
+    np.testing.assert_array_equal(video.decode(out.getvalue()), frames())
+
+
 def test_clips_beyond_the_bounds_are_refused_before_they_are_decoded():
     data = encode(frames(50))
     with pytest.raises(InvalidInput, match="a clip is at most 1 s long"):

@@ -49,6 +49,38 @@ class Facts:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(kw_only=True)
+class _Seen:
+    """What decoding a clip showed.
+
+    Attributes:
+        packets: Of its video, in the file.
+        frames: In these.
+        first_s: When the first of them is shown.
+        last_s: When the last of them is.
+        end_s: When the last packet ends, of sound too.
+        size: (height, width) of all frames, upright.
+        turned: Whether they are shown turned.
+    """
+
+    packets: int = 0
+    frames: int = 0
+    first_s: float = np.inf
+    last_s: float = -np.inf
+    end_s: float = -np.inf
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+
+    def see(self, frame: Any, at_s: float) -> None:
+        """Looks at one more frame."""
+        size = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+        if self.frames and size != self.size:
+            raise InvalidInput(f"the frames of a clip have one size; from its frame {self.frames} on it differs")
+        self.size, self.turned = size, bool(frame.rotation)
+        self.first_s, self.last_s = min(self.first_s, at_s), max(self.last_s, at_s)
+        self.frames += 1
+
+
 def inspect(data: bytes, *, max_seconds: float, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
     """Decodes a clip, one frame at a time, to see that it can be, and tells what it is.
 
@@ -62,39 +94,19 @@ def inspect(data: bytes, *, max_seconds: float, max_pixels: int = DEFAULT_MAX_PI
     """
     with _opened(data, max_pixels=max_pixels) as (container, stream):
         _refuse_long((container.duration or 0) / 1e6, max_seconds)
-        packets, frames, begin, end, last = 0, 0, np.inf, -np.inf, -np.inf
-        size, turned = (0, 0), False
-        for packet in container.demux():
-            last = max(last, _end_s(packet))
-            if packet.stream is not stream:
-                continue
-            if packet.is_corrupt:
-                raise InvalidInput(f"this clip is damaged or cut short after its frame {frames}")
-            packets += bool(packet.size)
-            for frame in packet.decode():
-                _refuse_large(frame.height, frame.width, max_pixels)
-                if frame.is_corrupt:
-                    raise InvalidInput(f"this clip is damaged: its frame {frames} does not decode")
-                at = frame.time if frame.time is not None else frames / _rate_of(stream)
-                begin, end = min(begin, at), max(end, at)
-                frames += 1
-                _refuse_long(end - begin, max_seconds)
-                _refuse_long(frames / _MAX_RATE_HZ, max_seconds)
-                if frames == 1:
-                    size, turned = _upright_size(frame), bool(frame.rotation)
-                elif _upright_size(frame) != size:
-                    raise InvalidInput(f"the frames of a clip have one size; from its frame {frames - 1} on it differs")
-        if not frames:
+        seen = _look(container, stream, max_seconds=max_seconds, max_pixels=max_pixels)
+        if not seen.frames:
             raise InvalidInput("this clip has no frame")
-        _refuse_cut(container, stream, packets, last)
-        rate_hz = _rate_of(stream) if frames == 1 or end <= begin else (frames - 1) / (end - begin)
+        _refuse_cut(container, stream, seen)
+        several = seen.frames > 1 and seen.last_s > seen.first_s
+        rate_hz = (seen.frames - 1) / (seen.last_s - seen.first_s) if several else _rate_of(stream)
         return Facts(
             codec=stream.codec_context.name,
-            size=size,
-            frames=frames,
+            size=seen.size,
+            frames=seen.frames,
             rate_hz=round(rate_hz, 6),
-            seconds=round(frames / rate_hz, 6),
-            notes=("turned upright by its display matrix",) if turned else (),
+            seconds=round(seen.frames / rate_hz, 6),
+            notes=("turned upright by its display matrix",) if seen.turned else (),
         )
 
 
@@ -181,6 +193,24 @@ def _opened(data: bytes, *, max_pixels: int) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
+def _look(container: Any, stream: Any, *, max_seconds: float, max_pixels: int) -> _Seen:
+    seen = _Seen()
+    for packet in container.demux():
+        seen.end_s = max(seen.end_s, _end_s(packet))
+        if packet.stream.index != stream.index:
+            continue
+        if packet.is_corrupt:
+            raise InvalidInput(f"this clip is damaged or cut short after its frame {seen.frames}")
+        seen.packets += bool(packet.size)
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise InvalidInput(f"this clip is damaged: its frame {seen.frames} does not decode")
+            _refuse_large(frame.height, frame.width, max_pixels)
+            seen.see(frame, frame.time if frame.time is not None else seen.frames / _rate_of(stream))
+            _refuse_long(max(seen.last_s - seen.first_s, seen.frames / _MAX_RATE_HZ), max_seconds)
+    return seen
+
+
 def _refuse_large(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise InvalidInput(
@@ -197,12 +227,14 @@ def _refuse_long(seconds: float, max_seconds: float) -> None:
         )
 
 
-def _refuse_cut(container: Any, stream: Any, packets: int, last_s: float) -> None:
-    if packets < stream.frames:
-        raise InvalidInput(f"this clip is cut short: it says {stream.frames:,} frames and has {packets:,}")
+def _refuse_cut(container: Any, stream: Any, seen: _Seen) -> None:
+    if seen.packets < stream.frames:
+        raise InvalidInput(f"this clip is cut short: it says {stream.frames:,} frames and has {seen.packets:,}")
     says_s = ((container.start_time or 0) + (container.duration or 0)) / 1e6
-    if says_s - last_s > 1.5 / _rate_of(stream):
-        raise InvalidInput(f"this clip is cut short: it says that it ends at {says_s:.2f} s, and does at {last_s:.2f}")
+    if says_s - seen.end_s > 1.5 / _rate_of(stream):
+        raise InvalidInput(
+            f"this clip is cut short: it says that it ends at {says_s:.2f} s, and does at {seen.end_s:.2f} s"
+        )
 
 
 def _end_s(packet: Any) -> float:
@@ -213,11 +245,6 @@ def _end_s(packet: Any) -> float:
 
 def _rate_of(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
-
-
-def _upright_size(frame: Any) -> tuple[int, int]:
-    size = (frame.height, frame.width)
-    return size[::-1] if frame.rotation % 180 else size
 
 
 def _to_array(frame: Any) -> Array:

@@ -93,39 +93,56 @@ def grouped(shard: Shard, rejects: list[Reject]) -> list[Keyed]:
         shard: Its headers are read.
         rejects: Where what cannot be taken is put, with the reason.
     """
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    bad: dict[str, str] = {}
-    last = ""
+    found = _Grouped(shard.name, rejects)
     try:
         with shard.opened() as file:
             for member in tars.members(file):
-                name = member.name.removeprefix("./")
-                if _OF_ITS_OWN.match(name) or is_clutter(name):
-                    continue
-                divided, reason = _NAME.fullmatch(name), _refused(name, member)
-                if reason or divided is None:
-                    told = f"{shard.name}/{printable(name)}"
-                    rejects.append(Reject(source=told, reason=reason or "its name does not end with what it is"))
-                    continue
-                key, end = divided[1], divided[2].lower()
-                if key != last and key in found:
-                    bad[key] = "its key stands in two places of its shard"
-                elif end in found.setdefault(key, {}):
-                    bad[key] = f"two of its files end with .{end}"
-                else:
-                    found[key][end] = (member.offset, member.size)
-                last = key
+                found.add(member)
     except (InvalidInput, OSError) as error:
-        reason = str(getattr(error, "strerror", None) or error)
-        rejects.append(Reject(source=shard.name, reason=reason))
-        if last:
-            bad[last] = "it may lack files: what follows it in its shard cannot be read"
-    rejects += [Reject(source=f"{shard.name}/{printable(key)}", reason=reason) for key, reason in bad.items()]
+        rejects.append(Reject(source=shard.name, reason=str(getattr(error, "strerror", None) or error)))
+        if found.last:
+            found.bad[found.last] = "it may lack files: what follows it in its shard cannot be read"
+    rejects += [Reject(source=found.told(key), reason=reason) for key, reason in found.bad.items()]
     return [
-        Keyed(source=f"{shard.name}/{printable(key)}", shard=shard, parts=parts)
-        for key, parts in found.items()
-        if key not in bad
+        Keyed(source=found.told(key), shard=shard, parts=parts)
+        for key, parts in found.parts.items()
+        if key not in found.bad
     ]
+
+
+class _Grouped:
+    """Files of a shard by their key, and the keys of which nothing good comes, with the reason."""
+
+    def __init__(self, name: str, rejects: list[Reject]) -> None:
+        self.parts: dict[str, dict[str, tuple[int, int]]] = {}
+        self.bad: dict[str, str] = {}
+        self.last = ""
+        self._name = name
+        self._rejects = rejects
+
+    def told(self, name: str) -> str:
+        """What a key or a file of the shard is called."""
+        return f"{self._name}/{printable(name)}"
+
+    def add(self, member: tars.Member) -> None:
+        """Takes one more file."""
+        name = member.name.removeprefix("./")
+        if _OF_ITS_OWN.match(name) or is_clutter(name):
+            return
+        divided, reason = _NAME.fullmatch(name), _refused(name, member)
+        if reason or divided is None:
+            self._rejects.append(
+                Reject(source=self.told(name), reason=reason or "its name does not end with what it is")
+            )
+            return
+        key, end = divided[1], divided[2].lower()
+        if key != self.last and key in self.parts:
+            self.bad[key] = "its key stands in two places of its shard"
+        elif end in self.parts.setdefault(key, {}):
+            self.bad[key] = f"two of its files end with .{end}"
+        else:
+            self.parts[key][end] = (member.offset, member.size)
+        self.last = key
 
 
 def _refused(name: str, member: tars.Member) -> str:
