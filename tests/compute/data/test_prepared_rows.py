@@ -163,21 +163,42 @@ def sounds(count: int, *, high: int = 2**15, channels: int | None = None) -> lis
     ]
 
 
-def test_sound_becomes_its_samples(tmp_path: Path) -> None:
-    splits = {"train": sounds(8), "test": sounds(4)}
-    made = prepare(tmp_path / "data", {**SOUND, "speaker": tfds.features.Text()}, {
-        name: [{**row, "speaker": f"{name} {at}"} for at, row in enumerate(rows)] for name, rows in splits.items()
-    })  # fmt: skip
-    snapshot = ingested(tmp_path, TFDS(as_sound(made, "audio", rate_hz=8000))).snapshot()
+def test_sound_becomes_its_samples_with_what_stands_beside(tmp_path: Path) -> None:
+    splits = {
+        name: [{**row, "speaker": f"{name} {at}", "id": at, "lang": at % 2 - 1} for at, row in enumerate(sounds(count))]
+        for name, count in (("train", 8), ("test", 4))
+    }
+    beside = {"speaker": tfds.features.Text(), "id": np.int32, "lang": tfds.features.ClassLabel(names=["en"])}
+    made = as_sound(prepare(tmp_path / "data", {**SOUND, **beside}, splits), "audio", rate_hz=8000)
+    snapshot = ingested(tmp_path, TFDS(made)).snapshot()
 
     column = snapshot.column("audio")
     assert (column.kind, column.dtype, column.shape, column.rate_hz) == ("audio", "int16", (None, 1), 8000)
     assert snapshot.record.splits == {"train": 8, "test": 4}
     assert snapshot.column("label").labels == ("no", "yes")
     rows = np.arange(snapshot.rows)
-    for speaker, samples in zip(snapshot.gather("speaker", rows), snapshot.gather("audio", rows), strict=True):
-        name, at = speaker.decode().split()
-        np.testing.assert_array_equal(samples[:, 0], splits[name][int(at)]["audio"])
+    told = [speaker.decode().split() for speaker in snapshot.gather("speaker", rows)]
+    expected = [splits[name][int(at)] for name, at in told]
+    for row, samples in zip(expected, snapshot.gather("audio", rows), strict=True):
+        np.testing.assert_array_equal(samples[:, 0], row["audio"])
+    assert snapshot.column("id_2").title == "id"
+    assert snapshot.values("id_2").tolist() == [row["id"] for row in expected]
+    assert snapshot.gather("lang", rows).tolist() == [[None, 0][row["lang"] + 1] for row in expected]
+
+    named = ingested(
+        tmp_path / "named", TFDS(made, label="speaker", splits="test"), split=Split(train=1, val=0, test=0)
+    )
+    assert named.record().column("label").labels == ("test 0", "test 1", "test 2", "test 3")
+
+
+def test_a_recording_without_a_class_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    rows = [*sounds(4), {"audio": np.arange(5), "label": -1}]
+    made = as_sound(prepare(tmp_path / "data", SOUND, {"train": rows}), "audio", rate_hz=8000)
+    whole = Split(train=1, val=0, test=0)
+    with pytest.raises(DataError, match=r"1 of 5 do not.*it has no class"):
+        ingested(tmp_path, TFDS(made), split=whole)
+    assert ingested(tmp_path, TFDS(made), clean=(DropUnreadable(),), split=whole).record().rows == 4
+    assert list(rejects(tmp_path).values()) == ["it has no class"]
 
 
 def test_samples_of_more_bits_are_kept_as_wav_files_that_python_reads(tmp_path: Path) -> None:

@@ -221,7 +221,9 @@ def test_a_name_of_gigabytes_takes_no_memory(at, kind):
         b"no number\n",
         b"9999999999999 a=b\n",
         b"-3 a=b\n",
-        b"9 size=-1\n",
+        b"11 size=-1\n",
+        b"11 size=\xff9\n",
+        b"11 size=\x809\n",
     ],
 )
 def test_long_values_that_are_none_are_refused(at, record):

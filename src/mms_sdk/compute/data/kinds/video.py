@@ -124,7 +124,7 @@ def decode(
         data: The bytes of a file.
         begin: Number of the first frame.
         frames: How many; None for all to the end. Where the clip ends sooner, as many as there are.
-        max_bytes: How much memory they may take.
+        max_bytes: How much memory they may take; while they are put together it is twice as much.
         max_pixels: Clips with larger frames are refused before they are decoded.
 
     Returns:

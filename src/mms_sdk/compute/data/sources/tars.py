@@ -65,7 +65,8 @@ def members(file: BinaryIO) -> Iterator[Member]:
         kind, begin = header[156:157], at + _BLOCK
         size = _number(header[124:136])
         if kind not in (b"x", b"g", b"L", b"K"):
-            size = _number(ahead.told["size"].encode(), base=10) if "size" in ahead.told else size
+            if told := ahead.told.get("size"):
+                size = int(told) if re.fullmatch(r"[0-9]{1,20}", told) else None
             begin = _behind_holes(handle, header, begin) if kind == b"S" else begin
         if size is None or begin + size > end:
             raise InvalidInput(f"it is cut short, or damaged: the file at its byte {at:,} ends behind its end")
@@ -102,14 +103,11 @@ def _refuse_other_formats(begin: bytes) -> None:
         raise InvalidInput("it is empty" if not begin else "it is no tar file")
 
 
-def _number(text: bytes, *, base: int = 8) -> int | None:
+def _number(text: bytes) -> int | None:
     if text[:1] == b"\x80":  # GNU: what does not fit as octal digits, as bytes
         return int.from_bytes(text[1:], "big")
-    found = re.match(rb" *([0-9]{0,20})(?=[ \0]|$)", text)
-    try:
-        return int(found[1] or b"0", base) if found else None
-    except ValueError:
-        return None
+    found = re.match(rb" *([0-7]*)(?=[ \0]|$)", text)
+    return int(found[1] or b"0", 8) if found else None
 
 
 def _name(header: bytes) -> str:
