@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import random
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -235,3 +237,19 @@ def test_holes_without_end_are_refused(at, monkeypatch):
     monkeypatch.setattr("mms_sdk.compute.data.sources.tars._MAX_HOLES", 5)
     data = _retyped("holes", b"S", flag=b"\1") + (bytes(504) + b"\1" + bytes(7)) * 9
     assert "at most 5 blocks" in refused(data, at)
+
+
+def test_whatever_is_written_into_a_header_is_read_or_refused(at):
+    rng = random.Random(0)
+    right = tar({"a.png": bytes(700), "b" * 150: b"1", "ü.txt": b"2"}, format=tarfile.PAX_FORMAT)
+    for _ in range(300):
+        wrong = bytearray(right)
+        for _ in range(rng.choice([1, 2, 8])):
+            wrong[rng.randrange(len(wrong))] = rng.randrange(256)
+        for begin in range(0, len(wrong), 512):  # with its sum mended, so that what is behind it is looked at
+            header = wrong[begin : begin + 512]
+            if header[257:262] == b"ustar":
+                total = sum(header) - sum(header[148:156]) + 8 * 32
+                wrong[begin + 148 : begin + 156] = f"{total:06o}\0 ".encode()
+        with contextlib.suppress(InvalidInput):
+            read(bytes(wrong), at)

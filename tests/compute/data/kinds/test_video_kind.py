@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import resource
 import sys
@@ -214,3 +215,18 @@ def test_without_pyav_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtra, match=r'pip install "mms-sdk\[video\]"'):
         video.inspect(data, max_seconds=10)
+
+
+def test_whatever_is_flipped_in_a_file_it_decodes_or_is_refused():
+    rng = np.random.default_rng(0)
+    for how in (LOSSLESS["ffv1 in avi"], LOSSY["h264 in mp4"], LOSSY["vp9 in webm"], LOSSY["mpeg2 in mpeg"]):
+        right = np.frombuffer(written(how), np.uint8)
+        for turn in range(40):
+            wrong = right.copy()
+            places = rng.integers(
+                0, 600 if turn % 2 else len(wrong), 1 + turn % 5
+            )  # half of them where the headers are
+            wrong[places] = rng.integers(0, 256, len(places))
+            for read in (lambda data: video.inspect(data, max_seconds=60), video.poster):
+                with contextlib.suppress(InvalidInput):
+                    read(wrong.tobytes())

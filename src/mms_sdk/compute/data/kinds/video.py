@@ -25,6 +25,7 @@ DEFAULT_MAX_BYTES = 2**31
 
 # What people's clips lie in. FFmpeg knows playlists besides, which name other files and addresses to be read.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg"
+_NO_FRAME = "this clip has no frame"
 _MAX_RATE_HZ = 1000  # a clip of more frames a second is a mistake, or made to keep us busy
 
 
@@ -96,7 +97,7 @@ def inspect(data: bytes, *, max_seconds: float, max_pixels: int = DEFAULT_MAX_PI
         _refuse_long((container.duration or 0) / 1e6, max_seconds)
         seen = _look(container, stream, max_seconds=max_seconds, max_pixels=max_pixels)
         if not seen.frames:
-            raise InvalidInput("this clip has no frame")
+            raise InvalidInput(_NO_FRAME)
         _refuse_cut(container, stream, seen)
         several = seen.frames > 1 and seen.last_s > seen.first_s
         rate_hz = (seen.frames - 1) / (seen.last_s - seen.first_s) if several else _rate_of(stream)
@@ -147,6 +148,8 @@ def decode(
                     f"is beyond; take a stretch with begin= and frames=, or raise max_bytes"
                 )
             taken.append(_to_array(frame))
+    if not taken and not begin:
+        raise InvalidInput(_NO_FRAME)
     if not taken:
         raise InvalidRequest(f"a stretch begins within the clip; it has no frame {begin}")
     return np.stack(taken)

@@ -41,8 +41,11 @@ class _Shard:
                     return bytes(self._reader.read([number])[0])
             except (RuntimeError, ValueError, IndexError) as error:
                 raise InvalidInput(f"its record cannot be read: {error}") from error
-        with self.path.open("rb", buffering=0) as file:
-            return tfrecords.read_record(file.fileno(), int(self._offsets[number]), int(self._offsets[number + 1]))
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                return tfrecords.read_record(file.fileno(), int(self._offsets[number]), int(self._offsets[number + 1]))
+        except OSError as error:
+            raise InvalidInput(f"its file cannot be read: {error.strerror}") from error
 
     @cached_property
     def _reader(self) -> Any:
