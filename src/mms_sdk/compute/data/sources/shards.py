@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Shard:
             yield file
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Keyed:
     """The files of a shard that share a key.
 
@@ -135,7 +136,7 @@ class _Grouped:
                 Reject(source=self.told(name), reason=reason or "its name does not end with what it is")
             )
             return
-        key, end = divided[1], divided[2].lower()
+        key, end = divided[1], sys.intern(divided[2].lower())
         if key != self.last and key in self.parts:
             self.bad[key] = "its key stands in two places of its shard"
         elif end in self.parts.setdefault(key, {}):

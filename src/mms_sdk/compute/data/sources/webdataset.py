@@ -11,6 +11,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, BinaryIO
 
 import msgspec
@@ -170,16 +172,18 @@ def _usable(
     found: Iterable[Keyed], form: _Form, label: _Place | None, seen: _Seen, rejects: list[Reject]
 ) -> list[_Entry]:
     entries = []
-    for keyed in found:
-        try:
-            _refuse_other_mains(keyed, form.mains)
-            told = _label_and_values(keyed, label, form.mains, seen)
-        except InvalidInput as error:
-            rejects.append(Reject(source=keyed.source, reason=error.message))
-        except OSError as error:
-            rejects.append(Reject(source=keyed.source, reason=f"it cannot be read: {error.strerror}"))
-        else:
-            entries.append(_Entry(source=keyed.source, label=told, keyed=keyed, form=form))
+    for shard, of_shard in groupby(found, key=attrgetter("shard")):
+        with shard.opened() as file:
+            for keyed in of_shard:
+                try:
+                    _refuse_other_mains(keyed, form.mains)
+                    told = _label_and_values(file, keyed, label, form.mains, seen)
+                except InvalidInput as error:
+                    rejects.append(Reject(source=keyed.source, reason=error.message))
+                except OSError as error:
+                    rejects.append(Reject(source=keyed.source, reason=f"it cannot be read: {error.strerror}"))
+                else:
+                    entries.append(_Entry(source=keyed.source, label=told, keyed=keyed, form=form))
     return entries
 
 
@@ -207,17 +211,15 @@ def _label_place(source: WebDataset, ends: Mapping[str, int]) -> _Place | None:
     return _Place(_JSON, source.label)
 
 
-def _label_and_values(keyed: Keyed, label: _Place | None, mains: frozenset[str], seen: _Seen) -> str:
+def _label_and_values(file: BinaryIO, keyed: Keyed, label: _Place | None, mains: frozenset[str], seen: _Seen) -> str:
     # Values count once it is sure that the sample stays.
-    with keyed.shard.opened() as file:
-        record = _record(file, keyed.parts)
-        ends = [end for end in keyed.parts if end in _NUMBERS and end not in mains]
-        values = {_Place(end): _number_or_name(file, keyed.parts, end) for end in ends}
-        told = ""
-        if label is not None:
-            told = _label(
-                _number_or_name(file, keyed.parts, label.end) if label.field is None else record.get(label.field), label
-            )
+    parts, told = keyed.parts, ""
+    record = _record(file, parts)
+    ends = [end for end in parts if end in _NUMBERS and end not in mains]
+    values = {_Place(end): _number_or_name(file, parts, end) for end in ends}
+    if label is not None:
+        value = _number_or_name(file, parts, label.end) if label.field is None else record.get(label.field)
+        told = _label(value, label)
     values |= {_Place(_JSON, name): value for name, value in record.items()}
     values |= {_Place(end): "" for end in keyed.parts if end.rpartition(".")[2] in _TEXTS and end not in mains}
     for place, value in values.items():
