@@ -35,7 +35,10 @@ _DATASETS = {
     "show": (("NAME",), "one of them"),
     "head": (("NAME",), "its first rows"),
     "describe": (("NAME",), "its columns in numbers"),
-    "ingest": (("NAME", "SOURCE"), "bring in a folder of pictures, or a table"),
+    "ingest": (
+        ("NAME", "SOURCE"),
+        "bring in a folder of pictures, files by a pattern, tar files of samples, or a table",
+    ),
     "rejects": (("NAME",), "what its ingest left out"),
     "snapshots": (("NAME",), "its snapshots"),
     "diff": (("NAME", "OLDER"), "what became of it since an older snapshot"),
@@ -102,9 +105,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     )
     data.add_argument("name", nargs="?", metavar="NAME", help="dataset, e.g. flowers, flowers@7 or flowers@paper")
     data.add_argument("what", nargs="?", metavar="WHAT", help="the folder, snapshot or tag that the action takes")
-    data.add_argument("--label", metavar="COLUMN", help="for ingest of a table: the class of a row")
+    data.add_argument("--label", metavar="COLUMN", help="for ingest, but of a folder: where the class of a row stands")
     data.add_argument(
-        "--keep-all", action="store_true", help="for ingest of pictures: no cleaning; an unreadable file is an error"
+        "--keep-all", action="store_true", help="for ingest of files: no cleaning; an unreadable one is an error"
     )
     data.add_argument(
         "--profile",
@@ -325,14 +328,17 @@ def _datasets(asked: argparse.Namespace) -> Any:
 
 def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
     from mms_sdk.client.datasets import source_of
-    from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
-    from mms_sdk.schema.sources import ImageFolder
+    from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable
+    from mms_sdk.schema.sources import Files, ImageFolder, WebDataset
 
     source = source_of(asked.what)
+    clean: list[CleanStep] = []
+    if isinstance(source, ImageFolder | Files | WebDataset) and not asked.keep_all:
+        clean = [DropUnreadable(), DropDuplicates()]
     if isinstance(source, ImageFolder):
-        clean = () if asked.keep_all else (DropUnreadable(), DropDuplicates(), DropOddSizes())
+        clean += [] if asked.keep_all else [DropOddSizes()]
     else:
-        clean, source = (), source.model_copy(update={"label": asked.label})
+        source = type(source)(path=source.path, label=asked.label)
     return workspace.datasets.ingest(asked.name, source, clean=clean, profile=asked.profile)
 
 

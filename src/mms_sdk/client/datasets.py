@@ -18,6 +18,7 @@ from mms_sdk.compute.data import describe as statistics
 from mms_sdk.compute.data import preview as looking
 from mms_sdk.compute.data import spark
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
+from mms_sdk.compute.data.sources.files import SUFFIXES
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     SPLITS,
@@ -36,7 +37,18 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
-from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source, Zarr
+from mms_sdk.schema.sources import (
+    CSV,
+    JSONL,
+    SQL,
+    Arrow,
+    Files,
+    ImageFolder,
+    Parquet,
+    Source,
+    WebDataset,
+    Zarr,
+)
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -571,7 +583,7 @@ class Datasets:
         Args:
             name: The dataset; made if it is not there.
             source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
-                each class or of a table's file; or arrays by column.
+                each class, or a pattern or path of files whose names say what they are; or arrays by column.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.
@@ -596,13 +608,15 @@ class Datasets:
         return self.get(f"{name}@{job.result['snapshot']}")
 
 
-def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow | Zarr:
+def source_of(path: str) -> ImageFolder | Files | WebDataset | CSV | JSONL | Parquet | Arrow | Zarr:
     """The source that a path means by what its name ends with; a folder of pictures if by nothing known."""
     suffix = Path(path).suffix.lower()
     return _BY_SUFFIX[suffix](path=path) if suffix in _BY_SUFFIX else ImageFolder(path=path)
 
 
-_BY_SUFFIX: dict[str, Callable[..., CSV | JSONL | Parquet | Arrow | Zarr]] = {
+_BY_SUFFIX: dict[str, Callable[..., Files | WebDataset | CSV | JSONL | Parquet | Arrow | Zarr]] = {
+    **dict.fromkeys(SUFFIXES, Files),
+    ".tar": WebDataset,
     **dict.fromkeys((".csv", ".tsv", ".tab"), CSV),
     **dict.fromkeys((".jsonl", ".ndjson"), JSONL),
     **dict.fromkeys((".parquet", ".pq"), Parquet),

@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Parquet, Source
+from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, WebDataset
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -45,7 +45,7 @@ class ServiceState:
         if isinstance(source, HTTP) and source.path is None:
             return  # where it leads is looked at when it is connected to
         path = source.path or ""
-        if isinstance(source, CSV | JSONL | Parquet | Arrow):
+        if isinstance(source, CSV | JSONL | Parquet | Arrow | Files | WebDataset):
             path = _before_wildcards(path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
@@ -64,7 +64,7 @@ class ServiceState:
 
 def _before_wildcards(pattern: str) -> str:
     # What a pattern can find lies below the part of it without wildcards, unless it goes up again.
-    begin = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    begin = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     if begin == pattern:
         return pattern
     if ".." in Path(pattern).parts:

@@ -154,10 +154,10 @@ def _drop_out_of_range(step: DropOutOfRange, read: Callable[[], Batches]) -> Fit
 
 
 def _keep_where(step: KeepWhere, read: Callable[[], Batches]) -> Fitted:
-    schema = _schema(read)
-    condition = expressions.parse(step.expression, columns=own_columns(schema))
+    none = next(iter(read())).slice(0, 0)
+    condition = expressions.parse(step.expression, columns=own_columns(none.schema))
     try:
-        schema.empty_table().filter(condition)
+        pa.Table.from_batches([none]).filter(condition)
     except pa.ArrowException as error:
         told = str(error).splitlines()[0]
         raise InvalidRequest(f"a condition compares what can be compared; {step.expression!r}: {told}") from error

@@ -236,6 +236,7 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
     notes += table.notes
     if table.rejects:
         notes.append(f"{len(table.rejects):,} × left out{_first(table.rejects)}")
+    notes += table.notes
     report = CleaningReport(
         found=table.rows + len(table.rejects),
         already_present=int(np.count_nonzero(~new)),

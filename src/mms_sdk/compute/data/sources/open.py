@@ -7,13 +7,27 @@ from pathlib import Path
 from mms_sdk.compute.data.bring import Tell
 from mms_sdk.compute.data.sources.addresses import open_addresses
 from mms_sdk.compute.data.sources.arrays import open_arrays
+from mms_sdk.compute.data.sources.files import open_files
 from mms_sdk.compute.data.sources.folders import open_folder
 from mms_sdk.compute.data.sources.hugging_face import open_hugging_face
 from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import open_table
-from mms_sdk.schema.sources import HTTP, TFDS, AudioFolder, HuggingFace, Icechunk, ImageFolder, Source, Zarr
+from mms_sdk.compute.data.sources.webdataset import open_webdataset
+from mms_sdk.schema.sources import (
+    HTTP,
+    TFDS,
+    AudioFolder,
+    Files,
+    HuggingFace,
+    Icechunk,
+    ImageFolder,
+    Source,
+    VideoFolder,
+    WebDataset,
+    Zarr,
+)
 
 
 def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Table:
@@ -28,8 +42,12 @@ def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Tabl
         InvalidRequest: There is no such source.
         NothingToIngest: Nothing is in it, or nothing can be read.
     """
-    if isinstance(source, ImageFolder | AudioFolder):
+    if isinstance(source, ImageFolder | AudioFolder | VideoFolder):
         return open_folder(source)
+    if isinstance(source, Files):
+        return open_files(source)
+    if isinstance(source, WebDataset):
+        return open_webdataset(source)
     if isinstance(source, TFDS):
         return open_prepared(source)
     if isinstance(source, HTTP):

@@ -7,7 +7,8 @@ from typing import Any
 
 from mms_sdk.errors import InvalidRequest
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+"""The split that is meant, by the names that people give to it."""
 
 
 def chosen_splits(there: Sequence[str], asked: Sequence[str] | None, *, of: Any) -> list[str]:
@@ -23,7 +24,7 @@ def chosen_splits(there: Sequence[str], asked: Sequence[str] | None, *, of: Any)
 
 def places_of(chosen: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """For each split where its rows go, empty for as the rule places them, and what is to be said about it."""
-    places = {name: _SPLITS.get(name, "") for name in chosen}
+    places = {name: SPLIT_NAMES.get(name, "") for name in chosen}
     if len(chosen) > 1 and "" not in places.values():
         return places, []
     # One split says nothing of how to divide it, and another's name nothing of what it is for.
