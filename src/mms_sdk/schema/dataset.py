@@ -23,6 +23,9 @@ COLUMN_NAME = r"[a-z][a-z0-9_]{0,62}"
 ColumnName = Annotated[str, Field(pattern=f"^{COLUMN_NAME}$")]
 
 
+Position = Any
+"""Where a stream goes on: JSON that means something to the stream alone."""
+
 Profile = Literal["raw", "blosc", "zstd"]
 """How arrays lie: as they are, compressed for reading, or compressed for keeping."""
 
@@ -208,6 +211,7 @@ class Snapshot(Schema):
         split_rule: The rule that placed them.
         statistics: Rows in each class, and what else the writer counted.
         streams: For each stream of batches that came in, the last batch committed.
+        positions: For those that can begin anywhere, where they go on behind that batch.
         provenance: Where the rows came from and what cleaning did.
     """
 
@@ -223,6 +227,7 @@ class Snapshot(Schema):
     split_rule: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
     streams: dict[str, int] = {}
+    positions: dict[str, Position] = {}
     provenance: dict[str, Any] = {}
 
     @property

@@ -44,9 +44,9 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array
 
 LABEL = "label"
-_SOURCE_COLUMN = Column(name="row_source", kind="category", dtype="int32", labels=())
-_ID_COLUMN = Column(name="row_id", kind="id", dtype="uint8", shape=(16,))
-_SPLIT_COLUMN = Column(name="split", kind="split", dtype="uint8", labels=SPLITS)
+SOURCE_COLUMN = Column(name="row_source", kind="category", dtype="int32", labels=())
+ID_COLUMN = Column(name="row_id", kind="id", dtype="uint8", shape=(16,))
+SPLIT_COLUMN = Column(name="split", kind="split", dtype="uint8", labels=SPLITS)
 
 Read = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -243,7 +243,7 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
         steps=tuple(seen.steps),
         notes=tuple(notes),
     )
-    own = (_SOURCE_COLUMN.model_copy(update={"labels": sources}), _ID_COLUMN, _SPLIT_COLUMN)
+    own = (SOURCE_COLUMN.model_copy(update={"labels": sources}), ID_COLUMN, SPLIT_COLUMN)
     return _Plan(
         columns=_in_order((*columns, *own), base),
         take=new,
