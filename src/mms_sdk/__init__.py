@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models
     from mms_sdk.compute.data.follow import Batches
+    from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import image
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.sharding.rules import PartitionRules
@@ -74,6 +75,7 @@ _HOME = {
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
+    "Kafka": "compute.data.kafka",
     "ModelVersion": "client.models",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
@@ -126,6 +128,7 @@ __all__ = [
     "Icechunk",
     "ImageFolder",
     "Job",
+    "Kafka",
     "ModelVersion",
     "Parquet",
     "PartitionRules",

@@ -38,7 +38,7 @@ class StreamConformance:
         """With a name that stays."""
         assert isinstance(stream, Stream)
         assert stream.name == stream.name
-        assert 1 <= len(stream.name) <= 200
+        assert 1 <= len(stream.name) <= 300
         assert stream.name.isprintable()
 
     def test_all_records_come_once(self, stream: Stream) -> None:

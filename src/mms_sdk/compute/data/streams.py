@@ -97,8 +97,8 @@ def as_stream(given: Any, *, name: str | None = None) -> Stream:
             f"a stream has a name and records(after), or is an async iterator of mappings; got "
             f"{type(given).__name__}; what ends is ingested instead: ws.datasets.ingest()"
         )
-    if not isinstance(found.name, str) or not 1 <= len(found.name) <= 200 or not found.name.isprintable():
-        raise InvalidRequest(f"a stream's name has 1 to 200 printable characters; got {str(found.name)[:200]!r}")
+    if not isinstance(found.name, str) or not 1 <= len(found.name) <= 300 or not found.name.isprintable():
+        raise InvalidRequest(f"a stream's name has 1 to 300 printable characters; got {str(found.name)[:200]!r}")
     return found
 
 
