@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mms_sdk.compute.data.follow import Following, follow
+from mms_sdk.compute.data.ingest import ingest_opened
+from mms_sdk.compute.data.sources.rows import Table
+from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.streams import Stream
+from mms_sdk.compute.data.watch import Pace, watch
 from mms_sdk.errors import MmsError
+from mms_sdk.schema.dataset import IngestSpec
 from mms_sdk.schema.job import Job, JobKind
 from mms_sdk.service.problems import as_problem
 from mms_sdk.storage.workspace import Workspace
@@ -63,3 +69,29 @@ async def follow_stream(
         )
         result |= asdict(followed)
     return job.id
+
+
+def watch_folder(
+    workspace: Workspace, name: str, spec: IngestSpec, *, pace: Pace, say: Callable[[str], None], stop: threading.Event
+) -> None:
+    """Watches a folder; each round that finds something is an ingest job. See `watch`."""
+
+    def bring(opened: Callable[[Path], Collection | Table]) -> str:
+        dataset = workspace.open_or_create_dataset(name)
+        with recorded(workspace, "ingest", name, spec.model_dump(mode="json")) as (job, result):
+            folder = workspace.job_folder(job.id)
+            snapshot, report = ingest_opened(
+                dataset,
+                spec,
+                opened(folder),
+                job=job.id,
+                folder=folder,
+                tell=lambda progress: workspace.catalog.jobs.progress(job.id, progress),
+                if_nothing=False,
+            )
+            result |= {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
+        left_out = report.found - report.already_present - report.kept
+        told = f"{name}@{snapshot.number}: {report.kept:,} new"
+        return f"{told}, {left_out:,} left out; job {job.id} lists them" if left_out else told
+
+    watch(spec.source, bring, pace=pace, say=say, stop=stop)

@@ -14,7 +14,7 @@ import numpy as np
 from mms_sdk import html, told
 from mms_sdk.client import pages
 from mms_sdk.client.api import Api
-from mms_sdk.client.arriving import follow_stream
+from mms_sdk.client.arriving import follow_stream, watch_folder
 from mms_sdk.client.descriptions import Description
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table, aligned, terminal_width
@@ -24,6 +24,7 @@ from mms_sdk.compute.data import spark
 from mms_sdk.compute.data.follow import Batches, Following
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.compute.data.streams import Stream, as_stream
+from mms_sdk.compute.data.watch import Pace
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     SPLITS,
@@ -623,7 +624,7 @@ class Datasets:
         asked = Following(
             columns=columns,
             batches=batch or Batches(),
-            clean=tuple(clean) if isinstance(clean, Sequence) else (clean,),
+            clean=_steps(clean),
             split=split or Split(),
             message=message,
         )
@@ -633,6 +634,45 @@ class Datasets:
             workspace, check_name(name, what="dataset"), found, asked, stop=stop or threading.Event()
         )
         return Job(self._api, workspace.catalog.jobs.get(job))
+
+    def watch(
+        self,
+        name: str,
+        source: Source | str | Path,
+        *,
+        every_s: float = 2.0,
+        settle_s: float = 5.0,
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        say: Callable[[str], None] = print,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Brings in what is new in a folder, again and again, until it is interrupted or told to stop.
+
+        There is a snapshot whenever something new has settled, and none otherwise. A round that fails is said and tried
+        again, less and less often, at least every five minutes.
+
+        Args:
+            name: The dataset; made if it is not there.
+            source: `mms.ImageFolder("in/")`, `mms.AudioFolder("in/")`, or files of a table, such as `mms.CSV("in/")`.
+            every_s: Seconds from one look to the next.
+            settle_s: Seconds for which a file must have stayed as it is; what is still being copied is left for later.
+            clean: Steps in order. Without `mms.drop_unreadable()` nothing comes in as long as one file is unreadable.
+            split: Fractions of train, val and test; each row is placed by a hash of its content if left out.
+            message: Kept with the snapshots.
+            say: Told about each round that brought something or failed.
+            stop: Set it to end this from another thread.
+
+        Raises:
+            InvalidRequest: No such folder; a step that is not for it; or the workspace is a server's.
+        """
+        workspace = self._here("a folder is watched")
+        spec = self._spec(source, clean, split or Split(by="content"), message)
+        pace = Pace(every_s=every_s, settle_s=settle_s)
+        watch_folder(
+            workspace, check_name(name, what="dataset"), spec, pace=pace, say=say, stop=stop or threading.Event()
+        )
 
     def _to_write(self, name: str) -> storage.Dataset:
         return self._here("many processes write").open_or_create_dataset(name)
@@ -689,15 +729,26 @@ class Datasets:
             StorageFull, NotWritable: It cannot be written; there is no new snapshot.
         """
         check_name(name, what="dataset")
-        steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
-        if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
-            raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
-        spec = IngestSpec(
-            source=self._source(source), clean=steps, split=split or Split(), message=message, profile=profile
-        )
+        spec = self._spec(source, clean, split or Split(), message).model_copy(update={"profile": profile})
         record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         return self.get(f"{name}@{job.result['snapshot']}")
+
+    def _spec(
+        self,
+        source: Source | str | Path | Mapping[str, Any],
+        clean: CleanStep | Sequence[CleanStep],
+        split: Split,
+        message: str,
+    ) -> IngestSpec:
+        return IngestSpec(source=self._source(source), clean=_steps(clean), split=split, message=message)
+
+
+def _steps(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
+    steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+    if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
+        raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
+    return steps
 
 
 def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow | Zarr:

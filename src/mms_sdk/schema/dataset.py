@@ -407,12 +407,15 @@ class Split(Asked):
         val: Share that decides when to stop and which checkpoint is best.
         test: Share that is looked at once, at the end.
         seed: Which of the many possible placements.
+        by: `class` for fractions that are held within each class. `content` places each row by a hash of its content
+            alone, so that they hold on average and a class may have a single row: right where rows come one by one.
     """
 
     train: float = Field(default=0.8, gt=0, le=1)
     val: float = Field(default=0.1, ge=0, lt=1)
     test: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
+    by: Literal["class", "content"] = "class"
 
     @model_validator(mode="after")
     def _adds_up(self) -> Split:

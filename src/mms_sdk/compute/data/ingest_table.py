@@ -109,16 +109,16 @@ class _Plan:
 
 
 def ingest_table(
-    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool = True
 ) -> tuple[Snapshot, CleaningReport]:
-    """Brings what is new in a table into a dataset, as one snapshot. See `ingest` for arguments and errors."""
+    """Brings what is new in a table into a dataset, as one snapshot. See `ingest_opened` for arguments and errors."""
     if not table.rows:
         raise NothingToIngest(f"a table has at least one row; there is none{_first(table.rejects)}; check the source")
-    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell))
+    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell, if_nothing=if_nothing))
 
 
 def _ingest(
-    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool
 ) -> tuple[Snapshot, CleaningReport]:
     base = dataset.snapshot() if dataset.snapshots() else None
     chosen, categories = _chosen(table.taken, table.schema)
@@ -132,6 +132,8 @@ def _ingest(
     steps = clean_table.fit(asked, read)
     seen = _look(steps, read, table, categories, folder, tell)
     plan = _plan(seen, table, names, categories, base)
+    if base is not None and not len(plan.ids) and not if_nothing:
+        return base.record, plan.report
     if base is None:
         plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
     return _write(dataset, spec, plan, steps, read, base, job, tell), plan.report
