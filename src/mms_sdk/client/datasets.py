@@ -729,7 +729,7 @@ class Datasets:
             StorageFull, NotWritable: It cannot be written; there is no new snapshot.
         """
         check_name(name, what="dataset")
-        spec = self._spec(source, clean, split or Split(), message).model_copy(update={"profile": profile})
+        spec = self._spec(source, clean, split or Split(), message, profile)
         record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         return self.get(f"{name}@{job.result['snapshot']}")
@@ -740,8 +740,11 @@ class Datasets:
         clean: CleanStep | Sequence[CleanStep],
         split: Split,
         message: str,
+        profile: Profile | None = None,
     ) -> IngestSpec:
-        return IngestSpec(source=self._source(source), clean=_steps(clean), split=split, message=message)
+        return IngestSpec(
+            source=self._source(source), clean=_steps(clean), split=split, message=message, profile=profile
+        )
 
 
 def _steps(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
