@@ -119,6 +119,34 @@ def test_it_ends_when_told_from_another_thread(ws: mms.WorkspaceClient) -> None:
     assert ws.datasets.follow("numbers", waits(), columns=[X], stop=stop).result["rows"] == 1
 
 
+_ENDLESS = """
+import asyncio, sys
+import mms_sdk as mms
+
+async def endless():
+    for number in range(10**9):
+        yield {"x": number}
+        if number == 20:
+            print("reading", flush=True)
+            await asyncio.Event().wait()
+
+x = mms.Column(name="x", kind="number", dtype="int64")
+mms.connect(workspace=sys.argv[1]).datasets.follow("numbers", endless(), columns=[x])
+"""
+
+
+def test_an_interrupt_ends_it_once_what_was_read_is_committed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _ENDLESS, str(tmp_path / "ws")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1].rstrip().endswith("KeyboardInterrupt")
+    with mms.connect(workspace=tmp_path / "ws") as ws:
+        assert ws.datasets.get("numbers").rows == 21
+        assert ws.jobs.list()[0].state == "succeeded"
+
+
 def test_what_cannot_be_followed_or_watched_is_refused(ws: mms.WorkspaceClient, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"a stream has a name and records\(after\)"):
         ws.datasets.follow("numbers", [{"x": 1}], columns=[X])  # type: ignore[arg-type]

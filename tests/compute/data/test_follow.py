@@ -162,6 +162,40 @@ def test_what_was_read_is_committed_when_it_is_cancelled(dataset, begin) -> None
     assert _numbers(dataset) == list(range(8))
 
 
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+def test_nothing_that_was_read_of_an_iterator_is_lost_when_it_is_ended_meanwhile(dataset, begin, how) -> None:
+    given, stop = [], threading.Event()
+
+    async def plain():
+        for number in range(10**6):
+            given.append(number)
+            yield {"number": number}
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+
+    async def end():
+        running = asyncio.create_task(begin(as_stream(plain()), stop=stop))
+        while len(dataset.snapshots()) < 3:
+            await asyncio.sleep(0.001)
+        if how == "stop":
+            stop.set()
+        else:
+            running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(end())
+    assert _numbers(dataset) == given
+
+
+def test_what_records_gives_is_an_async_generator(begin) -> None:
+    class Awaited(Listed):
+        def records(self, after):
+            return iter([])
+
+    with pytest.raises(InvalidRequest, match=r"records\(after\) is an async generator; got list_iterator"):
+        asyncio.run(begin(Awaited(numbers(3))))
+
+
 def test_no_more_is_read_than_one_batch_ahead_of_what_is_written(dataset, begin, monkeypatch) -> None:
     stream, land, ahead = Listed(numbers(60)), Landing.land, []
 
@@ -242,10 +276,22 @@ def test_two_followers_at_once_bring_each_record_once(dataset, begin, tmp_path) 
     assert _parts(dataset) == {part.id for part in dataset.record().parts}  # nothing of those that lost stays
 
 
+def test_two_streams_at_once_bring_the_records_of_both(dataset, begin) -> None:
+    async def race():
+        await asyncio.gather(*(begin(Listed(numbers(20, begin=at), name=f"s{at}"), job=f"{at}") for at in (0, 100)))
+
+    asyncio.run(race())
+    assert sorted(_numbers(dataset)) == [*range(20), *range(100, 120)]
+    snapshot = dataset.snapshot()
+    sources = np.array(snapshot.column("row_source").labels)[snapshot.values("row_source")]
+    assert (sources == "s100").tolist() == (snapshot.values("number") >= 100).tolist()
+    assert snapshot.record.positions == {"s0": {"next": 20}, "s100": {"next": 20}}
+
+
 def test_an_iterator_that_was_overtaken_says_so_since_it_cannot_begin_again(dataset, begin) -> None:
     async def pairs():
         for number in range(20):
-            if number == 7:
+            if number == 2:
                 await asyncio.to_thread(lambda: asyncio.run(begin(Listed(numbers(3), name="mine"), job="other")))
             yield {"next": number + 1}, {"number": number}
 

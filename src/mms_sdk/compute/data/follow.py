@@ -161,23 +161,33 @@ async def follow(
 async def _follow_once(landing: Landing, stream: Stream, batches: Batches, stop: threading.Event) -> bool:
     # True if somebody else committed what was read, so that it is begun again behind that.
     intake = _Intake(landing.rows, batches, landing.position)
-    async with contextlib.aclosing(stream.records(landing.position)) as records:
+    found = stream.records(landing.position)
+    if not hasattr(found, "aclose"):
+        raise InvalidRequest(f"records(after) is an async generator; got {type(found).__name__}; yield the records")
+    async with contextlib.aclosing(found) as records:
         reader = asyncio.create_task(intake.read(records))
         try:
-            while True:
-                ended = await intake.wait(reader, stop)
+            while not await intake.wait(reader, stop):
                 if not await _whole(intake.land(landing)):
                     return True
-                if ended:
-                    if reader.done():
-                        reader.result()
-                    return False
+            await _stopped(reader)
+            if not await _whole(intake.land(landing)):
+                return True
+            if not reader.cancelled():
+                reader.result()
+            return False
         except asyncio.CancelledError:
+            await _stopped(reader)
             await _whole(intake.land(landing))
             raise
         finally:
-            reader.cancel()
-            await asyncio.wait([reader])
+            await _stopped(reader)
+
+
+async def _stopped(reader: asyncio.Task[None]) -> None:
+    # Before the last batch is taken, so that nothing is read behind it.
+    reader.cancel()
+    await asyncio.wait([reader])
 
 
 async def _whole(work: Coroutine[Any, Any, _T]) -> _T:
@@ -229,7 +239,7 @@ class _Intake:
             due = asyncio.create_task(self._due.wait())
             await asyncio.wait([reader, due], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             due.cancel()
-        return not self._is_due and (reader.done() or stop.is_set())
+        return reader.done() or stop.is_set()
 
     async def land(self, landing: Landing) -> bool:
         """Has the batch committed and makes room for the next; whether it was, and not somebody else's instead."""

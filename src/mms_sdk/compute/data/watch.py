@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mms_sdk.compute.data.sources.folders import FileEntry
-from mms_sdk.compute.data.sources.open import open_source
+from mms_sdk.compute.data.sources.folders import FileEntry, open_folder
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import files_of, open_table
 from mms_sdk.errors import InvalidRequest, MmsError, NothingToIngest
-from mms_sdk.schema.sources import CSV, JSONL, Arrow, Parquet, Source
+from mms_sdk.schema.sources import CSV, JSONL, Arrow, AudioFolder, ImageFolder, Parquet, Source
 
 MAX_PAUSE_S = 300.0
 _ON_ITS_WAY = re.compile(r"\..*|.*\.(part|partial|filepart|crdownload|download|tmp)", re.IGNORECASE)
@@ -160,25 +159,24 @@ class Folder:
     def _list(self) -> Iterable[Path]:
         if isinstance(self._source, CSV | JSONL | Parquet | Arrow):
             return [file.path for file in files_of(self._source)]
-        return [entry.path for entry in self._samples(Path()).entries if isinstance(entry, FileEntry)]
+        return [entry.path for entry in self._samples().entries if isinstance(entry, FileEntry)]
 
     def _open(self, settled: set[Path], fresh: set[Path], spool: Path) -> Collection | Table:
         if isinstance(self._source, CSV | JSONL | Parquet | Arrow):
             # All files of a table: a column's type is the one that fits all.
             return open_table(self._source, spool=spool, only=settled)
-        samples = self._samples(spool)
+        samples = self._samples()
         return replace(
             samples, entries=[each for each in samples.entries if isinstance(each, FileEntry) and each.path in fresh]
         )
 
-    def _samples(self, spool: Path) -> Collection:
-        kinds = "a folder of pictures or recordings, or files of a table"
-        if self._source.type in ("sql", "tfds"):
-            raise InvalidRequest(f"what is watched is {kinds}; got {type(self._source).__name__}; ingest it")
-        opened = open_source(self._source, spool=spool)
-        if isinstance(opened, Table) or not all(isinstance(entry, FileEntry) for entry in opened.entries):
-            raise InvalidRequest(f"what is watched is {kinds}; got {type(self._source).__name__}; ingest it")
-        return opened
+    def _samples(self) -> Collection:
+        if not isinstance(self._source, ImageFolder | AudioFolder):
+            raise InvalidRequest(
+                f"what is watched is a folder of pictures or recordings, or files of a table; got "
+                f"{type(self._source).__name__}; ingest it"
+            )
+        return open_folder(self._source)
 
 
 def _stamps(paths: Iterable[Path]) -> dict[Path, Stamp]:
