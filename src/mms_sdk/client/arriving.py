@@ -51,7 +51,7 @@ async def follow_stream(
     dataset = workspace.open_or_create_dataset(name)
     spec = {
         "stream": stream.name,
-        "from": repr(stream)[:500],
+        "type": type(stream).__name__,
         "batch": asdict(asked.batches),
         "clean": [step.model_dump(mode="json") for step in asked.clean],
         "split": asked.split.model_dump(mode="json"),

@@ -14,7 +14,7 @@ from small_streams import NUMBER, Listed, numbers
 from mms_sdk.compute.data import follow as following
 from mms_sdk.compute.data.follow import Batches, Following, Landing, follow
 from mms_sdk.compute.data.ingest import ingest
-from mms_sdk.compute.data.streams import as_stream
+from mms_sdk.compute.data.streams import Record, as_stream
 from mms_sdk.errors import Conflict, InvalidRequest, SnapshotConflict, StorageFull
 from mms_sdk.schema.dataset import (
     Clip,
@@ -123,7 +123,14 @@ def test_a_batch_is_due_by_rows_bytes_or_seconds() -> None:
     assert batches.due(rows=1, size=100, age_s=0)
     assert batches.due(rows=1, size=1, age_s=5)
     assert not batches.due(rows=0, size=0, age_s=100)
-    for wrong in ({"rows": 0}, {"bytes": -1}, {"seconds": float("nan")}, {"rows": "5"}, {"seconds": None}):
+    for wrong in (
+        {"rows": 0},
+        {"bytes": -1},
+        {"seconds": float("nan")},
+        {"rows": "5"},
+        {"bytes": 2**31},
+        {"seconds": None},
+    ):
         with pytest.raises(InvalidRequest, match="of a batch is a number from"):
             Batches(**wrong)
 
@@ -370,6 +377,28 @@ def test_steps_that_look_at_one_record_clean_it(dataset, begin) -> None:
 def test_a_step_that_needs_all_rows_is_refused(begin, step) -> None:
     with pytest.raises(InvalidRequest, match="a stream is cleaned record by record"):
         asyncio.run(begin(Listed(numbers(3)), clean=[step]))
+
+
+def test_a_record_that_a_step_cannot_look_at_goes_to_the_rejects_and_the_others_come_in(dataset, begin) -> None:
+    items = [*numbers(5), {"number": 0}, *numbers(3, begin=1)]
+    asyncio.run(begin(Listed(items), clean=[KeepWhere("12 / number >= 3")], batches=Batches()))
+    assert _numbers(dataset) == [1, 2, 3, 4, 1, 2, 3]
+    reason = "a cleaning step cannot look at it: divide by zero"
+    assert begin.rejects() == [{"source": f"list, item {at}", "reason": reason} for at in (0, 5)]
+    assert dataset.record().provenance["cleaning"]["notes"] == [f"2 × left out, e.g. list, item 0: {reason}"]
+
+
+def test_names_and_reasons_that_are_no_unicode_are_written_out(dataset, begin) -> None:
+    async def odd():
+        yield Record(1, {"number": 1}, "fits \udc80")
+        yield Record(2, None, "\ud800" * 1000, "torn \udcff")
+        yield Record(3, {"number": 2, "\ud800": 3}, 7)  # a name that is none
+
+    asyncio.run(begin(as_stream(odd())))
+    assert _numbers(dataset) == [1, 2]
+    [reject] = begin.rejects()
+    assert reject["reason"] == r"torn \udcff"
+    assert reject["source"] == r"\ud800" * 300
 
 
 def test_what_is_filled_in_is_a_label(begin) -> None:

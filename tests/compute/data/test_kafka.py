@@ -112,6 +112,21 @@ def test_it_goes_on_where_the_dataset_ends_and_tells_the_broker_nothing(cluster,
     assert [each.offset for each in committed] == [-1001] * 4  # none
 
 
+def test_partitions_that_are_added_are_noticed_and_nothing_comes_twice(cluster, take, monkeypatch) -> None:
+    cluster.produce("wider", numbers(400))
+    known, asked = Kafka._partitions, []
+
+    def partitions(self, consumer):  # only two of the four, the first times it is asked
+        asked.append(1)
+        return {"0", "1"} if len(asked) <= 2 else known(self, consumer)
+
+    monkeypatch.setattr(Kafka, "_partitions", partitions)
+    monkeypatch.setattr("mms_sdk.compute.data.kafka._PARTITIONS_S", 0.1)
+    snapshot = take(Kafka(cluster.brokers, "wider"), 400)
+    assert sorted(snapshot.values("number").tolist()) == list(range(400))
+    assert len(asked) > 2
+
+
 def test_a_topic_that_was_made_anew_is_refused(cluster) -> None:
     cluster.produce("anew", numbers(4))
 

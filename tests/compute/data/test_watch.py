@@ -170,6 +170,27 @@ def test_a_round_that_fails_is_told_and_tried_again(tmp_path, opened) -> None:
     ]
 
 
+def test_a_folder_without_a_file_that_can_come_in_says_what_it_waits_for(tmp_path, opened) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    said, stop = [], threading.Event()
+
+    def say(line):
+        said.append(line)
+        if len(said) == 1:
+            _put(source, "beside.png")
+        if len(said) == 2:
+            _put(source, "a/1.png")
+        if len(said) == 3:
+            stop.set()
+
+    watch(ImageFolder(source), opened, pace=Pace(every_s=0.01, settle_s=0), say=say, stop=stop)
+    rule = "waiting for files: an image folder holds one sub-folder of pictures for each class; no such file is in"
+    assert said[0] == f"{rule} {source}"
+    assert said[1].startswith(f"{rule} {source}; 1 left out, e.g. beside.png: it lies beside the class folders")
+    assert said[2] == "brought"
+
+
 def test_a_folder_that_goes_away_for_a_while_is_waited_for(tmp_path, opened) -> None:
     source, away = tmp_path / "in", tmp_path / "away"
     _put(source, "a/1")

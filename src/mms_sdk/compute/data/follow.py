@@ -74,16 +74,18 @@ class Batches:
     """
 
     rows: int = 10_000
-    bytes: int = 64 * 2**20
+    bytes: int = 64 * 2**20  # a column's texts of one batch have less than 2 GiB, Arrow's limit, if this is up to 1
     seconds: float = 5.0
     compact_every: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"rows": 1, "bytes": 1, "seconds": 0} | ({} if self.compact_every is None else {"compact_every": 2})
-        for name, bound in least.items():
+        bounds = {"rows": (1, 2**31), "bytes": (1, 2**30), "seconds": (0, float("inf")), "compact_every": (2, 2**31)}
+        for name, (least, most) in bounds.items():
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= bound:
-                raise InvalidRequest(f"{name} of a batch is a number from {bound}; got {value!r}")
+            if value is None and name == "compact_every":
+                continue
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise InvalidRequest(f"{name} of a batch is a number from {least} to {most}; got {value!r}")
 
     def due(self, *, rows: int, size: int, age_s: float) -> bool:
         """Whether a batch is to be committed."""
@@ -166,6 +168,7 @@ async def _follow_once(landing: Landing, stream: Stream, batches: Batches, stop:
         raise InvalidRequest(f"records(after) is an async generator; got {type(found).__name__}; yield the records")
     async with contextlib.aclosing(found) as records:
         reader = asyncio.create_task(intake.read(records))
+        reader.add_done_callback(intake.notice)
         try:
             while not await intake.wait(reader, stop):
                 if not await _whole(intake.land(landing)):
@@ -236,10 +239,13 @@ class _Intake:
     async def wait(self, reader: asyncio.Task[None], stop: threading.Event) -> bool:
         """Until a batch is due, or all is over; whether all is over."""
         while not (self._is_due or reader.done() or stop.is_set()):
-            due = asyncio.create_task(self._due.wait())
-            await asyncio.wait([reader, due], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-            due.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), _LOOK_S)
         return reader.done() or stop.is_set()
+
+    def notice(self, _: object) -> None:
+        """Has whoever waits look."""
+        self._due.set()
 
     async def land(self, landing: Landing) -> bool:
         """Has the batch committed and makes room for the next; whether it was, and not somebody else's instead."""
@@ -265,7 +271,7 @@ class _Intake:
                 raise Misfit(record.reason or f"a record is values by column; got {type(record.values).__name__}")
             row, weight = self._rows.take(record.values)
         except Misfit as error:
-            batch.rejects.append(Reject(source=_name(record), reason=str(error)[:_SAYABLE]))
+            batch.rejects.append(Reject(source=_name(record), reason=_sayable(str(error))))
             batch.bytes += _SAYABLE
         else:
             batch.rows.append(row)
@@ -276,7 +282,11 @@ class _Intake:
 def _name(record: Record) -> str:
     if not record.name and record.position is None:
         return "a record"
-    return str(record.name or f"the record before {record.position}")[:_SAYABLE]
+    return _sayable(str(record.name or f"the record before {record.position}"))
+
+
+def _sayable(text: str) -> str:
+    return text[:_SAYABLE].encode("utf-8", "backslashreplace").decode()
 
 
 class Landing:
@@ -336,7 +346,7 @@ class Landing:
             return False
         self._behind = True
         arrow = self.rows.as_arrow(batch.rows, batch.names, stream=self._stream)
-        [(kept, dropped)] = clean_table.through(self._steps, [arrow])
+        kept, dropped = self._cleaned(arrow)
         rejects = [*batch.rejects, *(reject for _, reject in dropped)]
         span = self._rejects.write(rejects)
         report = self._report(batch, dropped, len(kept), listed=span is not None)
@@ -353,6 +363,19 @@ class Landing:
             with contextlib.suppress(SnapshotConflict):  # then somebody else is at it
                 edits.compact(self._dataset, of=self._dataset.snapshot())
         return True
+
+    def _cleaned(self, arrow: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, Reject]]]:
+        try:
+            [(kept, dropped)] = clean_table.through(self._steps, [arrow])
+        except pa.ArrowException as error:  # e.g. a division by zero: the others come in all the same
+            if len(arrow) == 1:
+                reason = _sayable(f"a cleaning step cannot look at it: {error}")
+                reject = Reject(source=clean_table.row_names(arrow)[0], reason=reason)
+                return arrow.slice(0, 0), [(len(self._asked.clean), reject)]
+            half = len(arrow) // 2
+            one, two = self._cleaned(arrow.slice(0, half)), self._cleaned(arrow.slice(half))
+            return pa.concat_batches([one[0], two[0]]), [*one[1], *two[1]]
+        return kept, dropped
 
     def _report(
         self, batch: _Batch, dropped: Sequence[tuple[int, Reject]], kept: int, *, listed: bool

@@ -97,12 +97,14 @@ def watch(
     """
     folder = Folder(source, settle_s=pace.settle_s)
     folder.files()
-    failures = 0
+    failures, waited = 0, ""
     while not stop.is_set():
         try:
             if (told := folder.round(bring)) is not None:
                 say(told)
-            failures = 0
+            elif folder.empty and folder.empty != waited:
+                say(f"waiting for files: {folder.empty}")
+            failures, waited = 0, folder.empty
         except InvalidRequest:
             raise
         except (MmsError, OSError) as error:
@@ -117,9 +119,13 @@ class Folder:
     Args:
         source: The folder.
         settle_s: How long a file must have stayed as it is.
+
+    Attributes:
+        empty: Why no file of it can come in, if that is so.
     """
 
     def __init__(self, source: Source, *, settle_s: float) -> None:
+        self.empty = ""
         self._source = source
         self._settling = Settling(settle_s=settle_s)
         self._taken: dict[Path, Stamp] = {}
@@ -130,9 +136,11 @@ class Folder:
         Raises:
             InvalidRequest: It is no folder of files.
         """
+        self.empty = ""
         try:
             found = self._list()
-        except NothingToIngest:  # so far
+        except NothingToIngest as error:  # so far
+            self.empty = error.message
             return []
         return [path for path in found if not _ON_ITS_WAY.fullmatch(path.name)]
 
