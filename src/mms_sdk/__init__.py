@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from mms_sdk.client.models import ModelVersion
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models
+    from mms_sdk.compute.data.follow import Batches
+    from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import image
+    from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.loop import Step
     from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping
@@ -60,6 +63,7 @@ _HOME = {
     "Arrow": "schema.sources",
     "AudioFolder": "schema.sources",
     "Backups": "client.backups",
+    "Batches": "compute.data.follow",
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Checkpoints": "compute.training.policies",
@@ -75,14 +79,17 @@ _HOME = {
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
+    "Kafka": "compute.data.kafka",
     "ModelVersion": "client.models",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Prediction": "client.deployments",
+    "Record": "compute.data.streams",
     "Result": "compute.training.trainer",
     "SQL": "schema.sources",
     "Split": "schema.dataset",
     "Step": "compute.training.loop",
+    "Stream": "compute.data.streams",
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
@@ -115,6 +122,7 @@ __all__ = [
     "Arrow",
     "AudioFolder",
     "Backups",
+    "Batches",
     "BulkResult",
     "Checkpoints",
     "Classification",
@@ -127,13 +135,16 @@ __all__ = [
     "Icechunk",
     "ImageFolder",
     "Job",
+    "Kafka",
     "ModelVersion",
     "Parquet",
     "PartitionRules",
     "Prediction",
+    "Record",
     "Result",
     "Split",
     "Step",
+    "Stream",
     "TrainedCheckpoint",
     "Trainer",
     "VideoFolder",

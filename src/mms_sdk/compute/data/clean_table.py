@@ -268,7 +268,10 @@ _FIT: dict[type, Callable[..., Fitted]] = {
 def row_names(batch: pa.RecordBatch) -> list[str]:
     """What rows are called in messages."""
     sources, rows = batch.column(SOURCE).to_pylist(), batch.column(ROW).to_pylist()
-    return [f"{source}, row {row}" for source, row in zip(sources, rows, strict=True)]
+    numbered = pa.types.is_integer(batch.schema.field(ROW).type)  # records of a stream have names
+    return [
+        f"{source}, row {row}" if numbered else f"{source}, {row}" for source, row in zip(sources, rows, strict=True)
+    ]
 
 
 def _without(

@@ -85,13 +85,37 @@ def ingest(
             not fit those in the dataset; a file that changed while it was read.
     """
     opened = open_source(spec.source, spool=folder, tell=tell)
+    return ingest_opened(dataset, spec, opened, job=job, folder=folder, tell=tell)
+
+
+def ingest_opened(
+    dataset: Dataset,
+    spec: IngestSpec,
+    opened: Collection | Table,
+    *,
+    job: str,
+    folder: Path,
+    tell: Tell,
+    if_nothing: bool = True,
+) -> tuple[Snapshot, CleaningReport]:
+    """`ingest` of a source that was looked through already, or of a part of it.
+
+    Args, errors: See `ingest`; `if_nothing` says whether there is a snapshot too if there is no new row.
+    """
     if isinstance(opened, Table):
-        return ingest_table(dataset, spec, opened, job=job, folder=folder, tell=tell)
-    return _ingest_samples(dataset, spec, opened, job=job, folder=folder, tell=tell)
+        return ingest_table(dataset, spec, opened, job=job, folder=folder, tell=tell, if_nothing=if_nothing)
+    return _ingest_samples(dataset, spec, opened, job=job, folder=folder, tell=tell, if_nothing=if_nothing)
 
 
 def _ingest_samples(
-    dataset: Dataset, spec: IngestSpec, samples: Collection, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset,
+    spec: IngestSpec,
+    samples: Collection,
+    *,
+    job: str,
+    folder: Path,
+    tell: Tell,
+    if_nothing: bool,
 ) -> tuple[Snapshot, CleaningReport]:
     hashed = any(isinstance(step, DropNearDuplicates) for step in spec.clean)
     medium = medium_of(samples.taken, hashed=hashed)
@@ -106,6 +130,8 @@ def _ingest_samples(
         if base is None:
             plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
         _write_rejects(folder, plan.rejects)
+        if base is not None and not plan.rows and not if_nothing:
+            return base.record, plan.report
         return _write(dataset, plan, spec, medium, base, job, tell), plan.report
 
     return tried(bring)

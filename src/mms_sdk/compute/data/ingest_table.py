@@ -44,9 +44,9 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array
 
 LABEL = "label"
-_SOURCE_COLUMN = Column(name="row_source", kind="category", dtype="int32", labels=())
-_ID_COLUMN = Column(name="row_id", kind="id", dtype="uint8", shape=(16,))
-_SPLIT_COLUMN = Column(name="split", kind="split", dtype="uint8", labels=SPLITS)
+SOURCE_COLUMN = Column(name="row_source", kind="category", dtype="int32", labels=())
+ID_COLUMN = Column(name="row_id", kind="id", dtype="uint8", shape=(16,))
+SPLIT_COLUMN = Column(name="split", kind="split", dtype="uint8", labels=SPLITS)
 
 Read = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -109,16 +109,16 @@ class _Plan:
 
 
 def ingest_table(
-    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool = True
 ) -> tuple[Snapshot, CleaningReport]:
-    """Brings what is new in a table into a dataset, as one snapshot. See `ingest` for arguments and errors."""
+    """Brings what is new in a table into a dataset, as one snapshot. See `ingest_opened` for arguments and errors."""
     if not table.rows:
         raise NothingToIngest(f"a table has at least one row; there is none{_first(table.rejects)}; check the source")
-    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell))
+    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell, if_nothing=if_nothing))
 
 
 def _ingest(
-    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool
 ) -> tuple[Snapshot, CleaningReport]:
     base = dataset.snapshot() if dataset.snapshots() else None
     chosen, categories = _chosen(table.taken, table.schema)
@@ -132,6 +132,8 @@ def _ingest(
     steps = clean_table.fit(asked, read)
     seen = _look(steps, read, table, categories, folder, tell)
     plan = _plan(seen, table, names, categories, base)
+    if base is not None and not len(plan.ids) and not if_nothing:
+        return base.record, plan.report
     if base is None:
         plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
     return _write(dataset, spec, plan, steps, read, base, job, tell), plan.report
@@ -244,7 +246,7 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
         steps=tuple(seen.steps),
         notes=tuple(notes),
     )
-    own = (_SOURCE_COLUMN.model_copy(update={"labels": sources}), _ID_COLUMN, _SPLIT_COLUMN)
+    own = (SOURCE_COLUMN.model_copy(update={"labels": sources}), ID_COLUMN, SPLIT_COLUMN)
     return _Plan(
         columns=_in_order((*columns, *own), base),
         take=new,
