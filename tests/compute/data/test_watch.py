@@ -147,7 +147,7 @@ def test_clips_and_files_by_a_pattern_are_watched(tmp_path, opened, source) -> N
 
 @pytest.mark.parametrize("source", [SQL("sqlite:///x.db", "select 1"), TFDS("x")])
 def test_what_is_no_folder_of_files_is_refused(source) -> None:
-    with pytest.raises(InvalidRequest, match="what is watched is a folder of pictures or recordings"):
+    with pytest.raises(InvalidRequest, match="what is watched is a folder of pictures, recordings or clips"):
         Folder(source, settle_s=0).files()
 
 
