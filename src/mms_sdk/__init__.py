@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
     from mms_sdk.schema.dataset import Clip as clip
     from mms_sdk.schema.dataset import Column, Split
+    from mms_sdk.schema.dataset import Convert as convert
     from mms_sdk.schema.dataset import DropConstant as drop_constant
     from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
     from mms_sdk.schema.dataset import DropMissing as drop_missing
@@ -70,6 +71,7 @@ _HOME = {
     "Writing": "storage.writing",
     "clip": "schema.dataset:Clip",
     "connect": "client.workspace",
+    "convert": "schema.dataset:Convert",
     "drop_constant": "schema.dataset:DropConstant",
     "drop_duplicates": "schema.dataset:DropDuplicates",
     "drop_missing": "schema.dataset:DropMissing",
@@ -113,6 +115,7 @@ __all__ = [
     "Writing",
     "clip",
     "connect",
+    "convert",
     "drop_constant",
     "drop_duplicates",
     "drop_missing",

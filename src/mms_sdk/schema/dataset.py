@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
@@ -236,9 +236,24 @@ class DropUnreadable(Asked):
 
 
 class DropDuplicates(Asked):
-    """Drops pictures whose bytes were seen before, in this ingest or in the dataset; the first one stays."""
+    """Drops what is there twice: pictures with the same bytes, rows of a table with the same values.
 
+    In an ingest, what the dataset holds counts as seen before, and stays.
+
+    Attributes:
+        by: Columns of a table whose values make two rows the same; None for all of them, as they came.
+        keep: Which of several stays.
+    """
+
+    by_place = ("by",)
     step: Literal["drop-duplicates"] = "drop-duplicates"
+    by: tuple[str, ...] | None = Field(default=None, min_length=1)
+    keep: Literal["first", "last"] = "first"
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _several(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
 
 
 class DropNearDuplicates(Asked):
@@ -363,6 +378,40 @@ class Impute(Asked):
         return self
 
 
+class Convert(Asked):
+    """Gives a column another type. A value that would not come through without loss goes with its row.
+
+    Whole numbers, truth values and times come through exactly or not at all; among floats a value is rounded to the
+    nearest. What is missing stays missing, and NaN is no value for anything but floats.
+
+    Attributes:
+        column: Which column.
+        to: A number's dtype, `bool`, `text`, `category` or `timestamp`.
+        errors: Whether a row with such a value is dropped, or its value goes missing.
+        format: Of texts that are times, as `strptime` has it; None for ISO 8601, with or without an offset.
+        unit: Of times; of numbers, what they count from 1970-01-01 UTC. None for what times have, and `us` for texts.
+    """
+
+    by_place = ("column", "to")
+    step: Literal["convert"] = "convert"
+    column: str
+    to: Dtype | Literal["text", "category", "timestamp"]
+    errors: Literal["drop", "missing"] = "drop"
+    format: str | None = Field(default=None, max_length=200)
+    unit: Literal["s", "ms", "us", "ns"] | None = None
+
+    @model_validator(mode="after")
+    def _is_of_times(self) -> Convert:
+        if self.to != "timestamp" and (self.format is not None or self.unit is not None):
+            raise ValueError(f"format= and unit= are of times; got them with to={self.to!r}; leave them out")
+        if self.format is not None and ("%z" in self.format or "%Z" in self.format):
+            raise ValueError(
+                f"a format says a time without its zone; got {self.format!r}; leave format= out for ISO times, which "
+                f"may have an offset"
+            )
+        return self
+
+
 class DropOddSizes(Asked):
     """Drops pictures whose size differs from the one nearly all others have.
 
@@ -377,7 +426,15 @@ class DropOddSizes(Asked):
 
 PictureStep = DropUnreadable | DropDuplicates | DropNearDuplicates | DropOddSizes
 TableStep = (
-    DropMissing | DropDuplicates | DropNearDuplicates | DropOutOfRange | KeepWhere | DropConstant | Clip | Impute
+    DropMissing
+    | DropDuplicates
+    | DropNearDuplicates
+    | DropOutOfRange
+    | KeepWhere
+    | DropConstant
+    | Clip
+    | Impute
+    | Convert
 )
 CleanStep = Annotated[PictureStep | TableStep, Field(discriminator="step")]
 
@@ -419,6 +476,13 @@ class IngestSpec(Asked):
     source: Source
     clean: tuple[CleanStep, ...] = ()
     split: Split = Split()
+    message: str = ""
+
+
+class CleanSpec(Asked):
+    """Everything a cleaning job needs to know."""
+
+    clean: tuple[CleanStep, ...] = Field(min_length=1)
     message: str = ""
 
 

@@ -24,6 +24,7 @@ from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
+_KEPT_ROWS = 2**20  # of shorter tables a whole column is kept, whoever asks for rows of it
 _PIECE_BYTES = 2**20
 _LARGE_ROW_BYTES = 2**14
 
@@ -64,6 +65,7 @@ class OpenSnapshot:
         self._tables: dict[str, Array] = {}
         self._valid_rows: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
+        self._table_chunks: dict[tuple[str, str], _TableChunks] = {}
         self.local = parts.local
         self._check(content=False)
 
@@ -134,14 +136,39 @@ class OpenSnapshot:
             return self.values(name)[rows]
         return self.masked(column, self._gather(column, rows), rows)
 
+    def take(self, name: str, rows: Rows) -> Any:
+        """Rows of a column as `gather` gives them, for reading through a snapshot once: no long column is kept."""
+        column = self.column(name)
+        if self.rows <= _KEPT_ROWS or name in self._tables:
+            return self.gather(name, rows)
+        values = self._gather(column, rows) if column.varies or is_raw(column) else self._few(column, column, rows)
+        if not column.nullable:
+            return values
+        there = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False, "profile": "raw"})
+        return _with_missing(column, values, self._few(column, there, rows, array=f"{column.stored}_valid"))
+
+    def _few(self, column: Column, stored: Column, rows: Rows, *, array: str = "") -> Array:
+        # Of a table, chunk by chunk.
+        assert stored.row_bytes is not None
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty(len(rows), f"V{stored.row_bytes}")
+        for number in np.unique(where).tolist():
+            places = np.flatnonzero(where == number)
+            part = self._parts[number]
+            chunks = self._chunks_of(part.files_of(column), array or stored.stored, stored)
+            chunks.copy(part.physical(rows[places] - self._starts[number]), out, places)
+        return out.view(stored.dtype).reshape(len(rows), *stored.fixed)
+
+    def _chunks_of(self, files: _PartFiles, array: str, column: Column) -> _TableChunks:
+        if (files.what, array) not in self._table_chunks:
+            self._table_chunks[files.what, array] = _TableChunks(files, array, column)
+        return self._table_chunks[files.what, array]
+
     def masked(self, column: Column, values: Any, rows: Rows) -> Any:
         """Values of some rows, without those that a nullable column has not: masked, or None in a list."""
         if not column.nullable:
             return values
-        valid = self._valid(column)[rows]
-        if not column.varies:
-            return _masked(values, valid)
-        return [value if there else None for value, there in zip(values, valid, strict=True)]
+        return _with_missing(column, values, self._valid(column)[rows])
 
     def _gather(self, column: Column, rows: Rows) -> Any:
         gatherers = self._gatherers_of(column)
@@ -569,6 +596,37 @@ class _Chunks:
         return out.reshape(-1)
 
 
+class _TableChunks:
+    """Chunks of a table, read as they are needed; the one read last is kept, so that rows in order are read once."""
+
+    def __init__(self, part: _PartFiles, array: str, column: Column) -> None:
+        assert column.row_bytes is not None
+        self._part = part
+        self._array = array
+        self._dimensions = 1 + len(column.fixed)
+        self._row_bytes = column.row_bytes
+        self._compressed = _Chunks(part, array, self._dimensions, column.row_bytes) if column.profile != "raw" else None
+        self._rows = part.chunk_rows(array)
+        self._last: tuple[int, Array] | None = None
+
+    def copy(self, rows: Rows, out: Array, places: Rows) -> None:
+        """Puts rows of the part to places of `out`, which has one void a row."""
+        chunks = rows // self._rows
+        for number in np.unique(chunks).tolist():
+            some = np.flatnonzero(chunks == number)
+            out[places[some]] = self._chunk(number).view(out.dtype)[rows[some] - number * self._rows]
+
+    def _chunk(self, number: int) -> Array:
+        if self._compressed is not None:
+            return self._compressed.decoded(number)
+        last = self._last
+        if last is None or last[0] != number:
+            size = self._rows * self._row_bytes
+            data = _checked_chunk(self._part, self._array, number, self._dimensions, size)
+            last = self._last = number, np.frombuffer(data, np.uint8)
+        return last[1]
+
+
 class _RaggedColumn:
     """Items of all rows end to end, in checksummed chunks that are compared the first time they are touched."""
 
@@ -610,6 +668,12 @@ class _RaggedColumn:
             dimensions = 1 + len(self._column.fixed)
             self._chunks[number] = _checked_chunk(self._part, self._name, number, dimensions, self._chunk_bytes)
         return self._chunks[number]
+
+
+def _with_missing(column: Column, values: Any, valid: Array) -> Any:
+    if not column.varies:
+        return _masked(values, valid)
+    return [value if there else None for value, there in zip(values, valid, strict=True)]
 
 
 def _masked(values: Array, valid: Array) -> Array:
