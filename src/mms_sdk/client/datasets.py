@@ -18,10 +18,13 @@ from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     CleaningReport,
+    CleanSpec,
     CleanStep,
     Column,
+    ConcatSpec,
     DatasetInfo,
     IngestSpec,
+    JoinSpec,
     PictureStep,
     Reject,
     SnapshotDiff,
@@ -69,7 +72,9 @@ class Dataset:
         report = self.cleaning
         if report is None:
             return told
-        told["ingested"] = f"{report.kept:,} of {report.found:,}; {report.already_present:,} were known already"
+        told["ingested" if "ingest" in self.info.provenance else "cleaned"] = (
+            f"{report.kept:,} of {report.found:,}; {report.already_present:,} were known already"
+        )
         for step in report.steps:
             first = f", e.g. {step.examples[0].source}: {step.examples[0].reason}" if step.examples else ""
             dropped = f"{step.dropped:,} dropped{first}"
@@ -229,6 +234,24 @@ class Dataset:
         of, dataset = self.open(), self.workspace.dataset(self.name)
         done = edits.write_column(dataset, column, derive, inputs=inputs, of=of, message=message)
         return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=done.number))
+
+    def clean(self, clean: CleanStep | Sequence[CleanStep], *, message: str = "", progress: bool = True) -> Dataset:
+        """The dataset's newest snapshot, cleaned: rows that go and values that change, as one new snapshot.
+
+        Args:
+            clean: Steps in order, e.g. `[mms.drop_missing(), mms.clip("age", min=0)]`.
+            message: Kept with the snapshot.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            InvalidRequest: A step does not suit what the dataset holds.
+            ColumnNotFound: A step names a column that is not there.
+            SnapshotConflict: Others changed the dataset meanwhile, time after time.
+        """
+        spec = CleanSpec(clean=_steps(clean), message=message)
+        record = self._api.send("POST", f"/v1/datasets/{self.name}:clean", JobRecord, spec.model_dump(mode="json"))
+        job = Job(self._api, record).wait(progress=progress)
+        return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=job.result["snapshot"]))
 
     def tag(self, name: str) -> None:
         """Gives this snapshot a name that stays with it: `flowers@paper`. A tagged snapshot does not expire.
@@ -487,13 +510,102 @@ class Datasets:
             StorageFull, NotWritable: It cannot be written; there is no new snapshot.
         """
         check_name(name, what="dataset")
-        steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
-        if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
-            raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
-        spec = IngestSpec(source=self._source(source), clean=steps, split=split or Split(), message=message)
-        record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
-        job = Job(self._api, record).wait(progress=progress)
+        spec = IngestSpec(source=self._source(source), clean=_steps(clean), split=split or Split(), message=message)
+        job = self._work(name, "ingest", spec.model_dump(mode="json"), progress)
         return self.get(f"{name}@{job.result['snapshot']}")
+
+    def join(
+        self,
+        name: str,
+        *,
+        left: str | Dataset,
+        right: str | Dataset,
+        on: str | Sequence[str] | Mapping[str, str],
+        how: Literal["inner", "left"] = "inner",
+        columns: str | Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        suffix: str = "",
+        many: Literal["refuse", "first"] = "refuse",
+        message: str = "",
+        progress: bool = True,
+    ) -> Dataset:
+        """Makes a dataset of one's rows, each with columns of the row of another that has its key.
+
+        Args:
+            name: What is made: a new dataset, or one that was made so before, which gets a new snapshot.
+            left: Whose rows they are, in its order, e.g. `orders` or `orders@2`.
+            right: Whose columns come along. A key is in it once.
+            on: The key: a column of both, several, or names in the left with those in the right. A row without a key
+                has no partner.
+            how: `inner` leaves rows without a partner out; `left` keeps them, without the values.
+            columns: Which of the right come along; all but the key, the split and what rows are known by if left out.
+            rename: New names for columns of the right.
+            suffix: Put behind the name of a column of the right that the left has too.
+            many: `first` takes the first of several rows of the right with one key.
+            message: Kept with the snapshot.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            DatasetNotFound, SnapshotNotFound, ColumnNotFound: It is not there.
+            InvalidRequest: A key that several rows of the right have, keys of two kinds, two columns of one name, or a
+                dataset of that name that holds other rows.
+            DataError: No row has a partner.
+        """
+        spec = JoinSpec(
+            left=_ref(left),
+            right=_ref(right),
+            on=dict(on) if isinstance(on, Mapping) else {key: key for key in _several(on)},
+            how=how,
+            columns=None if columns is None else _several(columns),
+            rename=dict(rename or {}),
+            suffix=suffix,
+            many=many,
+            message=message,
+        )
+        job = self._work(name, "join", spec.model_dump(mode="json"), progress)
+        return self.get(f"{name}@{job.result['snapshot']}")
+
+    def concat(
+        self,
+        name: str,
+        datasets: Sequence[str | Dataset],
+        *,
+        missing: Literal["refuse", "null"] = "refuse",
+        message: str = "",
+        progress: bool = True,
+    ) -> Dataset:
+        """Makes a dataset of the rows of several, end to end.
+
+        Args:
+            name: What is made: a new dataset, or one that was made so before, which gets a new snapshot.
+            datasets: In order, e.g. `["a@2", "b"]`. Columns go by name, labels too.
+            missing: `null` leaves values missing of a column that is not in all of them.
+            message: Kept with the snapshot.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            DatasetNotFound, SnapshotNotFound: One is not there.
+            InvalidRequest: A column is not in all of them or does not hold the same, or a dataset of that name that
+                holds other rows.
+        """
+        spec = ConcatSpec(datasets=tuple(_ref(each) for each in datasets), missing=missing, message=message)
+        job = self._work(name, "concat", spec.model_dump(mode="json"), progress)
+        return self.get(f"{name}@{job.result['snapshot']}")
+
+
+def _steps(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
+    steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+    if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
+        raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
+    return steps
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _ref(dataset: str | Dataset) -> str:
+    return dataset.ref if isinstance(dataset, Dataset) else dataset
 
 
 def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow:

@@ -486,6 +486,60 @@ class CleanSpec(Asked):
     message: str = ""
 
 
+class JoinSpec(Asked):
+    """Everything a join job needs to know.
+
+    Attributes:
+        left: Dataset whose rows they are.
+        right: Dataset whose columns come along.
+        on: Names of key columns of the left, each with its name in the right.
+        how: Whether rows without a partner go, or stay without values.
+        many: Whether several rows of the right may have one key; then the first counts.
+        columns: Which of the right come along; None for all but the keys, and what is known of its rows.
+        rename: New names for columns of the right.
+        suffix: Put behind the name of a column of the right that the left has too.
+        message: Kept with the snapshot.
+    """
+
+    left: str
+    right: str
+    on: dict[str, str] = Field(min_length=1)
+    how: Literal["inner", "left"] = "inner"
+    many: Literal["refuse", "first"] = "refuse"
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    rename: dict[str, ColumnName] = {}
+    suffix: str = Field(default="", pattern=r"^[a-z0-9_]{0,20}$")
+    message: str = ""
+
+
+class JoinReport(Schema):
+    """What became of the rows of a join.
+
+    Attributes:
+        rows: There are now.
+        matched: Rows of the left that have a partner.
+        unmatched: Rows of the left that have none.
+    """
+
+    rows: int
+    matched: int
+    unmatched: int
+
+
+class ConcatSpec(Asked):
+    """Everything a job needs to know that puts datasets end to end.
+
+    Attributes:
+        datasets: In order.
+        missing: What becomes of a column that is not in all of them: refused, or without values there.
+        message: Kept with the snapshot.
+    """
+
+    datasets: tuple[str, ...] = Field(min_length=2)
+    missing: Literal["refuse", "null"] = "refuse"
+    message: str = ""
+
+
 class Reject(Schema):
     """One file or row that did not come in, and why."""
 

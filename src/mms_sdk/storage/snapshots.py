@@ -24,6 +24,7 @@ from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
+_TABLE_BYTES = 16 * 2**20  # of each array of a long table: chunks that are kept for the next rows
 _KEPT_ROWS = 2**20  # of shorter tables a whole column is kept, whoever asks for rows of it
 _PIECE_BYTES = 2**20
 _LARGE_ROW_BYTES = 2**14
@@ -597,17 +598,17 @@ class _Chunks:
 
 
 class _TableChunks:
-    """Chunks of a table, read as they are needed; the one read last is kept, so that rows in order are read once."""
+    """Chunks of a table, read as they are needed; those read last are kept, in bounded memory."""
 
     def __init__(self, part: _PartFiles, array: str, column: Column) -> None:
         assert column.row_bytes is not None
         self._part = part
         self._array = array
         self._dimensions = 1 + len(column.fixed)
-        self._row_bytes = column.row_bytes
-        self._compressed = _Chunks(part, array, self._dimensions, column.row_bytes) if column.profile != "raw" else None
         self._rows = part.chunk_rows(array)
-        self._last: tuple[int, Array] | None = None
+        self._bytes = self._rows * column.row_bytes
+        self._compressed = None if column.profile == "raw" else _Chunks(part, array, self._dimensions, column.row_bytes)
+        self._kept: OrderedDict[int, Array] = OrderedDict()
 
     def copy(self, rows: Rows, out: Array, places: Rows) -> None:
         """Puts rows of the part to places of `out`, which has one void a row."""
@@ -619,12 +620,14 @@ class _TableChunks:
     def _chunk(self, number: int) -> Array:
         if self._compressed is not None:
             return self._compressed.decoded(number)
-        last = self._last
-        if last is None or last[0] != number:
-            size = self._rows * self._row_bytes
-            data = _checked_chunk(self._part, self._array, number, self._dimensions, size)
-            last = self._last = number, np.frombuffer(data, np.uint8)
-        return last[1]
+        found = self._kept.pop(number, None)
+        if found is None:  # a copy, so that no file stays mapped
+            data = _checked_chunk(self._part, self._array, number, self._dimensions, self._bytes)
+            found = np.frombuffer(bytes(data), np.uint8)
+        self._kept[number] = found
+        while len(self._kept) > max(1, _TABLE_BYTES // self._bytes):
+            self._kept.popitem(last=False)
+        return found
 
 
 class _RaggedColumn:

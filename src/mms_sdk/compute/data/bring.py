@@ -12,7 +12,7 @@ from mms_sdk.errors import SnapshotConflict
 from mms_sdk.schema.dataset import Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage import manifest
-from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.changes import Addition, Replacement
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import PartWriter
 
@@ -54,7 +54,9 @@ def tried(ingest: Callable[[], _Item]) -> _Item:
     return ingest()
 
 
-def commit_part(dataset: Dataset, writer: PartWriter, addition: Addition, *, base: Snapshot | None) -> Snapshot:
+def commit_part(
+    dataset: Dataset, writer: PartWriter, change: Addition | Replacement, *, base: Snapshot | None
+) -> Snapshot:
     """Closes a part and commits it on top of what was looked at; if that fails, the part goes too.
 
     Raises:
@@ -62,7 +64,7 @@ def commit_part(dataset: Dataset, writer: PartWriter, addition: Addition, *, bas
     """
     sealed = writer.close()
     try:
-        return dataset.commit(replace(addition, parts=(sealed,)), base=base, rebase=False)
+        return dataset.commit(replace(change, parts=(sealed,)), base=base, rebase=False)
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
         if not dataset.snapshots() or sealed.id not in {part.id for part in dataset.record().parts}:

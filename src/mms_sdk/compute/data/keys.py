@@ -67,8 +67,10 @@ class SortedKeys:
         return np.where(self._keys[at] == keys, self.order[at], -1)
 
     def repeated(self, most: int) -> Rows:
-        """Rows whose key an earlier one has, at most so many."""
-        return self.order[1:][np.flatnonzero(self._keys[1:] == self._keys[:-1])[:most]]
+        """Of keys that several rows have, at most so many, the second row with each."""
+        again = self._keys[1:] == self._keys[:-1]
+        again[1:] &= ~again[:-1]
+        return np.sort(self.order[1:][again])[:most]
 
 
 def _as_compared(values: pa.Array, kind: pa.DataType | None) -> pa.Array:
