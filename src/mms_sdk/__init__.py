@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet
+    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet, Union
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
@@ -67,6 +67,7 @@ _HOME = {
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "Union": "schema.sources",
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
     "clip": "schema.dataset:Clip",
@@ -111,6 +112,7 @@ __all__ = [
     "Step",
     "TrainedCheckpoint",
     "Trainer",
+    "Union",
     "WorkspaceClient",
     "Writing",
     "clip",

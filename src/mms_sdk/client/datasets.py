@@ -34,12 +34,15 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
-from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
+from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source, Union
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
+
+AnySource = Source | str | Path | Mapping[str, Any]
+"""What an ingest takes: a source, a path that means one, or arrays by column."""
 
 
 class Dataset:
@@ -469,7 +472,14 @@ class Datasets:
             )
         return self._workspace.open_or_create_dataset(name)
 
-    def _source(self, source: Source | str | Path | Mapping[str, Any]) -> Source:
+    def _source(self, source: AnySource | Union | Sequence[AnySource]) -> Source | Union:
+        if isinstance(source, Union):
+            return source.model_copy(update={"sources": tuple(self._one(each) for each in source.sources)})
+        if isinstance(source, Sequence) and not isinstance(source, str):
+            return Union(sources=tuple(self._one(each) for each in source))
+        return self._one(source)
+
+    def _one(self, source: AnySource) -> Source:
         if isinstance(source, Mapping):
             return Arrow(path=str(self._staged(source)))
         found = source_of(str(source)) if isinstance(source, str | Path) else source
@@ -486,7 +496,7 @@ class Datasets:
     def ingest(
         self,
         name: str,
-        source: Source | str | Path | Mapping[str, Any],
+        source: AnySource | Union | Sequence[AnySource],
         *,
         clean: CleanStep | Sequence[CleanStep] = (),
         split: Split | None = None,
@@ -498,7 +508,7 @@ class Datasets:
         Args:
             name: The dataset; made if it is not there.
             source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
-                each class or of a table's file; or arrays by column.
+                each class or of a table's file; or arrays by column. A list of these comes in together.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
-from mms_sdk.schema.sources import Source
+from mms_sdk.schema.sources import Source, Union
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -473,7 +473,7 @@ class Split(Asked):
 class IngestSpec(Asked):
     """Everything an ingest job needs to know."""
 
-    source: Source
+    source: Annotated[Source | Union, Field(discriminator="type")]
     clean: tuple[CleanStep, ...] = ()
     split: Split = Split()
     message: str = ""
