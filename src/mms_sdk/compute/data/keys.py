@@ -76,4 +76,13 @@ class SortedKeys:
 def _as_compared(values: pa.Array, kind: pa.DataType | None) -> pa.Array:
     if kind is not None and values.type != kind:
         values = values.cast(kind, safe=False)
-    return pc.add(values, pa.scalar(0, values.type)) if pa.types.is_floating(values.type) else values
+    if pa.types.is_floating(values.type):
+        return pc.add(values, pa.scalar(0, values.type))
+    return _as_bytes(values) if pa.types.is_fixed_size_list(values.type) else values
+
+
+def _as_bytes(arrays: pa.Array) -> pa.Array:
+    # Item by item, an array would take longer than all else.
+    items = np.asarray(arrays.drop_null().flatten()) + 0
+    rows = iter(items.reshape(-1, arrays.type.list_size))
+    return pa.array([next(rows).tobytes() if there else None for there in arrays.is_valid().to_pylist()], pa.binary())
