@@ -43,7 +43,7 @@ def append(dataset: Dataset, columns: Sequence[Column], part: Mapping[str, Seque
 def stored(column: Column, values: Sequence[Any]) -> Any:
     if column.shape is None:
         return [value.encode() if isinstance(value, str) else value for value in values]
-    if isinstance(values, np.ndarray):
+    if column.varies or isinstance(values, np.ndarray):
         return values
     codes = [column.labels.index(value) if isinstance(value, str) and column.labels else value for value in values]
     missing = [value is None for value in codes]

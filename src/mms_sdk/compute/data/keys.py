@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mms_sdk.compute.data.kinds import tabular
+from mms_sdk.errors import DataError
 from mms_sdk.types import Array, Rows
 
 DIGEST = "S16"
@@ -75,7 +76,13 @@ class SortedKeys:
 
 def _as_compared(values: pa.Array, kind: pa.DataType | None) -> pa.Array:
     if kind is not None and values.type != kind:
-        values = values.cast(kind, safe=False)
+        try:
+            values = values.cast(kind, safe=False)
+        except pa.ArrowException as error:
+            raise DataError(
+                f"keys are compared as the dataset holds them, {kind}; new rows have {values.type}: "
+                f"{str(error).splitlines()[0]}; convert them with mms.convert()"
+            ) from error
     if pa.types.is_floating(values.type):
         return pc.add(values, pa.scalar(0, values.type))
     return _as_bytes(values) if pa.types.is_fixed_size_list(values.type) else values
