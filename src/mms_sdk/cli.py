@@ -12,13 +12,14 @@ import difflib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import mms_sdk
 from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
@@ -33,7 +34,10 @@ _DATASETS = {
     "list": ((), "all datasets"),
     "show": (("NAME",), "one of them"),
     "ingest": (("NAME", "SOURCE"), "bring in a folder of pictures, or a table"),
-    "rejects": (("NAME",), "what its ingest left out"),
+    "clean": (("NAME",), "drop rows and change values by --step, in one snapshot"),
+    "join": (("NAME", "LEFT", "RIGHT"), "make it of LEFT's rows, with columns of RIGHT's rows by --on"),
+    "concat": (("NAME", "DATASET", "DATASET..."), "make it of the rows of several, end to end"),
+    "rejects": (("NAME",), "what its ingest or cleaning left out"),
     "snapshots": (("NAME",), "its snapshots"),
     "diff": (("NAME", "OLDER"), "what became of it since an older snapshot"),
     "tag": (("NAME", "TAG"), "a name for a snapshot"),
@@ -99,11 +103,22 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     )
     data.add_argument("name", nargs="?", metavar="NAME", help="dataset, e.g. flowers, flowers@7 or flowers@paper")
     data.add_argument("what", nargs="?", metavar="WHAT", help="the folder, snapshot or tag that the action takes")
+    data.add_argument("more", nargs="*", metavar="MORE", help="further datasets, for join and concat")
     data.add_argument("--label", metavar="COLUMN", help="for ingest of a table: the class of a row")
     data.add_argument(
         "--keep-all", action="store_true", help="for ingest of pictures: no cleaning; an unreadable file is an error"
     )
     data.add_argument("--keep", type=_positive, default=10, help="for expire: how many of the newest stay (10)")
+    data.add_argument(
+        "--step", action="append", type=_step, default=[], help="for clean, again and again: 'clip age min=0 max=120'"
+    )
+    data.add_argument("--on", action="append", default=[], metavar="KEY", help="for join: a column, or LEFT=RIGHT")
+    data.add_argument("--how", choices=["inner", "left"], default="inner", help="for join: left keeps all rows (inner)")
+    data.add_argument("--many", choices=["refuse", "first"], default="refuse", help="for join: of rows with one key")
+    data.add_argument("--suffix", default="", help="for join: behind names of RIGHT that LEFT has too, e.g. _2")
+    data.add_argument(
+        "--missing", choices=["refuse", "null"], default="refuse", help="for concat: columns that are not in all"
+    )
     data.add_argument("--grace", type=_hours, default=48.0, help="for gc: hours since anybody touched it (48)")
 
     train = verb("train", _train, "train a picture classifier on a dataset and register it")
@@ -270,7 +285,8 @@ def _datasets(asked: argparse.Namespace) -> Any:
     from mms_sdk.schema.names import parse_dataset_ref
 
     words, _ = _DATASETS[asked.action]
-    if sum(word is not None for word in (asked.name, asked.what)) != len(words):
+    given = [word for word in (asked.name, asked.what, *asked.more) if word is not None]
+    if len(given) < len(words) or (len(given) > len(words) and not words[-1].endswith("...")):
         raise UsageProblem(f"usage: mms datasets {' '.join([asked.action, *words])}; more: mms help datasets")
     workspace = _connect(asked)
     datasets = workspace.datasets
@@ -299,7 +315,7 @@ def _datasets(asked: argparse.Namespace) -> Any:
             }
             job = work[asked.action](asked.name)
             return job if plain else _Facts(job.result)
-    dataset = _ingest(workspace, asked) if asked.action == "ingest" else datasets.get(asked.name)
+    dataset = _made(workspace, asked)
     return dataset if plain else _Facts(dataset.facts())
 
 
@@ -307,6 +323,66 @@ def _told(value: Any) -> str:
     if isinstance(value, dict):
         value = [f"{old} → {new}" for old, new in value.items()]
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+def _made(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
+    datasets = workspace.datasets
+    match asked.action:
+        case "ingest":
+            return _ingest(workspace, asked)
+        case "clean":
+            if not asked.step:
+                raise UsageProblem("steps are said one by one, e.g. --step drop-missing --step 'clip age min=0'")
+            return datasets.get(asked.name).clean(asked.step)
+        case "join":
+            on = {left: right or left for left, _, right in (key.partition("=") for key in asked.on)}
+            if not on:
+                raise UsageProblem("a join is by a key that both datasets have; name it: --on KEY or --on LEFT=RIGHT")
+            return datasets.join(
+                asked.name,
+                left=asked.what,
+                right=asked.more[0],
+                on=on,
+                how=asked.how,
+                many=asked.many,
+                suffix=asked.suffix,
+            )
+        case "concat":
+            return datasets.concat(asked.name, [asked.what, *asked.more], missing=asked.missing)
+    return datasets.get(asked.name)
+
+
+def _step(text: str) -> Any:
+    # A step and its fields: by place, or name=value. Values are JSON where they read like it.
+    from mms_sdk.schema.dataset import PictureStep, TableStep
+
+    kinds = {kind.model_fields["step"].default: kind for kind in (*get_args(PictureStep), *get_args(TableStep))}
+    try:
+        name, *words = shlex.split(text)
+        kind = kinds[name]
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"a step is one of {', '.join(sorted(kinds))}; got {text!r}") from error
+    placed: list[Any] = []
+    fields: dict[str, Any] = {}
+    for word in words:
+        field, told, value = word.partition("=")
+        if told and field in kind.model_fields:
+            fields[field] = _value(kind, field, value)
+        else:
+            placed.append(_value(kind, kind.by_place[len(placed)], word) if len(placed) < len(kind.by_place) else word)
+    try:
+        return kind(*placed, **fields)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
+def _value(kind: Any, field: str, text: str) -> Any:
+    if field in ("by", "columns") and kind.model_fields[field].annotation == tuple[str, ...] | None:
+        return tuple(text.split(","))
+    if field in ("min", "max", "value", "distance", "similarity", "min_share"):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:

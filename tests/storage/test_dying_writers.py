@@ -155,9 +155,10 @@ def assert_edited(dataset: Dataset, work: str, *, done: bool) -> None:
 CLEANED = np.flatnonzero(np.concatenate([OLD["label"], ADDED["label"]]) != 0)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("how", "stride"),
-    [("kill", 7), *(pytest.param(how, 1, marks=pytest.mark.torture) for how in ("kill", "enospc", "interrupt"))],
+    [("kill", 23), *(pytest.param(how, 2, marks=pytest.mark.torture) for how in ("kill", "enospc", "interrupt"))],
 )
 def test_a_cleaning_that_fails_at_any_step_leaves_rows_and_columns_as_before_or_both_as_after(
     memory_path: Path, how: str, stride: int
@@ -194,9 +195,10 @@ def assert_cleaned(dataset: Dataset, *, done: bool) -> None:
     assert found == [sources[row].decode() for row in CLEANED]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("how", "stride"),
-    [("kill", 9), *(pytest.param(how, 1, marks=pytest.mark.torture) for how in ("kill", "enospc", "interrupt"))],
+    [("kill", 31), *(pytest.param(how, 2, marks=pytest.mark.torture) for how in ("kill", "enospc", "interrupt"))],
 )
 def test_a_join_that_fails_at_any_step_makes_nothing_or_all_of_it(memory_path: Path, how: str, stride: int) -> None:
     template = memory_path / "template"
