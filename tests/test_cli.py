@@ -313,6 +313,7 @@ def test_datasets_are_cleaned_joined_and_put_end_to_end(
     code, out, _ = run(capsys, "datasets", "concat", "twice", "both", "both@1", "orders", "--missing", "null", "--json")
     assert (code, json.loads(out)["rows"]) == (0, 46)
     step = ("--step", "drop-duplicates customer,amount keep=last", "--step", "drop-missing columns=amount")
+    step += ("--step", "impute amount by=value value=3")
     assert json.loads(run(capsys, "datasets", "clean", "orders", *step, "--json")[1])["rows"] == 13
 
 

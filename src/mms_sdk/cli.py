@@ -367,17 +367,17 @@ def _step(text: str) -> Any:
     for word in words:
         field, told, value = word.partition("=")
         if told and field in kind.model_fields:
-            fields[field] = _value(kind, field, value)
+            fields[field] = _value(name, field, value)
         else:
-            placed.append(_value(kind, kind.by_place[len(placed)], word) if len(placed) < len(kind.by_place) else word)
+            placed.append(_value(name, next(iter(kind.by_place[len(placed) :]), ""), word))
     try:
         return kind(*placed, **fields)
     except InvalidRequest as error:
         raise argparse.ArgumentTypeError(error.message) from error
 
 
-def _value(kind: Any, field: str, text: str) -> Any:
-    if field in ("by", "columns") and kind.model_fields[field].annotation == tuple[str, ...] | None:
+def _value(step: str, field: str, text: str) -> Any:
+    if (step, field) in (("drop-duplicates", "by"), ("drop-missing", "columns")):
         return tuple(text.split(","))
     if field in ("min", "max", "value", "distance", "similarity", "min_share"):
         with contextlib.suppress(ValueError):

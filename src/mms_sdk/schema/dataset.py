@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
@@ -229,6 +229,12 @@ class Snapshot(Schema):
 # What a person asks for when they ingest ------------------------------------------------------------------------
 
 
+Names = Annotated[
+    tuple[str, ...], Field(min_length=1), BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)
+]
+"""One name or several."""
+
+
 class DropUnreadable(Asked):
     """Drops files that do not decode to a picture."""
 
@@ -247,13 +253,8 @@ class DropDuplicates(Asked):
 
     by_place = ("by",)
     step: Literal["drop-duplicates"] = "drop-duplicates"
-    by: tuple[str, ...] | None = Field(default=None, min_length=1)
+    by: Names | None = None
     keep: Literal["first", "last"] = "first"
-
-    @field_validator("by", mode="before")
-    @classmethod
-    def _several(cls, names: Any) -> Any:
-        return (names,) if isinstance(names, str) else names
 
 
 class DropNearDuplicates(Asked):
@@ -302,7 +303,7 @@ class DropMissing(Asked):
 
     by_place = ("columns",)
     step: Literal["drop-missing"] = "drop-missing"
-    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    columns: Names | None = None
 
 
 class DropOutOfRange(Asked):

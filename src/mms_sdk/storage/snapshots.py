@@ -66,7 +66,7 @@ class OpenSnapshot:
         self._tables: dict[str, Array] = {}
         self._valid_rows: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
-        self._table_chunks: dict[tuple[str, str], _TableChunks] = {}
+        self._long_tables: dict[str, _LongTable] = {}
         self.local = parts.local
         self._check(content=False)
 
@@ -150,20 +150,16 @@ class OpenSnapshot:
 
     def _few(self, column: Column, stored: Column, rows: Rows, *, array: str = "") -> Array:
         # Of a table, chunk by chunk.
-        assert stored.row_bytes is not None
+        array = array or stored.stored
+        if array not in self._long_tables:
+            self._long_tables[array] = _LongTable([part.files_of(column) for part in self._parts], array, stored)
         where = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty(len(rows), f"V{stored.row_bytes}")
         for number in np.unique(where).tolist():
             places = np.flatnonzero(where == number)
-            part = self._parts[number]
-            chunks = self._chunks_of(part.files_of(column), array or stored.stored, stored)
-            chunks.copy(part.physical(rows[places] - self._starts[number]), out, places)
+            physical = self._parts[number].physical(rows[places] - self._starts[number])
+            self._long_tables[array].copy(number, physical, out, places)
         return out.view(stored.dtype).reshape(len(rows), *stored.fixed)
-
-    def _chunks_of(self, files: _PartFiles, array: str, column: Column) -> _TableChunks:
-        if (files.what, array) not in self._table_chunks:
-            self._table_chunks[files.what, array] = _TableChunks(files, array, column)
-        return self._table_chunks[files.what, array]
 
     def masked(self, column: Column, values: Any, rows: Rows) -> Any:
         """Values of some rows, without those that a nullable column has not: masked, or None in a list."""
@@ -597,37 +593,51 @@ class _Chunks:
         return out.reshape(-1)
 
 
-class _TableChunks:
-    """Chunks of a table, read as they are needed; those read last are kept, in bounded memory."""
+class _LongTable:
+    """An array of all parts, chunk by chunk; chunks that were read last are kept, in bounded memory."""
 
-    def __init__(self, part: _PartFiles, array: str, column: Column) -> None:
+    def __init__(self, parts: Sequence[_PartFiles], array: str, column: Column) -> None:
         assert column.row_bytes is not None
-        self._part = part
+        self._parts = parts
         self._array = array
-        self._dimensions = 1 + len(column.fixed)
-        self._rows = part.chunk_rows(array)
-        self._bytes = self._rows * column.row_bytes
-        self._compressed = None if column.profile == "raw" else _Chunks(part, array, self._dimensions, column.row_bytes)
-        self._kept: OrderedDict[int, Array] = OrderedDict()
+        self._column = column
+        self._row_bytes = column.row_bytes
+        self._chunk_rows: dict[int, int] = {}
+        self._decoders: dict[int, _Chunks] = {}
+        self._kept: OrderedDict[tuple[int, int], Array] = OrderedDict()
+        self._kept_bytes = 0
 
-    def copy(self, rows: Rows, out: Array, places: Rows) -> None:
-        """Puts rows of the part to places of `out`, which has one void a row."""
-        chunks = rows // self._rows
+    def copy(self, part: int, rows: Rows, out: Array, places: Rows) -> None:
+        """Puts rows of a part to places of `out`, which has one void a row."""
+        if part not in self._chunk_rows:
+            self._chunk_rows[part] = self._parts[part].chunk_rows(self._array)
+        chunk_rows = self._chunk_rows[part]
+        chunks = rows // chunk_rows
         for number in np.unique(chunks).tolist():
             some = np.flatnonzero(chunks == number)
-            out[places[some]] = self._chunk(number).view(out.dtype)[rows[some] - number * self._rows]
+            out[places[some]] = self._chunk(part, number).view(out.dtype)[rows[some] - number * chunk_rows]
 
-    def _chunk(self, number: int) -> Array:
-        if self._compressed is not None:
-            return self._compressed.decoded(number)
-        found = self._kept.pop(number, None)
-        if found is None:  # a copy, so that no file stays mapped
-            data = _checked_chunk(self._part, self._array, number, self._dimensions, self._bytes)
-            found = np.frombuffer(bytes(data), np.uint8)
-        self._kept[number] = found
-        while len(self._kept) > max(1, _TABLE_BYTES // self._bytes):
-            self._kept.popitem(last=False)
+    def _chunk(self, part: int, number: int) -> Array:
+        found = self._kept.pop((part, number), None)
+        if found is None:
+            found = self._read(part, number)
+            self._kept_bytes += found.nbytes
+        self._kept[part, number] = found
+        while self._kept_bytes > _TABLE_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return found
+
+    def _read(self, part: int, number: int) -> Array:
+        files, dimensions = self._parts[part], 1 + len(self._column.fixed)
+        if self._column.profile != "raw":
+            if part not in self._decoders:
+                self._decoders[part] = _Chunks(files, self._array, dimensions, self._row_bytes)
+            out = np.empty(self._chunk_rows[part] * self._row_bytes, np.uint8)
+            self._decoders[part].read(number, out)
+            return out
+        size = self._chunk_rows[part] * self._row_bytes
+        # A copy, so that no file stays mapped.
+        return np.frombuffer(bytes(_checked_chunk(files, self._array, number, dimensions, size)), np.uint8)
 
 
 class _RaggedColumn:

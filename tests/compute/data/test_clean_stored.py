@@ -297,6 +297,13 @@ def test_stored_bytes_that_do_not_decode_go_with_the_reason(tmp_path: Path):
     assert report.steps[0].examples[0].source == "p@1, row 1"
 
 
+def test_a_text_that_is_no_text_is_an_error_and_not_another_text(tmp_path: Path):
+    dataset = made(tmp_path, "rows", (TEXT,), {"t": ["a", b"\xff", None]})
+    with pytest.raises(DataError, match="values of column 't' are not what it says they are"):
+        clean(dataset, DropDuplicates(by="t"))
+    assert dataset.snapshots() == [1]
+
+
 # Memory -----------------------------------------------------------------------------------------------------------
 
 

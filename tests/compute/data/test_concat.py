@@ -120,6 +120,9 @@ def test_what_does_not_hold_the_same_is_refused_with_the_way_out(tmp_path):
     other = made(tmp_path, "other", (NUMBER,), {"n": [2]})
     with pytest.raises(InvalidRequest, match=r"'f' is not in other@1; .*missing='null'"):
         put_together(tmp_path, one, other)
+    counted = made(tmp_path, "counted", (NUMBER, LABEL), {"n": [1], "label": ["x"]})
+    with pytest.raises(InvalidRequest, match=r"'label' is not in other@1; drop or rename it$"):
+        put_together(tmp_path, counted, other, missing="null")
     text = made(tmp_path, "text", (named(TEXT, "n"),), {"n": ["x"]})
     with pytest.raises(InvalidRequest, match=r"'n' is number int64 .* in other@1 and text uint8 .* in text@1"):
         put_together(tmp_path, other, text)

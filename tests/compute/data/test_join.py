@@ -140,6 +140,8 @@ def test_pictures_come_along(tmp_path):
     np.testing.assert_array_equal(opened.gather("image", [0, 1]), pictures.snapshot().gather("image", [5, 0]))
     assert snapshot.splits == {"train": 1, "test": 1}
     assert snapshot.statistics["classes"] == {"cat": 1, "dog": 1}
+    with pytest.raises(InvalidRequest, match="every row has a label; 1 rows of seen@1 would have none"):
+        joined(tmp_path, seen, pictures, on={"word": "source"}, how="left")
     _, left, _ = joined(tmp_path, seen, pictures, on={"word": "source"}, how="left", columns=("image",))
     image = dataset.snapshot().gather("image", np.arange(3))
     assert left.column("image").nullable

@@ -18,6 +18,8 @@ from mms_sdk.types import Array
 
 MADE_BY = ("join", "concat")
 """Under which of these the provenance of a snapshot says what it was made of."""
+COUNTED = ("label", "split")
+"""Columns that rows are counted by: every row has a value."""
 
 
 def commit_combined(
@@ -51,7 +53,7 @@ def commit_combined(
             f"what is made of other datasets has a name of its own, or that of such a one before; {base.dataset!r} "
             f"holds rows that came in otherwise; choose another name"
         )
-    counts: dict[str, Counter[str]] = {"split": Counter(), "label": Counter()}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     with dataset.writer(columns) as writer:
         for values in told(batches, "rows stored", rows, tell, size=lambda batch: len(next(iter(batch.values())))):
             for column in columns:

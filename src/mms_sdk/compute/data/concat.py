@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.compute.data.bring import Tell, tried
-from mms_sdk.compute.data.combined import commit_combined, missing_values
+from mms_sdk.compute.data.combined import COUNTED, commit_combined, missing_values
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import Column, ConcatSpec, Snapshot
 from mms_sdk.storage import edits
@@ -66,10 +66,11 @@ def aligned(those: Sequence[OpenSnapshot], *, missing: str) -> list[Column]:
     columns = []
     for name in names:
         without = [of.ref for of in those if of.record.column(name) is None]
-        if without and missing == "refuse":
+        if without and (missing == "refuse" or name in COUNTED):
+            way = "" if name in COUNTED else ", or leave its values missing with missing='null'"
             raise InvalidRequest(
                 f"a column is in all datasets that are put end to end; {name!r} is not in {', '.join(without)}; drop "
-                f"or rename it, or leave its values missing with missing='null'"
+                f"or rename it{way}"
             )
         columns.append(_holding_all(name, those, nullable=bool(without)))
     return columns

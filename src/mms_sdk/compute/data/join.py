@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from mms_sdk.compute.data import stored
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, told, tried
-from mms_sdk.compute.data.combined import commit_combined, missing_values
+from mms_sdk.compute.data.combined import COUNTED, commit_combined, missing_values
 from mms_sdk.compute.data.keys import DIGEST, SortedKeys, keys_of
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import Column, JoinReport, JoinSpec, Snapshot
@@ -58,6 +58,11 @@ def join(
             f"rows without a partner with how='left'"
         )
     gaps = spec.how == "left" and report.unmatched > 0
+    if gaps and (counted := [new for new in brought.values() if new in COUNTED]):
+        raise InvalidRequest(
+            f"every row has a {counted[0]}; {report.unmatched:,} rows of {left.ref} would have none; name it otherwise "
+            f"with rename=, or leave rows without a partner out with how='inner'"
+        )
     columns = {
         name: right.column(name).model_copy(
             update={"name": new, "array": None, "nullable": right.column(name).nullable or gaps}
