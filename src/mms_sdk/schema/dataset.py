@@ -483,7 +483,7 @@ class IngestSpec(Asked):
 class CleanSpec(Asked):
     """Everything a cleaning job needs to know."""
 
-    clean: tuple[CleanStep, ...] = Field(min_length=1)
+    clean: tuple[CleanStep, ...] = Field(min_length=1, max_length=1000)
     message: str = ""
 
 
@@ -536,7 +536,7 @@ class ConcatSpec(Asked):
         message: Kept with the snapshot.
     """
 
-    datasets: tuple[str, ...] = Field(min_length=2)
+    datasets: tuple[str, ...] = Field(min_length=2, max_length=1000)
     missing: Literal["refuse", "null"] = "refuse"
     message: str = ""
 

@@ -218,7 +218,7 @@ class Union(Asked):
 
     by_place = ("sources",)
     type: Literal["union"] = "union"
-    sources: tuple[Source, ...] = Field(min_length=2)
+    sources: tuple[Source, ...] = Field(min_length=2, max_length=1000)
     names: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
 
     @model_validator(mode="after")

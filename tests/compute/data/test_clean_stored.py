@@ -297,6 +297,24 @@ def test_stored_bytes_that_do_not_decode_go_with_the_reason(tmp_path: Path):
     assert report.steps[0].examples[0].source == "p@1, row 1"
 
 
+@pytest.mark.parametrize("encoded", [True, False])
+def test_rows_without_a_picture_are_neither_unreadable_nor_like_another_until_missing_ones_are_dropped(
+    tmp_path: Path, encoded: bool
+):
+    one, other = noise(40, 30, seed=1), noise(40, 30, seed=2)
+    image = Column(name="image", kind="image", dtype="uint8", shape=(40, 30, 3), color="rgb", nullable=True)
+    pictures = np.ma.MaskedArray(np.stack([one, one, other, one]), False)
+    pictures[1] = pictures[3] = np.ma.masked
+    if encoded:
+        image = image.model_copy(update={"kind": "encoded-image", "shape": None})
+        pictures = [saved(one), None, saved(other), None]
+    dataset = made(tmp_path, "p", (image, NUMBER), {"image": pictures, "n": [1, 2, 3, 4]})
+    _, report = clean(dataset, DropUnreadable(), DropNearDuplicates(), DropOddSizes())
+    assert report.kept == 4
+    clean(dataset, DropMissing())
+    assert plain(dataset.snapshot(), "n") == [1, 3]
+
+
 def test_a_text_that_is_no_text_is_an_error_and_not_another_text(tmp_path: Path):
     dataset = made(tmp_path, "rows", (TEXT,), {"t": ["a", b"\xff", None]})
     with pytest.raises(DataError, match="values of column 't' are not what it says they are"):

@@ -108,21 +108,21 @@ def _clean(dataset: Dataset, spec: CleanSpec, *, job: str, folder: Path, tell: T
     left = np.concatenate(seen.left)
     dropped = [name for name in rows.names if name not in seen.schema.names]
     columns = [_column(of, seen, name, categories) for name in sorted(changing - set(dropped))]
+    changes: list[Change] = []
+    if columns:
+        changes.append(_written(dataset, of, rows, steps, columns, tell))
+    if dropped:
+        changes.append(ColumnNames(names=dict.fromkeys(dropped)))
+    if len(left) < of.rows:
+        changes.append(edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of))
     report = CleaningReport(found=of.rows, already_present=0, kept=len(left), steps=tuple(reported.reports))
-    changes: list[Change] = [
-        *([_written(dataset, of, rows, steps, columns, tell)] if columns else []),
-        *([ColumnNames(names=dict.fromkeys(dropped))] if dropped else []),
-        *([edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of)] if len(left) < of.rows else []),
-    ]
-    change = Together(
-        changes=changes,
-        message=spec.message or f"cleaned by {', '.join(dict.fromkeys(step.step for step in spec.clean))}",
-        provenance={
-            "job": job,
-            "clean": {"of": of.ref, **spec.model_dump(mode="json")},
-            "cleaning": report.model_dump(mode="json"),
-        },
-    )
+    provenance = {
+        "job": job,
+        "clean": {"of": of.ref, **spec.model_dump(mode="json")},
+        "cleaning": report.model_dump(mode="json"),
+    }
+    message = spec.message or f"cleaned by {', '.join(dict.fromkeys(step.step for step in spec.clean))}"
+    change = Together(changes=changes, message=message, provenance=provenance)
     return dataset.commit(change, base=of.record, rebase=True), report
 
 
@@ -292,9 +292,13 @@ def _medium(of: OpenSnapshot, step: Any, *kinds: str) -> Column:
 
 
 def _gathered(of: OpenSnapshot, column: Column, batch: pa.RecordBatch, look: Callable[[Any], Any]) -> list[Any]:
+    # None for a row without one.
     values = of.gather(column.name, np.asarray(batch.column(ROW)))
+    if isinstance(values, np.ma.MaskedArray):
+        missing = np.ma.getmaskarray(values).reshape(len(values), -1).any(axis=1).tolist()
+        values = [None if gone else value for gone, value in zip(missing, values.data, strict=True)]
     with ThreadPoolExecutor(thread_name_prefix="mms-clean") as pool:
-        return list(pool.map(look, values))
+        return list(pool.map(lambda value: None if value is None else look(value), values))
 
 
 def _inspected(column: Column, data: Any) -> Any:
@@ -330,7 +334,7 @@ def _drop_odd_sizes(of: OpenSnapshot, step: DropOddSizes, read: Callable[[], Bat
 
     def sizes_of(batch: pa.RecordBatch) -> list[tuple[int, int] | None]:
         found = _gathered(of, column, batch, partial(_inspected, column))
-        return [None if isinstance(each, str) else each.size for each in found]
+        return [getattr(each, "size", None) for each in found]
 
     sizes = Counter(size for batch in read() for size in sizes_of(batch) if size is not None)
     usual, count = sizes.most_common(1)[0] if sizes else (None, 0)
