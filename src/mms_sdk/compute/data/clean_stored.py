@@ -295,8 +295,8 @@ def _gathered(of: OpenSnapshot, column: Column, batch: pa.RecordBatch, look: Cal
     # None for a row without one.
     values = of.gather(column.name, np.asarray(batch.column(ROW)))
     if isinstance(values, np.ma.MaskedArray):
-        missing = np.ma.getmaskarray(values).reshape(len(values), -1).any(axis=1).tolist()
-        values = [None if gone else value for gone, value in zip(missing, values.data, strict=True)]
+        masks = np.ma.getmaskarray(values)
+        values = [None if mask.any() else value for mask, value in zip(masks, values.data, strict=True)]
     with ThreadPoolExecutor(thread_name_prefix="mms-clean") as pool:
         return list(pool.map(lambda value: None if value is None else look(value), values))
 
