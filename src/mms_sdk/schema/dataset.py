@@ -318,8 +318,8 @@ class DropOutOfRange(Asked):
     by_place = ("column",)
     step: Literal["drop-out-of-range"] = "drop-out-of-range"
     column: str
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class KeepWhere(Asked):
@@ -353,8 +353,8 @@ class Clip(Asked):
     by_place = ("column",)
     step: Literal["clip"] = "clip"
     column: str
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class Impute(Asked):

@@ -178,6 +178,13 @@ def test_columns_with_one_value_go_but_never_those_that_rows_are_counted_by(tmp_
     _, report = clean(dataset, DropConstant())
     assert [column.name for column in dataset.record().columns] == ["f", "label"]
     assert report.steps[0].note == "columns dropped: n"
+    alone = made(tmp_path, "alone", NUMBERS, {"n": [7, 7], "f": [1.0, 1.0]})
+    with pytest.raises(DataError, match="a dataset has at least one column"):
+        clean(alone, DropConstant())
+    wide = Column(name="wide", kind="embedding", dtype="uint8", shape=(2,))
+    beside = made(tmp_path, "beside", (NUMBER, wide), {"n": [7, 7], "wide": np.zeros((2, 2), "uint8")})
+    clean(beside, DropConstant())
+    assert [column.name for column in beside.record().columns] == ["wide"]
 
 
 @pytest.mark.parametrize(

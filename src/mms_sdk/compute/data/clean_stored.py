@@ -98,7 +98,7 @@ def _clean(dataset: Dataset, spec: CleanSpec, *, job: str, folder: Path, tell: T
     if not of.rows:
         raise DataError(f"rows are cleaned; {of.ref} has none; clean an earlier snapshot's, or ingest some first")
     rows = _Rows(of, spec.clean)
-    steps = clean_table.fit(spec.clean, rows.read, fixed=_kept(of), others=_picture_steps(of))
+    steps = clean_table.fit(spec.clean, rows.read, fixed=_kept(of), others=_steps(of))
     reported = Reported(steps, folder)
     seen = _Seen(left=[], missing=Counter(), texts={})
     changing = {step.column for step in spec.clean if isinstance(step, Clip | Impute | Convert)}
@@ -275,8 +275,11 @@ def _media(of: OpenSnapshot) -> list[str]:
     return [name for name in ("image", "audio") if of.record.column(name) is not None][:1]
 
 
-def _picture_steps(of: OpenSnapshot) -> dict[type, clean_table.Fit]:
+def _steps(of: OpenSnapshot) -> dict[type, clean_table.Fit]:
+    # Those that are others here than in an ingest of a table.
+    arrays = any(column.shape not in ((), None) and column.name not in _kept(of) for column in of.record.columns)
     return {
+        DropConstant: partial(clean_table.drop_constant, fixed=_kept(of), beside=arrays),
         DropUnreadable: partial(_drop_unreadable, of),
         DropOddSizes: partial(_drop_odd_sizes, of),
         DropNearDuplicates: partial(_drop_near_duplicates, of),

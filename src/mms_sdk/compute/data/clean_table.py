@@ -6,12 +6,13 @@ before it leave. What is kept meanwhile is a digest a row, or 2 KiB for each tex
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,7 +122,7 @@ def fit(
     fits: dict[type, Fit] = {
         **_FIT,
         DropDuplicates: partial(_drop_duplicates, held=held or Nothing()),
-        DropConstant: partial(_drop_constant, fixed=fixed),
+        DropConstant: partial(drop_constant, fixed=fixed),
         **(others or {}),
     }
     fitted: list[Fitted] = []
@@ -131,8 +132,20 @@ def fit(
                 f"values that rows are counted and split by stay as they are; {step.step} is asked for of "
                 f"{step.column!r}; change them in the source, or drop rows without one"
             )
-        fitted.append(fits[type(step)](step, lambda: (batch for batch, _ in through(fitted, read()))))
+        with _told_of(step):
+            fitted.append(fits[type(step)](step, lambda: (batch for batch, _ in through(fitted, read()))))
     return fitted
+
+
+@contextmanager
+def _told_of(step: Any) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(
+            f"values suit the step that is asked for; {step.step} does not go with these: "
+            f"{str(error).splitlines()[0]}; convert them first with mms.convert()"
+        ) from error
 
 
 def through(steps: Sequence[Fitted], batches: Batches) -> Iterator[tuple[pa.RecordBatch, list[tuple[int, Reject]]]]:
@@ -141,7 +154,8 @@ def through(steps: Sequence[Fitted], batches: Batches) -> Iterator[tuple[pa.Reco
     for batch in batches:
         rejects: list[tuple[int, Reject]] = []
         for number, apply in enumerate(applied):
-            batch, dropped = apply(batch)
+            with _told_of(steps[number].step):
+                batch, dropped = apply(batch)
             rejects += [(number, reject) for reject in dropped]
         yield batch, rejects
 
@@ -252,17 +266,18 @@ def _row_keys(batch: pa.RecordBatch) -> Array:
 
 
 class _Places:
-    """What rows are called, in twelve bytes each."""
+    """What rows are called: twelve bytes each, and the names of their files."""
 
     def __init__(self) -> None:
         self._sources: dict[str, int] = {}
+        self._names: list[str] = []
         self._codes: list[Array] = []
         self._rows: list[Array] = []
         self._ends = [0]
 
     def add(self, batch: pa.RecordBatch) -> None:
         encoded = batch.column(SOURCE).cast(pa.string()).dictionary_encode()
-        codes = [self._sources.setdefault(text, len(self._sources)) for text in encoded.dictionary.to_pylist()]
+        codes = [self._code(text) for text in encoded.dictionary.to_pylist()]
         self._codes.append(np.array(codes, np.int32)[np.asarray(encoded.indices)])
         self._rows.append(np.asarray(batch.column(ROW)))
         self._ends.append(self._ends[-1] + len(batch))
@@ -270,8 +285,13 @@ class _Places:
     def name(self, number: int) -> str:
         batch = bisect_right(self._ends, number) - 1
         place = number - self._ends[batch]
-        source = next(islice(self._sources, int(self._codes[batch][place]), None))
-        return f"{source}, row {self._rows[batch][place]}"
+        return f"{self._names[self._codes[batch][place]]}, row {self._rows[batch][place]}"
+
+    def _code(self, source: str) -> int:
+        code = self._sources.setdefault(source, len(self._names))
+        if code == len(self._names):
+            self._names.append(source)
+        return code
 
 
 def drop_near_texts(step: DropNearDuplicates, read: Callable[[], Batches]) -> Fitted:
@@ -302,10 +322,7 @@ def _drop_out_of_range(step: DropOutOfRange, read: Callable[[], Batches]) -> Fit
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         values = batch.column(step.column)
-        low = pc.less(values, step.min) if step.min is not None else pa.scalar(False)
-        high = pc.greater(values, step.max) if step.max is not None else pa.scalar(False)
-        out = pc.fill_null(pc.or_(low, high), False)
-        drop = np.asarray(out) if isinstance(out, pa.Array) else np.zeros(len(batch), bool)
+        drop = np.logical_or(*_beyond(values, step))
         return without(batch, drop, lambda at: f"{step.column} is {values[at].as_py():g}, {_range(step)}")
 
     return Fitted(step=step, begin=lambda: apply)
@@ -329,7 +346,17 @@ def _keep_where(step: KeepWhere, read: Callable[[], Batches]) -> Fitted:
     return Fitted(step=step, begin=lambda: apply)
 
 
-def _drop_constant(step: DropConstant, read: Callable[[], Batches], *, fixed: Collection[str]) -> Fitted:
+def drop_constant(
+    step: DropConstant, read: Callable[[], Batches], *, fixed: Collection[str], beside: bool = False
+) -> Fitted:
+    """Prepares the step.
+
+    Args:
+        step: What was asked for.
+        read: Reads all rows.
+        fixed: Columns that stay.
+        beside: Whether there are other columns, which are not looked at.
+    """
     first: dict[str, Any] = {}
     varying: set[str] = set()
     for batch in read():
@@ -340,7 +367,7 @@ def _drop_constant(step: DropConstant, read: Callable[[], Batches], *, fixed: Co
                 if any(value != seen for value in _distinct(values)):
                     varying.add(name)
     constant = [name for name in first if name not in varying]
-    if constant and len(constant) == len(first):
+    if constant and not beside and len(constant) == len(own_columns(_schema(read))):
         raise DataError(f"a dataset has at least one column; all are constant: {constant}; leave drop_constant() out")
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
@@ -351,19 +378,39 @@ def _drop_constant(step: DropConstant, read: Callable[[], Batches], *, fixed: Co
 
 def _clip(step: Clip, read: Callable[[], Batches]) -> Fitted:
     kind = _number(_schema(read), step.column)
+    ends = [None if bound is None else _end(step, bound, kind) for bound in (step.min, step.max)]
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         values = batch.column(step.column)
-        if step.min is not None:
-            values = pc.if_else(pc.less(values, step.min), pa.scalar(step.min).cast(kind), values)
-        if step.max is not None:
-            values = pc.if_else(pc.greater(values, step.max), pa.scalar(step.max).cast(kind), values)
+        for end, beyond in zip(ends, _beyond(values, step), strict=True):
+            if end is not None:
+                values = pc.if_else(pa.array(beyond), end, values)
         return _with(batch, step.column, values), []
 
-    for bound in (step.min, step.max):
-        if bound is not None and pa.types.is_integer(kind) and bound != int(bound):
-            raise InvalidRequest(f"whole numbers are clipped to whole numbers; got {bound} for column {step.column!r}")
     return Fitted(step=step, begin=lambda: apply)
+
+
+def _end(step: Clip, bound: float, kind: pa.DataType) -> pa.Scalar:
+    try:
+        return pa.scalar(bound).cast(kind)
+    except pa.ArrowException as error:
+        raise InvalidRequest(
+            f"numbers are clipped to numbers of their type; column {step.column!r} holds {kind}; got {bound}; give "
+            f"another, or convert the column first"
+        ) from error
+
+
+def _beyond(values: pa.Array, step: Clip | DropOutOfRange) -> tuple[Array, Array]:
+    # Below the range, and above it. Whole numbers are compared as such, for those of 64 bits are not all floats.
+    given = np.asarray(values.fill_null(0) if values.null_count else values)
+    low, high = step.min, step.max
+    if given.dtype.kind == "f" or not all(math.isfinite(bound) for bound in (low, high) if bound is not None):
+        given = given.astype(np.float64)
+    else:
+        low, high = (None if low is None else math.ceil(low)), (None if high is None else math.floor(high))
+    there = np.asarray(values.is_valid())
+    none = np.zeros(len(values), bool)
+    return none if low is None else there & (given < low), none if high is None else there & (given > high)
 
 
 def _impute(step: Impute, read: Callable[[], Batches]) -> Fitted:

@@ -83,6 +83,8 @@ def _as_compared(values: pa.Array, kind: pa.DataType | None) -> pa.Array:
                 f"keys are compared as the dataset holds them, {kind}; new rows have {values.type}: "
                 f"{str(error).splitlines()[0]}; convert them with mms.convert()"
             ) from error
+    if pa.types.is_float16(values.type):
+        values = values.cast(pa.float32())
     if pa.types.is_floating(values.type):
         return pc.add(values, pa.scalar(0, values.type))
     return _as_bytes(values) if pa.types.is_fixed_size_list(values.type) else values
