@@ -286,7 +286,8 @@ def _datasets(asked: argparse.Namespace) -> Any:
 
     words, _ = _DATASETS[asked.action]
     given = [word for word in (asked.name, asked.what, *asked.more) if word is not None]
-    if len(given) < len(words) or (len(given) > len(words) and not words[-1].endswith("...")):
+    several = any(word.endswith("...") for word in words)
+    if len(given) < len(words) or (len(given) > len(words) and not several):
         raise UsageProblem(f"usage: mms datasets {' '.join([asked.action, *words])}; more: mms help datasets")
     workspace = _connect(asked)
     datasets = workspace.datasets

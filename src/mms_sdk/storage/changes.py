@@ -208,7 +208,7 @@ class Together:
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """Other rows, with columns of their own, instead of all there are. It fits only the snapshot that was looked at.
+    """Other rows, with columns of their own, instead of all there are; to be committed without `rebase`.
 
     Attributes:
         parts: Sealed folders.

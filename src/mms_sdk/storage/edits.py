@@ -48,16 +48,13 @@ def delete_rows(dataset: Dataset, rows: Sequence[int] | Rows, *, of: OpenSnapsho
     return dataset.commit(deletion(dataset, wanted, of=of, message=message), base=of.record, rebase=True)
 
 
-def deletion(
-    dataset: Dataset, rows: Rows, *, of: OpenSnapshot, columns: Sequence[Column] | None = None, message: str = ""
-) -> Deletion:
+def deletion(dataset: Dataset, rows: Rows, *, of: OpenSnapshot, message: str = "") -> Deletion:
     """Writes what says that rows are gone, to be committed.
 
     Args:
         dataset: Whose rows.
         rows: Row numbers in the snapshot `of`, ascending, each once.
         of: The snapshot that was looked at.
-        columns: As they are when the rows go, if not as in `of`.
         message: Kept with the snapshot.
 
     Raises:
@@ -77,7 +74,7 @@ def deletion(
     return Deletion(
         before=[part for part in of.record.parts if part.id in places],
         deleted=deleted,
-        columns=of.record.columns if columns is None else columns,
+        columns=of.record.columns,
         splits=_counts(of, "split", rows),
         classes=_counts(of, "label", rows),
         message=message or f"{len(rows):,} rows deleted",

@@ -140,7 +140,7 @@ class OpenSnapshot:
     def take(self, name: str, rows: Rows) -> Any:
         """Rows of a column as `gather` gives them, for reading through a snapshot once: no long column is kept."""
         column = self.column(name)
-        if self.rows <= _KEPT_ROWS or name in self._tables:
+        if self.rows <= _KEPT_ROWS or name in self._tables or column.row_bytes == 0:
             return self.gather(name, rows)
         values = self._gather(column, rows) if column.varies or is_raw(column) else self._few(column, column, rows)
         if not column.nullable:
@@ -606,6 +606,7 @@ class _LongTable:
         self._decoders: dict[int, _Chunks] = {}
         self._kept: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self._kept_bytes = 0
+        self._lock = threading.Lock()
 
     def copy(self, part: int, rows: Rows, out: Array, places: Rows) -> None:
         """Puts rows of a part to places of `out`, which has one void a row."""
@@ -615,7 +616,9 @@ class _LongTable:
         chunks = rows // chunk_rows
         for number in np.unique(chunks).tolist():
             some = np.flatnonzero(chunks == number)
-            out[places[some]] = self._chunk(part, number).view(out.dtype)[rows[some] - number * chunk_rows]
+            with self._lock:
+                chunk = self._chunk(part, number)
+            out[places[some]] = chunk.view(out.dtype)[rows[some] - number * chunk_rows]
 
     def _chunk(self, part: int, number: int) -> Array:
         found = self._kept.pop((part, number), None)
