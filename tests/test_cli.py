@@ -358,6 +358,54 @@ def test_files_and_tar_files_come_in_by_what_their_names_end_with(
     assert workspace.is_dir()
 
 
+def test_datasets_are_cleaned_joined_and_put_end_to_end(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.csv").write_text("customer,amount\n" + "".join(f"{at % 4},{at}\n" for at in range(20)))
+    (tmp_path / "customers.csv").write_text("id,city\n" + "".join(f"{at},city {at}\n" for at in range(3)))
+    for name in ("orders", "customers"):
+        assert run(capsys, "datasets", "ingest", name, str(tmp_path / f"{name}.csv"))[0] == 0
+    assert workspace.is_dir()
+
+    steps = ("--step", "keep-where 'amount < 18'", "--step", "clip amount max=9", "--step", "convert amount uint8")
+    code, out, _ = run(capsys, "datasets", "clean", "orders", *steps, "--json")
+    told = json.loads(out)
+    assert (code, told["rows"], told["snapshot"]) == (0, 18, 2)
+    assert [step["step"] for step in told["provenance"]["cleaning"]["steps"]] == ["keep-where", "clip", "convert"]
+    assert "orders@1, row 18" in run(capsys, "datasets", "rejects", "orders")[1]
+    code, out, _ = run(capsys, "datasets", "join", "both", "orders", "customers@1", "--on", "customer=id", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 14)
+    code, out, _ = run(capsys, "datasets", "join", "all", "orders", "customers", "--on", "customer=id", "--how", "left")
+    assert (code, out.splitlines()[1].split()[:2]) == (0, ["rows", "18"])
+    code, out, _ = run(capsys, "datasets", "concat", "twice", "both", "both@1", "orders", "--missing", "null", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 46)
+    step = ("--step", "drop-duplicates customer,amount keep=last", "--step", "drop-missing columns=amount")
+    step += ("--step", "impute amount by=value value=3")
+    assert json.loads(run(capsys, "datasets", "clean", "orders", *step, "--json")[1])["rows"] == 13
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["clean", "orders"], "--step drop-missing"),
+        (["clean", "orders", "--step", "drop-all"], "a step is one of clip, convert, drop-constant"),
+        (["clean", "orders", "--step", "'"], "a step is one of"),
+        (["clean", "orders", "--step", "clip age min=low"], "Clip does not fit: min"),
+        (["clean", "orders", "--step", "clip age max=3 1 2"], "fields of Clip are given by name"),
+        (["join", "a", "b"], "usage: mms datasets join NAME LEFT RIGHT"),
+        (["join", "a", "b", "c"], "--on KEY"),
+        (["join", "a", "b", "c", "d", "--on", "x"], "usage: mms datasets join NAME LEFT RIGHT"),
+        (["concat", "a", "b"], "usage: mms datasets concat NAME DATASET DATASET..."),
+        (["show", "a", "b", "c"], "usage: mms datasets show NAME"),
+    ],
+)
+def test_words_that_do_not_fit_an_action_say_how_they_would(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, _, err = run(capsys, "datasets", *words)
+    assert (code, said in err) == (2, True), err
+
+
 def test_a_workspace_is_backed_up_verified_restored_and_promoted(
     capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
 ) -> None:

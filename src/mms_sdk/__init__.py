@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
     from mms_sdk.schema.dataset import Clip as clip
     from mms_sdk.schema.dataset import Column, Split
+    from mms_sdk.schema.dataset import Convert as convert
     from mms_sdk.schema.dataset import DropConstant as drop_constant
     from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
     from mms_sdk.schema.dataset import DropMissing as drop_missing
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         Icechunk,
         ImageFolder,
         Parquet,
+        Union,
         VideoFolder,
         WebDataset,
         Zarr,
@@ -93,6 +95,7 @@ _HOME = {
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "Union": "schema.sources",
     "VideoFolder": "schema.sources",
     "WebDataset": "schema.sources",
     "WorkspaceClient": "client.workspace",
@@ -100,6 +103,7 @@ _HOME = {
     "Zarr": "schema.sources",
     "clip": "schema.dataset:Clip",
     "connect": "client.workspace",
+    "convert": "schema.dataset:Convert",
     "drop_constant": "schema.dataset:DropConstant",
     "drop_duplicates": "schema.dataset:DropDuplicates",
     "drop_missing": "schema.dataset:DropMissing",
@@ -147,6 +151,7 @@ __all__ = [
     "Stream",
     "TrainedCheckpoint",
     "Trainer",
+    "Union",
     "VideoFolder",
     "WebDataset",
     "WorkspaceClient",
@@ -154,6 +159,7 @@ __all__ = [
     "Zarr",
     "clip",
     "connect",
+    "convert",
     "drop_constant",
     "drop_duplicates",
     "drop_missing",

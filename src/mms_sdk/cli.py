@@ -13,13 +13,14 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import mms_sdk
 from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
@@ -40,7 +41,10 @@ _DATASETS = {
         "bring in a folder of pictures, files by a pattern, tar files of samples, or a table",
     ),
     "watch": (("NAME", "SOURCE"), "bring in what comes into a folder, until interrupted"),
-    "rejects": (("NAME",), "what its ingest left out"),
+    "clean": (("NAME",), "drop rows and change values by --step, in one snapshot"),
+    "join": (("NAME", "LEFT", "RIGHT"), "make it of LEFT's rows, with columns of RIGHT's rows by --on"),
+    "concat": (("NAME", "DATASET", "DATASET..."), "make it of the rows of several, end to end"),
+    "rejects": (("NAME",), "what its ingest or cleaning left out"),
     "snapshots": (("NAME",), "its snapshots"),
     "diff": (("NAME", "OLDER"), "what became of it since an older snapshot"),
     "tag": (("NAME", "TAG"), "a name for a snapshot"),
@@ -106,6 +110,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     )
     data.add_argument("name", nargs="?", metavar="NAME", help="dataset, e.g. flowers, flowers@7 or flowers@paper")
     data.add_argument("what", nargs="?", metavar="WHAT", help="the folder, snapshot or tag that the action takes")
+    data.add_argument("more", nargs="*", metavar="MORE", help="further datasets, for join and concat")
     data.add_argument("--label", metavar="COLUMN", help="for ingest, but of a folder: where the class of a row stands")
     data.add_argument(
         "--keep-all", action="store_true", help="for ingest of files: no cleaning; an unreadable one is an error"
@@ -119,6 +124,16 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     data.add_argument("--every", type=_duration, default=2.0, help="for watch: from one look to the next (2s)")
     data.add_argument("--settle", type=_duration, default=5.0, help="for watch: how long a file stays as it is (5s)")
     data.add_argument("--keep", type=_positive, default=10, help="for expire: how many of the newest stay (10)")
+    data.add_argument(
+        "--step", action="append", type=_step, default=[], help="for clean, again and again: 'clip age min=0 max=120'"
+    )
+    data.add_argument("--on", action="append", default=[], metavar="KEY", help="for join: a column, or LEFT=RIGHT")
+    data.add_argument("--how", choices=["inner", "left"], default="inner", help="for join: left keeps all rows (inner)")
+    data.add_argument("--many", choices=["refuse", "first"], default="refuse", help="for join: of rows with one key")
+    data.add_argument("--suffix", default="", help="for join: behind names of RIGHT that LEFT has too, e.g. _2")
+    data.add_argument(
+        "--missing", choices=["refuse", "null"], default="refuse", help="for concat: columns that are not in all"
+    )
     data.add_argument("--grace", type=_hours, default=48.0, help="for gc: hours since anybody touched it (48)")
 
     train = verb("train", _train, "train a picture classifier on a dataset and register it")
@@ -292,7 +307,9 @@ def _datasets(asked: argparse.Namespace) -> Any:
     from mms_sdk.schema.names import parse_dataset_ref
 
     words, _ = _DATASETS[asked.action]
-    if sum(word is not None for word in (asked.name, asked.what)) != len(words):
+    given = [word for word in (asked.name, asked.what, *asked.more) if word is not None]
+    several = any(word.endswith("...") for word in words)
+    if len(given) < len(words) or (len(given) > len(words) and not several):
         raise UsageProblem(f"usage: mms datasets {' '.join([asked.action, *words])}; more: mms help datasets")
     workspace = _connect(asked)
     datasets = workspace.datasets
@@ -329,8 +346,68 @@ def _datasets(asked: argparse.Namespace) -> Any:
             source, clean = _source(asked)
             say = partial(print, flush=True)
             return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=say)
-    dataset = _ingest(workspace, asked) if asked.action == "ingest" else datasets.get(asked.name)
+    dataset = _made(workspace, asked)
     return dataset if plain else text(dataset, width=terminal_width())
+
+
+def _made(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
+    datasets = workspace.datasets
+    match asked.action:
+        case "ingest":
+            return _ingest(workspace, asked)
+        case "clean":
+            if not asked.step:
+                raise UsageProblem("steps are said one by one, e.g. --step drop-missing --step 'clip age min=0'")
+            return datasets.get(asked.name).clean(asked.step)
+        case "join":
+            on = {left: right or left for left, _, right in (key.partition("=") for key in asked.on)}
+            if not on:
+                raise UsageProblem("a join is by a key that both datasets have; name it: --on KEY or --on LEFT=RIGHT")
+            return datasets.join(
+                asked.name,
+                left=asked.what,
+                right=asked.more[0],
+                on=on,
+                how=asked.how,
+                many=asked.many,
+                suffix=asked.suffix,
+            )
+        case "concat":
+            return datasets.concat(asked.name, [asked.what, *asked.more], missing=asked.missing)
+    return datasets.get(asked.name)
+
+
+def _step(text: str) -> Any:
+    # A step and its fields: by place, or name=value. Values are JSON where they read like it.
+    from mms_sdk.schema.dataset import PictureStep, TableStep
+
+    kinds = {kind.model_fields["step"].default: kind for kind in (*get_args(PictureStep), *get_args(TableStep))}
+    try:
+        name, *words = shlex.split(text)
+        kind = kinds[name]
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"a step is one of {', '.join(sorted(kinds))}; got {text!r}") from error
+    placed: list[Any] = []
+    fields: dict[str, Any] = {}
+    for word in words:
+        field, told, value = word.partition("=")
+        if told and field in kind.model_fields:
+            fields[field] = _value(name, field, value)
+        else:
+            placed.append(_value(name, next(iter(kind.by_place[len(placed) :]), ""), word))
+    try:
+        return kind(*placed, **fields)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
+def _value(step: str, field: str, text: str) -> Any:
+    if (step, field) in (("drop-duplicates", "by"), ("drop-missing", "columns")):
+        return tuple(text.split(","))
+    if field in ("min", "max", "value", "distance", "similarity", "min_share"):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:

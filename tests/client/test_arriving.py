@@ -262,7 +262,9 @@ def test_an_unreadable_file_holds_the_round_up_until_it_is_mended_or_a_step_drop
     put(folder / "cat/1.png", b"no picture")
     with Watching(ws, "pets", folder) as watching:
         watching.until(lambda: len(watching.said) == 2)
-        assert all(line.startswith("nothing came in this time: every picture of a source decodes") for line in watching.said)
+        assert all(
+            line.startswith("nothing came in this time: every picture of a source decodes") for line in watching.said
+        )
         put(folder / "cat/1.png", picture(1))
         watching.until(lambda: rows(ws, "pets") == 2)
     put(folder / "cat/2.png", b"no picture")

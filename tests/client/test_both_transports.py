@@ -18,6 +18,7 @@ from PIL import Image
 import mms_sdk as mms
 import tiny_model
 from mms_sdk.errors import (
+    ColumnNotFound,
     Conflict,
     Damaged,
     DataError,
@@ -105,6 +106,38 @@ def test_ingesting_twice_makes_two_snapshots_and_the_first_stays_as_it_was(
     assert list(first.rejects()) == []
     assert ws.datasets.get(f"{name}@1").rows == 120
     assert ws.datasets.verify(name, progress=False).result["snapshots"] == 2
+
+
+def test_datasets_are_cleaned_joined_and_put_end_to_end(ws: Client, way: str, readable: Path) -> None:
+    (readable / f"{way}.csv").write_text("kind,price,t\nant,1,x\nbee,,y\ncat,3,\ncat,400,z\n")
+    name = f"prices-{way}"
+    first = ws.datasets.ingest(name, readable / f"{way}.csv", split=mms.Split(train=1, val=0, test=0), progress=False)
+    steps = [mms.drop_duplicates(by="kind"), mms.impute("price", by="value", value=2), mms.convert("price", "uint8")]
+    second = first.clean(steps, message="tidy", progress=False)
+    assert (second.ref, second.rows, second.info.message) == (f"{name}@2", 3, "tidy")
+    assert second.facts()["cleaned"] == "3 of 4"
+    (left_out,) = second.rejects()
+    assert (left_out.source, left_out.reason) == (f"{name}@1, row 3", f"the same kind as {name}@1, row 2")
+    with pytest.raises(ColumnNotFound, match="no column 'nothing'"):
+        second.clean(mms.convert("nothing", "int8"), progress=False)
+
+    pets = ws.datasets.get("pets@1")
+    both = ws.datasets.join(
+        f"priced-{way}", left=pets, right=second, on={"label": "kind"}, columns=["price"], progress=False
+    )
+    assert (both.rows, both.splits, both.classes) == (120, pets.splits, pets.classes)
+    assert both.info.provenance["join"]["right"] == f"{name}@2"
+    with pytest.raises(InvalidRequest, match="would be there twice"):
+        ws.datasets.join(f"priced-{way}", left=both, right=second, on={"label": "kind"}, progress=False)
+    with pytest.raises(DatasetNotFound):
+        ws.datasets.join(f"priced-{way}", left="nothing", right=second, on="kind", progress=False)
+    twice = ws.datasets.concat(f"twice-{way}", [both, f"priced-{way}@1"], progress=False)
+    assert (twice.rows, twice.classes) == (240, dict.fromkeys(LABELS, 80))
+    with pytest.raises(InvalidRequest, match=r"'price' is not in pets@1"):
+        ws.datasets.concat(f"twice-{way}", [both, "pets@1"], progress=False)
+    with pytest.raises(InvalidRequest, match="without a split"):
+        ws.datasets.concat(f"twice-{way}", [both, "pets@1/train"], progress=False)
+    assert ws.datasets.verify(f"twice-{way}", progress=False).result["snapshots"] == 1
 
 
 def test_a_dataset_is_changed_tagged_compared_and_tidied_and_old_snapshots_stay_as_they_were(

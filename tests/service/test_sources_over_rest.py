@@ -97,6 +97,17 @@ def test_a_link_behind_a_link_is_followed_before_it_is_allowed(at: Service, root
     check_problem(ingest(at, root / "photos"), 403, "has a link to", "secret")
 
 
+def test_each_source_of_several_is_looked_at(at: Service, root: Path) -> None:
+    def several(*paths: Path) -> Answer:
+        sources = [{"type": "image-folder", "path": str(path)} for path in paths]
+        body = {"source": {"type": "union", "sources": sources, "names": ["one", "two"]}}
+        return at.ask("POST", "/v1/datasets/new:ingest", json={**body, "split": {"train": 1, "val": 0, "test": 0}})
+
+    check_problem(several(root / "photos", root.parent / "secret" / "photos"), 403, "only below", "secret")
+    answer = several(root / "photos", root / "photos")
+    assert (answer.status, ended(at, answer)["result"]["rows"]) == (202, 2)
+
+
 def test_links_in_a_circle_within_the_root_end(at: Service, root: Path) -> None:
     (root / "photos" / "again").symlink_to(root / "photos")
     (root / "photos" / "ant" / "self.png").symlink_to("self.png")

@@ -166,6 +166,29 @@ def put_together(folder: Path) -> None:
     compact(dataset, of=dataset.snapshot())
 
 
+def clean(folder: Path) -> None:
+    from mms_sdk.compute.data.clean_stored import clean
+    from mms_sdk.schema.dataset import CleanSpec, Convert, KeepWhere
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.stores.local import LocalStore
+
+    dataset = Dataset.open(LocalStore(folder / "flowers"), "flowers")
+    spec = CleanSpec(clean=(KeepWhere("label != 'cat'"), Convert("source", "category")))
+    clean(dataset, spec, job="one", folder=folder, tell=lambda _progress: None)
+
+
+def join(folder: Path) -> None:
+    from mms_sdk.compute.data.join import join
+    from mms_sdk.schema.dataset import JoinSpec
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.stores.local import LocalStore
+
+    flowers = Dataset.open(LocalStore(folder / "flowers"), "flowers").snapshot()
+    made = Dataset.open_or_create(LocalStore(folder / "joined"), "joined")
+    spec = JoinSpec(left="flowers", right="flowers", on={"source": "source"}, columns=("image",), suffix="_2")
+    join(made, flowers, flowers, spec, job="one", tell=lambda _progress: None)
+
+
 def tidy(folder: Path) -> None:
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.retention import collect_garbage, expire
@@ -224,6 +247,8 @@ WORK: dict[str, Callable[[Path], None]] = {
     "append": append,
     "delete": delete,
     "column": column,
+    "clean": clean,
+    "join": join,
     "put together": put_together,
     "tidy": tidy,
     "ingest": ingest,
@@ -271,8 +296,10 @@ def main() -> None:
     import small_datasets  # noqa: F401
     import zarr  # noqa: F401
 
+    import mms_sdk.compute.data.clean_stored
     import mms_sdk.compute.data.follow
     import mms_sdk.compute.data.ingest
+    import mms_sdk.compute.data.join
     import mms_sdk.storage.workspace  # noqa: F401
 
     stride = int(sys.argv[5]) if len(sys.argv) > 5 else 1

@@ -24,11 +24,21 @@ from s3_buckets import make_bucket
 
 from ceph_server import CephServer
 from mms_sdk.errors import SnapshotNotFound
-from mms_sdk.schema.dataset import Column
-from mms_sdk.storage.changes import Addition
+from mms_sdk.schema.dataset import Column, Layer
+from mms_sdk.storage import snapshots
+from mms_sdk.storage.changes import Addition, ColumnNames, NewColumns, Together
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.edits import compact, delete_rows, rename_columns, write_column
+from mms_sdk.storage.edits import (
+    compact,
+    delete_rows,
+    deletion,
+    rename_columns,
+    spread,
+    with_free_arrays,
+    write_column,
+)
 from mms_sdk.storage.retention import collect_garbage, expire, tag, tags, untag
+from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.opening import store_at
@@ -135,6 +145,34 @@ class DatasetMachine(RuleBasedStateMachine):
         columns = {each: values for each, values in self.newest.columns.items() if each != name}
         self._committed(Model(columns, self.newest.since))
 
+    @precondition(lambda self: len(self.newest.since) > 1 and len(self.newest.columns) > 1)
+    @rule(data=st.data())
+    def clean(self, data: st.DataObject) -> None:
+        count = len(self.newest.since)
+        rows = data.draw(st.sets(st.integers(0, count - 1), min_size=1), label="rows")
+        written, dropped = data.draw(st.permutations(sorted(self.newest.columns)), label="columns")[:2]
+        of, kind = self.dataset.snapshot(), self.kinds[written]
+        numbers = [_weight(value) + 1 for value in self.newest.columns[written]]
+        stored = with_free_arrays(of, kind)
+        layers = {}
+        for part in of.record.parts:
+            first, live = of.rows_of(part.id)
+            values = as_array(kind, values_of(kind, numbers[first : first + len(live)]))
+            with self.dataset.writer((stored,)) as writer:
+                writer.write({stored.name: spread(kind, values, live, part.rows)})
+                layers[part.id] = Layer(**writer.close().model_dump(), arrays=(stored.name,))
+        column = kind.model_copy(update={"array": stored.name if stored.name != kind.name else None})
+        changes = (
+            NewColumns(before=of.record.parts, columns=[column], layers=layers),
+            ColumnNames(names={dropped: None}),
+            deletion(self.dataset, np.array(sorted(rows)), of=of),
+        )
+        self.dataset.commit(Together(changes=changes), base=of.record, rebase=True)
+        kept = [row for row in range(count) if row not in rows]
+        columns = {**self.newest.columns, written: values_of(kind, numbers)}
+        left = {name: [values[row] for row in kept] for name, values in columns.items() if name != dropped}
+        self._committed(Model(left, [self.newest.since[row] for row in kept]))
+
     @rule(most=st.sampled_from([1, 7, 20, 1000]))
     def compact(self, most: int) -> None:
         before = len(self.dataset.record().parts)
@@ -205,6 +243,12 @@ class DatasetMachine(RuleBasedStateMachine):
         both = {name: [*before.columns[name], *values] for name, values in fresh.items()}
         self.models[number] = Model(both, [*before.since, *[number] * rows])
 
+    def _taken(self, snapshot: OpenSnapshot, name: str, rows: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(snapshots, "_KEPT_ROWS", -1)
+            snapshot = OpenSnapshot(self.store.below("parts"), snapshot.record)
+            return snapshot.take(name, rows)
+
     def _committed(self, model: Model) -> None:
         self.models[max(self.models) + 1] = model
 
@@ -220,6 +264,7 @@ class DatasetMachine(RuleBasedStateMachine):
                 continue
             np.testing.assert_array_equal(snapshot.values(name), as_array(column, values))
             np.testing.assert_array_equal(snapshot.gather(name, backwards), as_array(column, values)[::-1])
+            np.testing.assert_array_equal(self._taken(snapshot, name, backwards), as_array(column, values)[::-1])
         half = number // 2
         assert snapshot.rows_since(half).tolist() == [row for row, since in enumerate(model.since) if since > half]
 

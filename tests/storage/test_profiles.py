@@ -16,7 +16,7 @@ from small_datasets import COLUMNS, IMAGE, LABEL, SOURCE, add, content_of
 
 from mms_sdk.errors import Damaged
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage import codecs, edits, manifest, parts
+from mms_sdk.storage import codecs, edits, manifest, parts, snapshots
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import CRC_BYTES, crc32c, laid_out
@@ -120,6 +120,35 @@ def test_gathering_is_indexing(tmp_path_factory: pytest.TempPathFactory, rows: l
         np.testing.assert_array_equal(snapshot.gather(name, rows), expected)
     texts = first["source"] + second["source"]
     assert snapshot.gather("source", rows) == [texts[row] for row in rows]
+
+
+@pytest.mark.parametrize("profile", ["raw", *PROFILES])
+def test_rows_of_a_long_table_are_the_same_chunk_by_chunk(
+    dataset: Dataset, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 16)
+    monkeypatch.setattr(snapshots, "_TABLE_BYTES", 40)
+    number = Column(name="number", kind="number", dtype="int32", nullable=True)
+    columns = compressed(profile, (number, LABEL))
+    for first in (0, 50):
+        values = np.ma.MaskedArray(np.arange(first, first + ROWS, dtype="int32"), np.arange(ROWS) % 3 == 0)
+        add(dataset, {"number": values, "label": np.arange(ROWS, dtype="int32") % 3}, columns=columns)
+    edits.delete_rows(dataset, [0, 5, ROWS + 1], of=dataset.snapshot())
+    whole = dataset.snapshot()
+    rows = np.random.default_rng(0).integers(0, whole.rows, 100)
+    monkeypatch.setattr(snapshots, "_KEPT_ROWS", 0)
+    for name in ("number", "label"):
+        np.testing.assert_array_equal(dataset.snapshot().take(name, rows), whole.gather(name, rows))
+    mask = np.ma.getmaskarray(dataset.snapshot().take("number", rows))
+    np.testing.assert_array_equal(mask, np.ma.getmaskarray(whole.gather("number", rows)))
+
+    path = group_of(dataset) / "label" / "c" / "1"
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Damaged, match="does not fit its bytes"):
+        dataset.snapshot().take("label", np.arange(10))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -30,10 +30,13 @@ from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
     SPLITS,
     CleaningReport,
+    CleanSpec,
     CleanStep,
     Column,
+    ConcatSpec,
     DatasetInfo,
     IngestSpec,
+    JoinSpec,
     PictureStep,
     Profile,
     Reject,
@@ -53,6 +56,7 @@ from mms_sdk.schema.sources import (
     ImageFolder,
     Parquet,
     Source,
+    Union,
     WebDataset,
     Zarr,
 )
@@ -62,6 +66,9 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
 from mms_sdk.types import Rows
+
+AnySource = Source | str | Path | Mapping[str, Any]
+"""What an ingest takes: a source, a path that means one, or arrays by column."""
 
 
 class Dataset:
@@ -288,6 +295,24 @@ class Dataset:
         of, dataset = self.open(), self.workspace.dataset(self.name)
         done = edits.write_column(dataset, column, derive, inputs=inputs, of=of, message=message)
         return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=done.number))
+
+    def clean(self, clean: CleanStep | Sequence[CleanStep], *, message: str = "", progress: bool = True) -> Dataset:
+        """The dataset's newest snapshot, cleaned: rows that go and values that change, as one new snapshot.
+
+        Args:
+            clean: Steps in order, e.g. `[mms.drop_missing(), mms.clip("age", min=0)]`.
+            message: Kept with the snapshot.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            InvalidRequest: A step does not suit what the dataset holds.
+            ColumnNotFound: A step names a column that is not there.
+            SnapshotConflict: Others changed the dataset meanwhile, time after time.
+        """
+        spec = CleanSpec(clean=_steps(clean), message=message)
+        record = self._api.send("POST", f"/v1/datasets/{self.name}:clean", JobRecord, spec.model_dump(mode="json"))
+        job = Job(self._api, record).wait(progress=progress)
+        return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=job.result["snapshot"]))
 
     def tag(self, name: str) -> None:
         """Gives this snapshot a name that stays with it: `flowers@paper`. A tagged snapshot does not expire.
@@ -697,7 +722,14 @@ class Datasets:
             )
         return self._workspace
 
-    def _source(self, source: Source | str | Path | Mapping[str, Any]) -> Source:
+    def _source(self, source: AnySource | Union | Sequence[AnySource]) -> Source | Union:
+        if isinstance(source, Union):
+            return source.model_copy(update={"sources": tuple(self._one(each) for each in source.sources)})
+        if isinstance(source, Sequence) and not isinstance(source, str):
+            return Union(sources=tuple(self._one(each) for each in source))
+        return self._one(source)
+
+    def _one(self, source: AnySource) -> Source:
         if isinstance(source, Mapping):
             return Arrow(path=str(self._staged(source)))
         found = source_of(str(source)) if isinstance(source, str | Path) else source
@@ -714,7 +746,7 @@ class Datasets:
     def ingest(
         self,
         name: str,
-        source: Source | str | Path | Mapping[str, Any],
+        source: AnySource | Union | Sequence[AnySource],
         *,
         clean: CleanStep | Sequence[CleanStep] = (),
         split: Split | None = None,
@@ -727,7 +759,8 @@ class Datasets:
         Args:
             name: The dataset; made if it is not there.
             source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
-                each class, or a pattern or path of files whose names say what they are; or arrays by column.
+                each class, or a pattern or path of files whose names say what they are; or arrays by column. A list of
+                these comes in together.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.
@@ -742,13 +775,12 @@ class Datasets:
         """
         check_name(name, what="dataset")
         spec = self._spec(source, clean, split or Split(), message, profile)
-        record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
-        job = Job(self._api, record).wait(progress=progress)
+        job = self._work(name, "ingest", spec.model_dump(mode="json"), progress)
         return self.get(f"{name}@{job.result['snapshot']}")
 
     def _spec(
         self,
-        source: Source | str | Path | Mapping[str, Any],
+        source: AnySource | Union | Sequence[AnySource],
         clean: CleanStep | Sequence[CleanStep],
         split: Split,
         message: str,
@@ -758,12 +790,98 @@ class Datasets:
             source=self._source(source), clean=_steps(clean), split=split, message=message, profile=profile
         )
 
+    def join(
+        self,
+        name: str,
+        *,
+        left: str | Dataset,
+        right: str | Dataset,
+        on: str | Sequence[str] | Mapping[str, str],
+        how: Literal["inner", "left"] = "inner",
+        columns: str | Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        suffix: str = "",
+        many: Literal["refuse", "first"] = "refuse",
+        message: str = "",
+        progress: bool = True,
+    ) -> Dataset:
+        """Makes a dataset of one's rows, each with columns of the row of another that has its key.
+
+        Args:
+            name: What is made: a new dataset, or one that was made so before, which gets a new snapshot.
+            left: Whose rows they are, in its order, e.g. `orders` or `orders@2`.
+            right: Whose columns come along. A key is in it once.
+            on: The key: a column of both, several, or names in the left with those in the right. A row without a key
+                has no partner.
+            how: `inner` leaves rows without a partner out; `left` keeps them, without the values.
+            columns: Which of the right come along; all but the key, the split and what rows are known by if left out.
+            rename: New names for columns of the right.
+            suffix: Put behind the name of a column of the right that the left has too.
+            many: `first` takes the first of several rows of the right with one key.
+            message: Kept with the snapshot.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            DatasetNotFound, SnapshotNotFound, ColumnNotFound: It is not there.
+            InvalidRequest: A key that several rows of the right have, keys of two kinds, two columns of one name, or a
+                dataset of that name that holds other rows.
+            DataError: No row has a partner.
+        """
+        spec = JoinSpec(
+            left=_ref(left),
+            right=_ref(right),
+            on=dict(on) if isinstance(on, Mapping) else {key: key for key in _several(on)},
+            how=how,
+            columns=None if columns is None else _several(columns),
+            rename=dict(rename or {}),
+            suffix=suffix,
+            many=many,
+            message=message,
+        )
+        job = self._work(name, "join", spec.model_dump(mode="json"), progress)
+        return self.get(f"{name}@{job.result['snapshot']}")
+
+    def concat(
+        self,
+        name: str,
+        datasets: Sequence[str | Dataset],
+        *,
+        missing: Literal["refuse", "null"] = "refuse",
+        message: str = "",
+        progress: bool = True,
+    ) -> Dataset:
+        """Makes a dataset of the rows of several, end to end.
+
+        Args:
+            name: What is made: a new dataset, or one that was made so before, which gets a new snapshot.
+            datasets: In order, e.g. `["a@2", "b"]`. Columns go by name, labels too.
+            missing: `null` leaves values missing of a column that is not in all of them.
+            message: Kept with the snapshot.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            DatasetNotFound, SnapshotNotFound: One is not there.
+            InvalidRequest: A column is not in all of them or does not hold the same, or a dataset of that name that
+                holds other rows.
+        """
+        spec = ConcatSpec(datasets=tuple(_ref(each) for each in datasets), missing=missing, message=message)
+        job = self._work(name, "concat", spec.model_dump(mode="json"), progress)
+        return self.get(f"{name}@{job.result['snapshot']}")
+
 
 def _steps(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
     steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
     if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
         raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
     return steps
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _ref(dataset: str | Dataset) -> str:
+    return dataset.ref if isinstance(dataset, Dataset) else dataset
 
 
 def source_of(path: str) -> ImageFolder | Files | WebDataset | CSV | JSONL | Parquet | Arrow | Zarr:

@@ -31,7 +31,9 @@ def facts(dataset: Dataset) -> dict[str, Any]:
     about["columns"] = _some([f"{each.name} ({each.kind})" for each in dataset.info.columns], len(dataset.info.columns))
     report = dataset.cleaning
     if report is not None:
-        about["ingested"] = f"{report.kept:,} of {report.found:,}; {report.already_present:,} were known already"
+        known = f"; {report.already_present:,} were known already" if report.already_present else ""
+        what = "ingested" if "ingest" in dataset.info.provenance else "cleaned"
+        about[what] = f"{report.kept:,} of {report.found:,}{known}"
         for step in report.steps:
             about[step.step] = step.outcome
         about["note"] = "; ".join(report.notes)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mms_sdk import html
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
-from mms_sdk.schema.sources import Source
+from mms_sdk.schema.sources import Source, Union
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -243,6 +243,12 @@ class Snapshot(Schema):
 # What a person asks for when they ingest ------------------------------------------------------------------------
 
 
+Names = Annotated[
+    tuple[str, ...], Field(min_length=1), BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)
+]
+"""One name or several."""
+
+
 class DropUnreadable(Asked):
     """Drops files that do not decode to a picture."""
 
@@ -250,9 +256,19 @@ class DropUnreadable(Asked):
 
 
 class DropDuplicates(Asked):
-    """Drops pictures whose bytes were seen before, in this ingest or in the dataset; the first one stays."""
+    """Drops what is there twice: pictures with the same bytes, rows of a table with the same values.
 
+    In an ingest, what the dataset holds counts as seen before, and stays.
+
+    Attributes:
+        by: Columns of a table whose values make two rows the same; None for all of them, as they came.
+        keep: Which of several stays.
+    """
+
+    by_place = ("by",)
     step: Literal["drop-duplicates"] = "drop-duplicates"
+    by: Names | None = None
+    keep: Literal["first", "last"] = "first"
 
 
 class DropNearDuplicates(Asked):
@@ -301,7 +317,7 @@ class DropMissing(Asked):
 
     by_place = ("columns",)
     step: Literal["drop-missing"] = "drop-missing"
-    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    columns: Names | None = None
 
 
 class DropOutOfRange(Asked):
@@ -316,8 +332,8 @@ class DropOutOfRange(Asked):
     by_place = ("column",)
     step: Literal["drop-out-of-range"] = "drop-out-of-range"
     column: str
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class KeepWhere(Asked):
@@ -351,8 +367,8 @@ class Clip(Asked):
     by_place = ("column",)
     step: Literal["clip"] = "clip"
     column: str
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class Impute(Asked):
@@ -377,6 +393,40 @@ class Impute(Asked):
         return self
 
 
+class Convert(Asked):
+    """Gives a column another type. A value that would not come through without loss goes with its row.
+
+    Whole numbers, truth values and times come through exactly or not at all; among floats a value is rounded to the
+    nearest. What is missing stays missing, and NaN is no value for anything but floats.
+
+    Attributes:
+        column: Which column.
+        to: A number's dtype, `bool`, `text`, `category` or `timestamp`.
+        errors: Whether a row with such a value is dropped, or its value goes missing.
+        format: Of texts that are times, as `strptime` has it; None for ISO 8601, with or without an offset.
+        unit: Of times; of numbers, what they count from 1970-01-01 UTC. None for what times have, and `us` for texts.
+    """
+
+    by_place = ("column", "to")
+    step: Literal["convert"] = "convert"
+    column: str
+    to: Dtype | Literal["text", "category", "timestamp"]
+    errors: Literal["drop", "missing"] = "drop"
+    format: str | None = Field(default=None, max_length=200)
+    unit: Literal["s", "ms", "us", "ns"] | None = None
+
+    @model_validator(mode="after")
+    def _is_of_times(self) -> Convert:
+        if self.to != "timestamp" and (self.format is not None or self.unit is not None):
+            raise ValueError(f"format= and unit= are of times; got them with to={self.to!r}; leave them out")
+        if self.format is not None and ("%z" in self.format or "%Z" in self.format):
+            raise ValueError(
+                f"a format says a time without its zone; got {self.format!r}; leave format= out for ISO times, which "
+                f"may have an offset"
+            )
+        return self
+
+
 class DropOddSizes(Asked):
     """Drops pictures whose size differs from the one nearly all others have.
 
@@ -391,7 +441,15 @@ class DropOddSizes(Asked):
 
 PictureStep = DropUnreadable | DropDuplicates | DropNearDuplicates | DropOddSizes
 TableStep = (
-    DropMissing | DropDuplicates | DropNearDuplicates | DropOutOfRange | KeepWhere | DropConstant | Clip | Impute
+    DropMissing
+    | DropDuplicates
+    | DropNearDuplicates
+    | DropOutOfRange
+    | KeepWhere
+    | DropConstant
+    | Clip
+    | Impute
+    | Convert
 )
 CleanStep = Annotated[PictureStep | TableStep, Field(discriminator="step")]
 
@@ -437,11 +495,72 @@ class IngestSpec(Asked):
         profile: How columns of a new dataset lie; None for what suits the place.
     """
 
-    source: Source
+    source: Annotated[Source | Union, Field(discriminator="type")]
     clean: tuple[CleanStep, ...] = ()
     split: Split = Split()
     message: str = ""
     profile: Profile | None = None
+
+
+class CleanSpec(Asked):
+    """Everything a cleaning job needs to know."""
+
+    clean: tuple[CleanStep, ...] = Field(min_length=1, max_length=1000)
+    message: str = ""
+
+
+class JoinSpec(Asked):
+    """Everything a join job needs to know.
+
+    Attributes:
+        left: Dataset whose rows they are.
+        right: Dataset whose columns come along.
+        on: Names of key columns of the left, each with its name in the right.
+        how: Whether rows without a partner go, or stay without values.
+        many: Whether several rows of the right may have one key; then the first counts.
+        columns: Which of the right come along; None for all but the keys, and what is known of its rows.
+        rename: New names for columns of the right.
+        suffix: Put behind the name of a column of the right that the left has too.
+        message: Kept with the snapshot.
+    """
+
+    left: str
+    right: str
+    on: dict[str, str] = Field(min_length=1)
+    how: Literal["inner", "left"] = "inner"
+    many: Literal["refuse", "first"] = "refuse"
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    rename: dict[str, ColumnName] = {}
+    suffix: str = Field(default="", pattern=r"^[a-z0-9_]{0,20}$")
+    message: str = ""
+
+
+class JoinReport(Schema):
+    """What became of the rows of a join.
+
+    Attributes:
+        rows: There are now.
+        matched: Rows of the left that have a partner.
+        unmatched: Rows of the left that have none.
+    """
+
+    rows: int
+    matched: int
+    unmatched: int
+
+
+class ConcatSpec(Asked):
+    """Everything a job needs to know that puts datasets end to end.
+
+    Attributes:
+        datasets: In order.
+        missing: What becomes of a column that is not in all of them: refused, or without values there.
+        message: Kept with the snapshot.
+    """
+
+    datasets: tuple[str, ...] = Field(min_length=2, max_length=1000)
+    missing: Literal["refuse", "null"] = "refuse"
+    message: str = ""
 
 
 class Reject(Schema):

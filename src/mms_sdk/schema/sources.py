@@ -512,3 +512,33 @@ Source = Annotated[
     | SQL,
     Field(discriminator="type"),
 ]
+
+
+class Union(Asked):
+    """Several sources as one: all of pictures, all of recordings, or all of tables.
+
+    Attributes:
+        sources: In order.
+        names: What each is called, so that rows of two are not taken for the same; None for the last part of each path.
+    """
+
+    by_place = ("sources",)
+    type: Literal["union"] = "union"
+    sources: tuple[Source, ...] = Field(min_length=2, max_length=1000)
+    names: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _has_names(self) -> Union:
+        if len(set(self.named)) < len(self.sources) or len(self.named) != len(self.sources):
+            raise ValueError(f"each source has a name of its own; got {list(self.named)}; say them with names=")
+        return self
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What each source is called."""
+        return self.names or tuple(source.told for source in self.sources)
+
+    @property
+    def told(self) -> str:
+        """What it is, in a word."""
+        return " and ".join(self.named)

@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, WebDataset
+from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, Union, WebDataset
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -30,7 +30,7 @@ class ServiceState:
     jobs: JobRunner
     deployments: Deployments
 
-    def check_source(self, source: Source) -> None:
+    def check_source(self, source: Source | Union) -> None:
         """Refuses a source that callers may not have read.
 
         Raises:
@@ -39,6 +39,10 @@ class ServiceState:
         """
         roots = self.settings.source_roots
         if roots is None:
+            return
+        if isinstance(source, Union):
+            for each in source.sources:
+                self.check_source(each)
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")

@@ -134,19 +134,19 @@ class Deletion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewColumn:
-    """A column, or other values for one.
+class NewColumns:
+    """Columns, or other values for some.
 
     Attributes:
         before: All parts, as they were.
-        column: As it will be; one of its name is replaced.
+        columns: As they will be; one of the same name is replaced.
         layers: For each part, by its id, the folder with the values.
         splits: Rows in each split, if that is what the column says.
         classes: Rows in each class, likewise.
     """
 
     before: Sequence[Part]
-    column: Column
+    columns: Sequence[Column]
     layers: Mapping[str, Layer]
     splits: Mapping[str, int] | None = None
     classes: Mapping[str, int] | None = None
@@ -159,23 +159,80 @@ class NewColumn:
         return tuple(self.layers.values())
 
     def fields(self, base: Snapshot | None, number: int) -> Fields:
-        """The same rows with the column."""
+        """The same rows with the columns."""
         if base is None or _rows(base.parts) != _rows(self.before):
             raise SnapshotConflict(
                 "a column is written for all rows that there are; these have changed meanwhile; " + _AGAIN
             )
-        old = base.column(self.column.name)
-        if arrays_in_use(base) & {self.column.stored, *self.column.arrays}:
-            raise SnapshotConflict(f"somebody else wrote a column {self.column.name!r} meanwhile; " + _AGAIN)
-        kept = [self.column if column is old else column for column in base.columns]
+        new = {column.name: column for column in self.columns}
+        taken = arrays_in_use(base)
+        if twice := [column.name for column in self.columns if taken & {column.stored, *column.arrays}]:
+            raise SnapshotConflict(f"somebody else wrote a column {twice[0]!r} meanwhile; " + _AGAIN)
+        kept = {column.name: new.get(column.name, column) for column in base.columns}
         return {
-            "columns": tuple(kept if old else [*kept, self.column]),
+            "columns": tuple({**kept, **new}.values()),
             "parts": tuple(
                 part.model_copy(update={"layers": (*part.layers, self.layers[part.id])}) for part in base.parts
             ),
             "splits": dict(base.splits if self.splits is None else self.splits),
             "statistics": base.statistics if self.classes is None else _statistics(self.classes),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """Several changes as one: each is put on top of what those before it make.
+
+    Attributes:
+        changes: In order.
+    """
+
+    changes: Sequence[Change]
+    message: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sealed(self) -> Sequence[Sealed]:
+        """The folders of all of them."""
+        return tuple(sealed for change in self.changes for sealed in change.sealed)
+
+    def fields(self, base: Snapshot | None, number: int) -> Fields:
+        """What they decide, one after the other."""
+        fields: Fields = {}
+        for change in self.changes:
+            told = change.fields(base, number)
+            base = base.model_copy(update=told) if base else None
+            fields |= told
+        return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """Other rows, with columns of their own, instead of all there are; to be committed without `rebase`.
+
+    Attributes:
+        parts: Sealed folders.
+        columns: All columns.
+        splits: Rows in each split.
+        classes: Rows in each class.
+    """
+
+    parts: Sequence[Sealed]
+    columns: Sequence[Column]
+    splits: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sealed(self) -> Sequence[Sealed]:
+        """Its parts."""
+        return self.parts
+
+    def fields(self, base: Snapshot | None, number: int) -> Fields:
+        """The rows, and nothing of what was there."""
+        alone = Addition(parts=self.parts, columns=self.columns, splits=self.splits, classes=self.classes)
+        return alone.fields(None, number)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mms_sdk.errors import InvalidName, InvalidRequest
 from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
-from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumn, arrays_in_use
+from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumns, arrays_in_use
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import DELETED
@@ -45,7 +45,22 @@ def delete_rows(dataset: Dataset, rows: Sequence[int] | Rows, *, of: OpenSnapsho
     wanted = np.unique(np.asarray(rows, np.int64))
     if not len(wanted):
         raise InvalidRequest("at least one row is deleted; got none; leave the call out")
-    places = of.places(wanted)
+    return dataset.commit(deletion(dataset, wanted, of=of, message=message), base=of.record, rebase=True)
+
+
+def deletion(dataset: Dataset, rows: Rows, *, of: OpenSnapshot, message: str = "") -> Deletion:
+    """Writes what says that rows are gone, to be committed.
+
+    Args:
+        dataset: Whose rows.
+        rows: Row numbers in the snapshot `of`, ascending, each once.
+        of: The snapshot that was looked at.
+        message: Kept with the snapshot.
+
+    Raises:
+        InvalidRequest: A row number is out of range.
+    """
+    places = of.places(rows)
     deleted = {}
     for part, positions in places.items():
         _, live = of.rows_of(part)
@@ -56,16 +71,15 @@ def delete_rows(dataset: Dataset, rows: Sequence[int] | Rows, *, of: OpenSnapsho
         with dataset.writer((DELETED,)) as writer:
             writer.write({DELETED.name: np.flatnonzero(gone)})
             deleted[part] = writer.close()
-    change = Deletion(
+    return Deletion(
         before=[part for part in of.record.parts if part.id in places],
         deleted=deleted,
         columns=of.record.columns,
-        splits=_counts(of, "split", wanted),
-        classes=_counts(of, "label", wanted),
-        message=message or f"{len(wanted):,} rows deleted",
-        provenance={"deleted": len(wanted)},
+        splits=_counts(of, "split", rows),
+        classes=_counts(of, "label", rows),
+        message=message or f"{len(rows):,} rows deleted",
+        provenance={"deleted": len(rows)},
     )
-    return dataset.commit(change, base=of.record, rebase=True)
 
 
 def write_column(
@@ -88,7 +102,7 @@ def write_column(
     """
     for name in inputs:
         of.column(name)
-    stored = _with_free_arrays(of, column)
+    stored = with_free_arrays(of, column)
     counting = column.name in ("split", "label") and column.labels is not None
     counts: Counter[str] = Counter()
     layers = {}
@@ -98,9 +112,9 @@ def write_column(
                 writer.write({stored.name: values})
             sealed = writer.close()
         layers[part.id] = Layer(**sealed.model_dump(), arrays=(stored.name,))
-    change = NewColumn(
+    change = NewColumns(
         before=of.record.parts,
-        column=column.model_copy(update={"array": stored.name if stored.name != column.name else None}),
+        columns=[column.model_copy(update={"array": stored.name if stored.name != column.name else None})],
         layers=layers,
         splits=dict(counts) if column.name == "split" else None,
         classes=dict(counts) if column.name == "label" else None,
@@ -254,13 +268,14 @@ def _derived(
         if counts is not None:
             counts.update(by_label(column, values))
         last = part.rows if end == len(live) else int(live[end])
-        yield _spread(column, values, live[start:end] - written, last - written)
+        yield spread(column, values, live[start:end] - written, last - written)
         written = last
     if written < part.rows:
-        yield _spread(column, [], np.empty(0, np.int64), part.rows - written)
+        yield spread(column, [], np.empty(0, np.int64), part.rows - written)
 
 
-def _spread(column: Column, values: Any, places: Rows, rows: int) -> Any:
+def spread(column: Column, values: Any, places: Rows, rows: int) -> Any:
+    """Values at their places among so many rows, with nothing in the others."""
     if column.varies:
         missing: Any = b"" if column.shape is None else np.empty((0, *column.fixed), column.dtype)
         spread = [missing] * rows
@@ -292,7 +307,8 @@ def batches(columns: Sequence[Column], rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def _with_free_arrays(of: OpenSnapshot, column: Column) -> Column:
+def with_free_arrays(of: OpenSnapshot, column: Column) -> Column:
+    """The column under a name that no array of the snapshot has: as it is written to a layer."""
     taken = arrays_in_use(of.record)
     number = 2
     free = column.model_copy(update={"array": None})

@@ -25,6 +25,8 @@ from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
+_TABLE_BYTES = 16 * 2**20  # of each array of a long table: chunks that are kept for the next rows
+_KEPT_ROWS = 2**20  # of shorter tables a whole column is kept, whoever asks for rows of it
 _PIECE_BYTES = 2**20
 _LARGE_ROW_BYTES = 2**14
 
@@ -65,6 +67,7 @@ class OpenSnapshot:
         self._tables: dict[str, Array] = {}
         self._valid_rows: dict[str, Array] = {}
         self._gatherers: dict[str, list[_Gatherer]] = {}
+        self._long_tables: dict[str, _LongTable] = {}
         self.local = parts.local
         self._check(content=False)
 
@@ -159,14 +162,35 @@ class OpenSnapshot:
         column = self.column(name)
         return self._valid(column)[rows] if column.nullable else np.ones(len(rows), bool)
 
+    def take(self, name: str, rows: Rows) -> Any:
+        """Rows of a column as `gather` gives them, for reading through a snapshot once: no long column is kept."""
+        column = self.column(name)
+        if self.rows <= _KEPT_ROWS or name in self._tables or column.row_bytes == 0:
+            return self.gather(name, rows)
+        values = self._gather(column, rows) if column.varies or is_raw(column) else self._few(column, column, rows)
+        if not column.nullable:
+            return values
+        there = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False, "profile": "raw"})
+        return _with_missing(column, values, self._few(column, there, rows, array=f"{column.stored}_valid"))
+
+    def _few(self, column: Column, stored: Column, rows: Rows, *, array: str = "") -> Array:
+        # Of a table, chunk by chunk.
+        array = array or stored.stored
+        if array not in self._long_tables:
+            self._long_tables[array] = _LongTable([part.files_of(column) for part in self._parts], array, stored)
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty(len(rows), f"V{stored.row_bytes}")
+        for number in np.unique(where).tolist():
+            places = np.flatnonzero(where == number)
+            physical = self._parts[number].physical(rows[places] - self._starts[number])
+            self._long_tables[array].copy(number, physical, out, places)
+        return out.view(stored.dtype).reshape(len(rows), *stored.fixed)
+
     def masked(self, column: Column, values: Any, rows: Rows) -> Any:
         """Values of some rows, without those that a nullable column has not: masked, or None in a list."""
         if not column.nullable:
             return values
-        valid = self._valid(column)[rows]
-        if not column.varies:
-            return _masked(values, valid)
-        return [value if there else None for value, there in zip(values, valid, strict=True)]
+        return _with_missing(column, values, self._valid(column)[rows])
 
     def _gather(self, column: Column, rows: Rows) -> Any:
         gatherers = self._gatherers_of(column)
@@ -674,6 +698,56 @@ class _Chunks:
         return out.reshape(-1)
 
 
+class _LongTable:
+    """An array of all parts, chunk by chunk; chunks that were read last are kept, in bounded memory."""
+
+    def __init__(self, parts: Sequence[_PartFiles], array: str, column: Column) -> None:
+        assert column.row_bytes is not None
+        self._parts = parts
+        self._array = array
+        self._column = column
+        self._row_bytes = column.row_bytes
+        self._chunk_rows: dict[int, int] = {}
+        self._decoders: dict[int, _Chunks] = {}
+        self._kept: OrderedDict[tuple[int, int], Array] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def copy(self, part: int, rows: Rows, out: Array, places: Rows) -> None:
+        """Puts rows of a part to places of `out`, which has one void a row."""
+        if part not in self._chunk_rows:
+            self._chunk_rows[part] = self._parts[part].layout(self._array).rows
+        chunk_rows = self._chunk_rows[part]
+        chunks = rows // chunk_rows
+        for number in np.unique(chunks).tolist():
+            some = np.flatnonzero(chunks == number)
+            with self._lock:
+                chunk = self._chunk(part, number)
+            out[places[some]] = chunk.view(out.dtype)[rows[some] - number * chunk_rows]
+
+    def _chunk(self, part: int, number: int) -> Array:
+        found = self._kept.pop((part, number), None)
+        if found is None:
+            found = self._read(part, number)
+            self._kept_bytes += found.nbytes
+        self._kept[part, number] = found
+        while self._kept_bytes > _TABLE_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return found
+
+    def _read(self, part: int, number: int) -> Array:
+        files, dimensions = self._parts[part], 1 + len(self._column.fixed)
+        if self._column.profile != "raw":
+            if part not in self._decoders:
+                self._decoders[part] = _Chunks(files, self._array, dimensions, self._row_bytes)
+            out = np.empty(self._chunk_rows[part] * self._row_bytes, np.uint8)
+            self._decoders[part].read(number, out)
+            return out
+        size = self._chunk_rows[part] * self._row_bytes
+        # A copy, so that no file stays mapped.
+        return np.frombuffer(bytes(_checked_chunk(files, self._array, number, dimensions, size)), np.uint8)
+
+
 class _RaggedColumn:
     """Items of all rows end to end, in checksummed chunks that are compared the first time they are touched."""
 
@@ -728,6 +802,12 @@ class _RaggedColumn:
             dimensions = 1 + len(self._column.fixed)
             self._chunks[number] = _checked_chunk(self._part, self._name, number, dimensions, self._chunk_bytes)
         return self._chunks[number]
+
+
+def _with_missing(column: Column, values: Any, valid: Array) -> Any:
+    if not column.varies:
+        return _masked(values, valid)
+    return [value if there else None for value, there in zip(values, valid, strict=True)]
 
 
 def _masked(values: Array, valid: Array) -> Array:

@@ -82,6 +82,28 @@ def test_numbers_are_clipped_to_both_ends():
     assert _clean({"a": A}, Clip(column="a", max=2.5))[0]["a"][:3] == [1.0, None, 2.5]
 
 
+def test_whole_numbers_of_64_bits_are_compared_as_such():
+    large = pa.array([2**63 - 1, 2**53, 2**53 + 1, -5])
+    assert _clean({"n": large}, DropOutOfRange(column="n", max=2**53))[0] == {"n": [2**53, -5]}
+    assert _clean({"n": large}, DropOutOfRange(column="n", min=-4.5))[0] == {"n": [2**63 - 1, 2**53, 2**53 + 1]}
+    assert _clean({"n": large}, Clip(column="n", min=0, max=2**53 + 1))[0] == {"n": [2**53 + 1, 2**53, 2**53 + 1, 0]}
+    assert _clean({"n": large}, DropOutOfRange(column="n", max=math.inf))[0]["n"][0] == 2**63 - 1
+    halves = pa.array([0.5, 2.0, None], pa.float16())
+    assert _clean({"n": halves}, Clip(column="n", max=1), DropOutOfRange(column="n", max=0.75))[0] == {"n": [0.5, None]}
+
+
+@pytest.mark.parametrize("bound", [math.inf, 2.5, 300, -1])
+def test_numbers_are_clipped_to_what_their_type_holds(bound):
+    with pytest.raises(InvalidRequest, match="clipped to numbers of their type; column 'n' holds uint8"):
+        _clean({"n": pa.array([1, 2], pa.uint8())}, Clip(column="n", max=bound))
+
+
+def test_what_a_step_cannot_do_with_the_values_is_told():
+    halves = pa.array([0.5, None], pa.float16())
+    with pytest.raises(DataError, match=r"impute does not go with these: .*; convert them first"):
+        _clean({"n": halves}, Impute(column="n"))
+
+
 def test_missing_values_are_filled_in_by_mean_by_the_most_frequent_and_by_a_value():
     kept, _ = _clean({"a": A}, Impute(column="a"))
     mean = np.mean([1.0, 3.0, 100.0])

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import DropConstant, DropDuplicates, DropOddSizes, Impute, IngestSpec, Split
+from mms_sdk.schema.dataset import (
+    Convert,
+    DropConstant,
+    DropDuplicates,
+    DropOddSizes,
+    Impute,
+    IngestSpec,
+    KeepWhere,
+    Split,
+)
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, Parquet
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
@@ -421,3 +430,85 @@ def test_more_rows_than_a_batch_come_in_whole_and_cleaned_alike(tmp_path, bring)
     np.testing.assert_array_equal(snapshot.values("a"), values[np.sort(first)])
     np.testing.assert_allclose(snapshot.values("b"), expected[np.sort(first)], rtol=1e-12)
     assert report.steps[1].dropped == 40_000 - len(first)
+
+
+# Duplicates and types ---------------------------------------------------------------------------------------------
+
+
+def test_of_rows_with_one_key_the_first_or_the_last_comes_in(tmp_path, bring):
+    path = tmp_path / "rows.csv"
+    path.write_text("customer,n\na,1\nb,2\na,3\n,4\n,5\n")
+    snapshot, report = bring(CSV(path), DropDuplicates(by="customer"), name="first")
+    assert _values(snapshot, "n") == [1, 2, 4]
+    assert report.steps[0].examples[0].reason == "the same customer as rows.csv, row 1"
+    snapshot, _ = bring(CSV(path), DropDuplicates(by="customer", keep="last"), name="last")
+    assert _values(snapshot, "n") == [2, 3, 5]
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_rows_whose_key_the_dataset_has_do_not_come_in_and_those_it_has_are_passed_over(tmp_path, bring, keep):
+    step = DropDuplicates(by=("customer", "day"), keep=keep)
+    path = tmp_path / "rows.csv"
+    path.write_text("customer,day,n\na,1,10\nb,1,20\n")
+    bring(CSV(path), step)
+    path.write_text("customer,day,n\na,1,10\nb,1,20\na,1,30\nc,1,40\nc,1,50\na,1,10\n")
+    snapshot, report = bring(CSV(path), step)
+    assert _values(snapshot, "n") == [10, 20, 40 if keep == "first" else 50]
+    assert (report.already_present, report.kept, report.dropped) == (2, 1, 3)
+    other = tmp_path / "other.csv"
+    other.write_text("customer,day,n\nb,1,60\nb,2,70\n")
+    snapshot, report = bring(CSV(other), step)
+    assert _values(snapshot, "n")[-1] == 70
+    assert bring.rejects() == [{"source": "other.csv, row 1", "reason": "the dataset has the same customer and day"}]
+
+
+def test_the_same_values_in_another_file_do_not_come_in_where_duplicates_are_dropped(tmp_path, bring):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("n\n1\n2\n" + ("3\n" if name == "b" else ""))
+    bring(CSV(tmp_path / "a.csv"), DropDuplicates())
+    snapshot, report = bring(CSV(tmp_path / "b.csv"), DropDuplicates())
+    assert _values(snapshot, "n") == [1, 2, 3]
+    assert (report.steps[0].dropped, report.steps[0].examples[0].reason) == (2, "the dataset has the same values")
+
+
+def test_keys_are_compared_as_they_are_stored(tmp_path, bring):
+    (tmp_path / "a.csv").write_text("n\n0.5\n2\n")
+    (tmp_path / "b.csv").write_text("n\n2\n3\n")  # whole numbers in this file
+    bring(CSV(tmp_path / "a.csv"))
+    snapshot, _ = bring(CSV(tmp_path / "b.csv"), DropDuplicates(by="n"))
+    assert _values(snapshot, "n") == [0.5, 2, 3]
+
+
+def test_keys_of_another_type_than_the_dataset_has_end_the_ingest(tmp_path, bring):
+    (tmp_path / "a.csv").write_text("n\n1\n")
+    (tmp_path / "b.csv").write_text("n\nx\n")
+    bring(CSV(tmp_path / "a.csv"))
+    with pytest.raises(DataError, match=r"keys are compared as the dataset holds them, int64; new rows have string"):
+        bring(CSV(tmp_path / "b.csv"), DropDuplicates(by="n"))
+
+
+def test_columns_are_converted_and_what_would_be_lost_goes_with_its_reason(tmp_path, bring):
+    path = tmp_path / "rows.csv"
+    path.write_text("age,when,kind\n1,31.12.2024,7\n300,31.12.2024,8\n2,31.02.2024,7\n,01.01.2025,8\n")
+    steps = (Convert("age", "uint8"), Convert("when", "timestamp", format="%d.%m.%Y"), Convert("kind", "category"))
+    snapshot, _ = bring(CSV(path), *steps, KeepWhere("kind in ('7', '8')"))
+    assert snapshot.column("age").dtype == "uint8"
+    assert _values(snapshot, "age") == [1, None]
+    assert _values(snapshot, "kind") == ["7", "8"]
+    assert snapshot.column("kind").kind == "category"
+    assert snapshot.values("when").tolist() == [1735603200000000, 1735689600000000]
+    assert sorted((each["source"], each["reason"]) for each in bring.rejects()) == [
+        ("rows.csv, row 2", "age is 300, which is no uint8"),
+        ("rows.csv, row 3", "when is '31.02.2024', which is no timestamp of '%d.%m.%Y'"),
+    ]
+
+
+def test_a_category_is_converted_to_numbers_and_a_class_is_not(tmp_path, bring):
+    path = tmp_path / "rows.csv"
+    path.write_text("c,y\n1,a\n2,b\nx,a\n1,b\n")
+    source = CSV(path, categories="c", label="y")
+    snapshot, report = bring(source, Convert("c", "float32", errors="missing"))
+    assert (snapshot.column("c").kind, _values(snapshot, "c")) == ("number", [1, 2, None, 1])
+    assert report.steps[0].note == "c: 1 × no float32, missing"
+    with pytest.raises(InvalidRequest, match="counted and split by stay as they are"):
+        bring(source, Convert("label", "int8"))

@@ -16,7 +16,7 @@ from mms_sdk.errors import MmsError, SnapshotConflict
 from mms_sdk.schema.dataset import Column, IngestSpec, Position, Sealed, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage import manifest
-from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.changes import Addition, Replacement
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import PartWriter
 from mms_sdk.storage.writing import begin
@@ -73,7 +73,7 @@ def tried(ingest: Callable[[], _Item]) -> _Item:
 def commit_part(
     dataset: Dataset,
     writer: PartWriter,
-    addition: Addition,
+    change: Addition | Replacement,
     *,
     base: Snapshot | None,
     rebase: bool = False,
@@ -89,9 +89,7 @@ def commit_part(
     """
     sealed = writer.close()
     try:
-        made = dataset.commit(
-            replace(addition, parts=(sealed,)), base=base, rebase=rebase, once=once, position=position
-        )
+        made = dataset.commit(replace(change, parts=(sealed,)), base=base, rebase=rebase, once=once, position=position)
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
         _remove_unused(dataset, sealed, dataset.record() if dataset.snapshots() else None)

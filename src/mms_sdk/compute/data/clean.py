@@ -86,7 +86,12 @@ def _unreadable(_step: DropUnreadable, looked: Sequence[Looked], _present: Prese
     return [Reject(source=item.entry.source, reason=item.reason) for item in looked if item.facts is None]
 
 
-def _duplicates(_step: DropDuplicates, looked: Sequence[Looked], present: Present) -> list[Reject]:
+def _duplicates(step: DropDuplicates, looked: Sequence[Looked], present: Present) -> list[Reject]:
+    if step.by is not None or step.keep != "first":
+        raise InvalidRequest(
+            f"files are the same by their bytes, and the first stays; got by={step.by}, keep={step.keep!r}; leave them "
+            f"out, and clean the dataset by its columns"
+        )
     first: dict[bytes, str] = {}
     rejects = []
     for item in looked:

@@ -6,21 +6,32 @@ before it leave. What is kept meanwhile is a digest a row, or 2 KiB for each tex
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mms_sdk.compute.data import expressions
+from mms_sdk.compute.data.bring import EXAMPLES
+from mms_sdk.compute.data.convert import converter, is_text
+from mms_sdk.compute.data.keys import DIGEST, SortedKeys, as_keys, keys_of, same
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearTexts, signature
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import (
+    CleaningStepReport,
     Clip,
+    Convert,
     DropConstant,
     DropDuplicates,
     DropMissing,
@@ -28,9 +39,11 @@ from mms_sdk.schema.dataset import (
     DropOutOfRange,
     Impute,
     KeepWhere,
+    PictureStep,
     Reject,
     TableStep,
 )
+from mms_sdk.types import Array, Rows
 
 Batches = Iterable[pa.RecordBatch]
 Applied = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, list[Reject]]]
@@ -49,25 +62,90 @@ class Fitted:
         told: What it found out, for the report.
     """
 
-    step: TableStep
+    step: PictureStep | TableStep
     begin: Callable[[], Applied]
     told: str = ""
 
 
-def fit(steps: Sequence[TableStep], read: Callable[[], Batches]) -> list[Fitted]:
+class Held(Protocol):
+    """Rows that a dataset holds already, as duplicates of them are looked for."""
+
+    def types(self, by: Sequence[str]) -> Mapping[str, pa.DataType]:
+        """What the values of columns are stored as."""
+
+    def keys(self, by: Sequence[str] | None) -> Array:
+        """Keys of all rows, by some columns; None by all values, as they came."""
+
+    def present(self, batch: pa.RecordBatch) -> Array:
+        """Which rows of a batch the dataset holds, from the same place."""
+
+
+class Nothing:
+    """What a dataset holds that has no rows. See `Held`."""
+
+    def types(self, by: Sequence[str]) -> Mapping[str, pa.DataType]:
+        """Of no column."""
+        return {}
+
+    def keys(self, by: Sequence[str] | None) -> Array:
+        """None."""
+        return np.empty(0, DIGEST)
+
+    def present(self, batch: pa.RecordBatch) -> Array:
+        """None of them."""
+        return np.zeros(len(batch), bool)
+
+
+Fit = Callable[[Any, Callable[[], Batches]], Fitted]
+
+
+def fit(
+    steps: Sequence[Any],
+    read: Callable[[], Batches],
+    *,
+    held: Held | None = None,
+    fixed: Collection[str] = (),
+    others: Mapping[type, Fit] | None = None,
+) -> list[Fitted]:
     """Prepares steps, in order.
 
     Args:
         steps: What was asked for.
         read: Reads all rows.
+        held: What the dataset holds that they are to be brought into.
+        fixed: Columns whose values stay: those that rows are counted and split by.
+        others: How steps are prepared that are not of tables.
 
     Raises:
         InvalidRequest: A step names a column that is not there, or of a type that it has no use for.
     """
+    fits: dict[type, Fit] = {
+        **_FIT,
+        DropDuplicates: partial(_drop_duplicates, held=held or Nothing()),
+        DropConstant: partial(drop_constant, fixed=fixed),
+        **(others or {}),
+    }
     fitted: list[Fitted] = []
     for step in steps:
-        fitted.append(_FIT[type(step)](step, lambda: (batch for batch, _ in through(fitted, read()))))
+        if isinstance(step, Clip | Impute | Convert) and step.column in fixed:
+            raise InvalidRequest(
+                f"values that rows are counted and split by stay as they are; {step.step} is asked for of "
+                f"{step.column!r}; change them in the source, or drop rows without one"
+            )
+        with _told_of(step):
+            fitted.append(fits[type(step)](step, lambda: (batch for batch, _ in through(fitted, read()))))
     return fitted
+
+
+@contextmanager
+def _told_of(step: Any) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(
+            f"values suit the step that is asked for; {step.step} does not go with these: "
+            f"{str(error).splitlines()[0]}; convert them first with mms.convert()"
+        ) from error
 
 
 def through(steps: Sequence[Fitted], batches: Batches) -> Iterator[tuple[pa.RecordBatch, list[tuple[int, Reject]]]]:
@@ -76,9 +154,50 @@ def through(steps: Sequence[Fitted], batches: Batches) -> Iterator[tuple[pa.Reco
     for batch in batches:
         rejects: list[tuple[int, Reject]] = []
         for number, apply in enumerate(applied):
-            batch, dropped = apply(batch)
+            with _told_of(steps[number].step):
+                batch, dropped = apply(batch)
             rejects += [(number, reject) for reject in dropped]
         yield batch, rejects
+
+
+class Reported:
+    """Takes batches through steps, writes what they drop to `rejects.jsonl` as it is found, and counts it.
+
+    Args:
+        steps: Prepared.
+        folder: Where to.
+        before: What was left out earlier.
+    """
+
+    def __init__(self, steps: Sequence[Fitted], folder: Path, *, before: Sequence[Reject] = ()) -> None:
+        self._steps = steps
+        self._path = folder / "rejects.jsonl"
+        self._before = before
+        self._counts = [0] * len(steps)
+        self._examples: list[list[Reject]] = [[] for _ in steps]
+
+    def through(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+        """What the steps leave."""
+        with self._path.open("wb") as out:
+            out.writelines(_line(reject) for reject in self._before)
+            for batch, rejects in through(self._steps, batches):
+                for number, reject in rejects:
+                    self._counts[number] += 1
+                    self._examples[number] += [reject] if len(self._examples[number]) < EXAMPLES else []
+                    out.write(_line(reject))
+                yield batch
+
+    @property
+    def reports(self) -> list[CleaningStepReport]:
+        """What each step did."""
+        return [
+            CleaningStepReport(step=step.step.step, dropped=count, examples=tuple(first), note=step.told)
+            for step, count, first in zip(self._steps, self._counts, self._examples, strict=True)
+        ]
+
+
+def _line(reject: Reject) -> bytes:
+    return orjson.dumps(reject.model_dump()) + b"\n"
 
 
 def own_columns(schema: pa.Schema) -> list[str]:
@@ -95,34 +214,93 @@ def _drop_missing(step: DropMissing, read: Callable[[], Batches]) -> Fitted:
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         missing = {name: np.asarray(pc.is_null(batch.column(name), nan_is_null=True)) for name in names}
         drop = np.logical_or.reduce(list(missing.values()))
-        return _without(
+        return without(
             batch, drop, lambda at: f"no value in {', '.join(repr(name) for name in names if missing[name][at])}"
         )
 
     return Fitted(step=step, begin=lambda: apply)
 
 
-def _drop_duplicates(step: DropDuplicates, read: Callable[[], Batches]) -> Fitted:
+def _drop_duplicates(step: DropDuplicates, read: Callable[[], Batches], *, held: Held) -> Fitted:
+    for name in step.by or ():
+        _known(_schema(read), name)
+    types = held.types(step.by or ())
+    places, found, present = _Places(), [np.empty(0, DIGEST)], [np.empty(0, bool)]
+    for batch in read():
+        places.add(batch)
+        present.append(held.present(batch))
+        found.append(_row_keys(batch) if step.by is None else keys_of(batch, step.by, types=types))
+    stays = _which_stay(np.concatenate(found), np.concatenate(present), held.keys(step.by), step)
+    of = "the same values" if step.by is None else f"the same {' and '.join(step.by)}"
+
     def begin() -> Applied:
-        first: dict[bytes, str] = {}
+        at = 0
 
         def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
-            sums = batch.column(ID).to_pylist()
-            same = [first.setdefault(sum, place) for sum, place in zip(sums, row_names(batch), strict=True)]
-            drop = np.array([place != own for place, own in zip(same, row_names(batch), strict=True)], bool)
-            return _without(batch, drop, lambda at: f"the same values as {same[at]}")
+            nonlocal at
+            first, at = at, at + len(batch)
+            chosen = stays[first:at]
+            return without(
+                batch,
+                chosen != np.arange(first, at),
+                lambda row: f"{of} as {places.name(chosen[row])}" if chosen[row] >= 0 else f"the dataset has {of}",
+            )
 
         return apply
 
     return Fitted(step=step, begin=begin)
 
 
-def _drop_near_duplicates(step: DropNearDuplicates, read: Callable[[], Batches]) -> Fitted:
+def _which_stay(keys: Array, present: Array, held: Array, step: DropDuplicates) -> Rows:
+    # For each row the one that stays; -1 where the dataset has it. Rows that it has already are passed over later on,
+    # so the first of those with a key stays here, whatever is asked for.
+    there = SortedKeys(held).find(keys) >= 0
+    stays = np.full(len(keys), -1, np.int64)
+    for rows, keep in ((np.flatnonzero(there & present), "first"), (np.flatnonzero(~there), step.keep)):
+        stays[rows] = rows[same(keys[rows], "last" if keep == "last" else "first")]
+    return stays
+
+
+def _row_keys(batch: pa.RecordBatch) -> Array:
+    return as_keys(np.frombuffer(b"".join(batch.column(ID).to_pylist()), np.uint8).reshape(-1, 16))
+
+
+class _Places:
+    """What rows are called: twelve bytes each, and the names of their files."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, int] = {}
+        self._names: list[str] = []
+        self._codes: list[Array] = []
+        self._rows: list[Array] = []
+        self._ends = [0]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        encoded = batch.column(SOURCE).cast(pa.string()).dictionary_encode()
+        codes = [self._code(text) for text in encoded.dictionary.to_pylist()]
+        self._codes.append(np.array(codes, np.int32)[np.asarray(encoded.indices)])
+        self._rows.append(np.asarray(batch.column(ROW)))
+        self._ends.append(self._ends[-1] + len(batch))
+
+    def name(self, number: int) -> str:
+        batch = bisect_right(self._ends, number) - 1
+        place = number - self._ends[batch]
+        return f"{self._names[self._codes[batch][place]]}, row {self._rows[batch][place]}"
+
+    def _code(self, source: str) -> int:
+        code = self._sources.setdefault(source, len(self._names))
+        if code == len(self._names):
+            self._names.append(source)
+        return code
+
+
+def drop_near_texts(step: DropNearDuplicates, read: Callable[[], Batches]) -> Fitted:
+    """Prepares the step for a column of text."""
     if step.column is None or step.similarity is None:
         raise InvalidRequest("rows of a table are near by a column of text; got none; name one, and similarity=")
     column, similarity = step.column, step.similarity
     kind = _known(_schema(read), column)
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+    if not (is_text(kind) or pa.types.is_null(kind)):
         raise InvalidRequest(f"near duplicates are found among texts; column {column!r} holds {kind}; name another")
 
     def begin() -> Applied:
@@ -132,7 +310,7 @@ def _drop_near_duplicates(step: DropNearDuplicates, read: Callable[[], Batches])
             texts = batch.column(column).to_pylist()
             firsts = near.firsts(row_names(batch), [None if text is None else signature(text) for text in texts])
             drop = np.array([first is not None for first in firsts], bool)
-            return _without(batch, drop, lambda at: f"{column} reads nearly like {firsts[at]}")
+            return without(batch, drop, lambda at: f"{column} reads nearly like {firsts[at]}")
 
         return apply
 
@@ -144,11 +322,8 @@ def _drop_out_of_range(step: DropOutOfRange, read: Callable[[], Batches]) -> Fit
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         values = batch.column(step.column)
-        low = pc.less(values, step.min) if step.min is not None else pa.scalar(False)
-        high = pc.greater(values, step.max) if step.max is not None else pa.scalar(False)
-        out = pc.fill_null(pc.or_(low, high), False)
-        drop = np.asarray(out) if isinstance(out, pa.Array) else np.zeros(len(batch), bool)
-        return _without(batch, drop, lambda at: f"{step.column} is {values[at].as_py():g}, {_range(step)}")
+        drop = np.logical_or(*_beyond(values, step))
+        return without(batch, drop, lambda at: f"{step.column} is {values[at].as_py():g}, {_range(step)}")
 
     return Fitted(step=step, begin=lambda: apply)
 
@@ -166,23 +341,33 @@ def _keep_where(step: KeepWhere, read: Callable[[], Batches]) -> Fitted:
         numbered = pa.Table.from_batches([batch]).append_column("#at", pa.array(range(len(batch)), pa.int64()))
         drop = np.ones(len(batch), bool)
         drop[np.asarray(numbered.filter(condition).column("#at"))] = False
-        return _without(batch, drop, lambda _: f"not {step.expression}")
+        return without(batch, drop, lambda _: f"not {step.expression}")
 
     return Fitted(step=step, begin=lambda: apply)
 
 
-def _drop_constant(step: DropConstant, read: Callable[[], Batches]) -> Fitted:
+def drop_constant(
+    step: DropConstant, read: Callable[[], Batches], *, fixed: Collection[str], beside: bool = False
+) -> Fitted:
+    """Prepares the step.
+
+    Args:
+        step: What was asked for.
+        read: Reads all rows.
+        fixed: Columns that stay.
+        beside: Whether there are other columns, which are not looked at.
+    """
     first: dict[str, Any] = {}
     varying: set[str] = set()
     for batch in read():
         for name in own_columns(batch.schema):
-            if name not in varying and len(batch):
+            if name not in varying and name not in fixed and len(batch):
                 values = batch.column(name)
                 seen = first.setdefault(name, values[0])
                 if any(value != seen for value in _distinct(values)):
                     varying.add(name)
     constant = [name for name in first if name not in varying]
-    if len(constant) == len(first):
+    if constant and not beside and len(constant) == len(own_columns(_schema(read))):
         raise DataError(f"a dataset has at least one column; all are constant: {constant}; leave drop_constant() out")
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
@@ -193,19 +378,39 @@ def _drop_constant(step: DropConstant, read: Callable[[], Batches]) -> Fitted:
 
 def _clip(step: Clip, read: Callable[[], Batches]) -> Fitted:
     kind = _number(_schema(read), step.column)
+    ends = [None if bound is None else _end(step, bound, kind) for bound in (step.min, step.max)]
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         values = batch.column(step.column)
-        if step.min is not None:
-            values = pc.if_else(pc.less(values, step.min), pa.scalar(step.min).cast(kind), values)
-        if step.max is not None:
-            values = pc.if_else(pc.greater(values, step.max), pa.scalar(step.max).cast(kind), values)
+        for end, beyond in zip(ends, _beyond(values, step), strict=True):
+            if end is not None:
+                values = pc.if_else(pa.array(beyond), end, values)
         return _with(batch, step.column, values), []
 
-    for bound in (step.min, step.max):
-        if bound is not None and pa.types.is_integer(kind) and bound != int(bound):
-            raise InvalidRequest(f"whole numbers are clipped to whole numbers; got {bound} for column {step.column!r}")
     return Fitted(step=step, begin=lambda: apply)
+
+
+def _end(step: Clip, bound: float, kind: pa.DataType) -> pa.Scalar:
+    try:
+        return pa.scalar(bound).cast(kind)
+    except pa.ArrowException as error:
+        raise InvalidRequest(
+            f"numbers are clipped to numbers of their type; column {step.column!r} holds {kind}; got {bound}; give "
+            f"another, or convert the column first"
+        ) from error
+
+
+def _beyond(values: pa.Array, step: Clip | DropOutOfRange) -> tuple[Array, Array]:
+    # Below the range, and above it. Whole numbers are compared as such, for those of 64 bits are not all floats.
+    given = np.asarray(values.fill_null(0) if values.null_count else values)
+    low, high = step.min, step.max
+    if given.dtype.kind == "f" or not all(math.isfinite(bound) for bound in (low, high) if bound is not None):
+        given = given.astype(np.float64)
+    else:
+        low, high = (None if low is None else math.ceil(low)), (None if high is None else math.floor(high))
+    there = np.asarray(values.is_valid())
+    none = np.zeros(len(values), bool)
+    return none if low is None else there & (given < low), none if high is None else there & (given > high)
 
 
 def _impute(step: Impute, read: Callable[[], Batches]) -> Fitted:
@@ -253,15 +458,35 @@ def _imputed(step: Impute, kind: pa.DataType, read: Callable[[], Batches]) -> An
     raise DataError(f"what is missing is filled in from what is there; column {step.column!r} has no value at all")
 
 
-_FIT: dict[type, Callable[..., Fitted]] = {
+def _convert(step: Convert, read: Callable[[], Batches]) -> Fitted:
+    convert = converter(step, _known(_schema(read), step.column))
+    to = f"{step.to} of {step.format!r}" if step.format else step.to
+
+    def converted(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Array]:
+        values = batch.column(step.column)
+        found = convert(values)
+        lost = pc.and_not(pc.is_null(found), pc.is_null(values, nan_is_null=True))
+        return _with(batch, step.column, found), np.asarray(lost)
+
+    def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
+        values = batch.column(step.column)
+        changed, lost = converted(batch)
+        if step.errors == "missing":
+            return changed, []
+        return without(changed, lost, lambda at: f"{step.column} is {values[at].as_py()!r}, which is no {to}")
+
+    count = sum(np.count_nonzero(converted(batch)[1]) for batch in read()) if step.errors == "missing" else 0
+    return Fitted(step=step, begin=lambda: apply, told=f"{step.column}: {count:,} × no {to}, missing" if count else "")
+
+
+_FIT: dict[type, Fit] = {
     DropMissing: _drop_missing,
-    DropDuplicates: _drop_duplicates,
-    DropNearDuplicates: _drop_near_duplicates,
+    DropNearDuplicates: drop_near_texts,
     DropOutOfRange: _drop_out_of_range,
     KeepWhere: _keep_where,
-    DropConstant: _drop_constant,
     Clip: _clip,
     Impute: _impute,
+    Convert: _convert,
 }
 
 
@@ -274,9 +499,8 @@ def row_names(batch: pa.RecordBatch) -> list[str]:
     ]
 
 
-def _without(
-    batch: pa.RecordBatch, drop: np.ndarray[Any, Any], reason: Callable[[int], str]
-) -> tuple[pa.RecordBatch, list[Reject]]:
+def without(batch: pa.RecordBatch, drop: Array, reason: Callable[[int], str]) -> tuple[pa.RecordBatch, list[Reject]]:
+    """A batch without some rows, and those with the reason for each, told by its place in the batch."""
     at = np.flatnonzero(drop).tolist()
     if not at:
         return batch, []

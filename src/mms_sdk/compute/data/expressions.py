@@ -58,6 +58,13 @@ def parse(expression: str, *, columns: Sequence[str]) -> pc.Expression:
     return found
 
 
+def names_in(expression: str, *, columns: Sequence[str]) -> list[str]:
+    """The columns that a condition is about. See `parse` for arguments and errors."""
+    parse(expression, columns=columns)
+    tree = ast.parse(expression, mode="eval")
+    return sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
+
+
 class _Reader:
     def __init__(self, expression: str, columns: Sequence[str]) -> None:
         self._expression = expression

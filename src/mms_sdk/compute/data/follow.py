@@ -30,7 +30,7 @@ from mms_sdk.compute.data.kinds import tabular
 from mms_sdk.compute.data.records import Misfit, Rows
 from mms_sdk.compute.data.split import place_by_content
 from mms_sdk.compute.data.streams import Record, Stream, record_of
-from mms_sdk.errors import InvalidRequest, SnapshotConflict
+from mms_sdk.errors import DataError, InvalidRequest, SnapshotConflict
 from mms_sdk.schema.dataset import (
     CleaningReport,
     CleaningStepReport,
@@ -367,9 +367,9 @@ class Landing:
     def _cleaned(self, arrow: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, Reject]]]:
         try:
             [(kept, dropped)] = clean_table.through(self._steps, [arrow])
-        except pa.ArrowException as error:  # e.g. a division by zero: the others come in all the same
+        except DataError as error:  # e.g. a division by zero: the others come in all the same
             if len(arrow) == 1:
-                reason = _sayable(f"a cleaning step cannot look at it: {error}")
+                reason = _sayable(f"a cleaning step cannot look at it: {error.__cause__ or error}")
                 reject = Reject(source=clean_table.row_names(arrow)[0], reason=reason)
                 return arrow.slice(0, 0), [(len(self._asked.clean), reject)]
             half = len(arrow) // 2

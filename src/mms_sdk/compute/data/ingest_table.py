@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mms_sdk.compute.data import clean_table
-from mms_sdk.compute.data.bring import EXAMPLES, Tell, digest_of, told, tried, write_rows
-from mms_sdk.compute.data.clean_table import ID, Fitted
+from mms_sdk.compute.data import clean_table, stored
+from mms_sdk.compute.data.bring import Tell, digest_of, told, tried, write_rows
+from mms_sdk.compute.data.clean_table import ID, Fitted, Reported
+from mms_sdk.compute.data.keys import DIGEST, as_keys, keys_of
 from mms_sdk.compute.data.kinds import tabular
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
 from mms_sdk.compute.data.split import place
@@ -29,6 +31,7 @@ from mms_sdk.schema.dataset import (
     CleaningReport,
     CleaningStepReport,
     Column,
+    Convert,
     DropConstant,
     DropMissing,
     IngestSpec,
@@ -85,6 +88,46 @@ class _Seen:
     steps: list[CleaningStepReport] = field(default_factory=list)
 
 
+class HeldRows:
+    """Rows of a dataset of tables, as duplicates of them are looked for. See `clean_table.Held`.
+
+    Args:
+        base: Its newest snapshot.
+    """
+
+    def __init__(self, base: OpenSnapshot) -> None:
+        _refuse_pictures(base)
+        self._base = base
+
+    def types(self, by: Sequence[str]) -> Mapping[str, pa.DataType]:
+        """What the values of columns are stored as."""
+        return {name: tabular.type_of(self._base.column(name)) for name in by}
+
+    def keys(self, by: Sequence[str] | None) -> Array:
+        """Keys of all rows, by some columns; None by all values, as they came."""
+        if by is None:
+            return as_keys(self._base.values("row_id"))
+        found = [keys_of(batch, by, types={}) for batch in stored.arrow_batches(self._base, by)]
+        return np.concatenate([np.empty(0, DIGEST), *found])
+
+    def present(self, batch: pa.RecordBatch) -> Array:
+        """Which rows of a batch the dataset holds, from the same file."""
+        sources = pa.array(self._base.column("row_source").labels or (), pa.string())
+        codes = np.asarray(pc.index_in(batch.column(SOURCE).cast(pa.string()), sources).fill_null(-1))
+        found = np.zeros(len(batch), bool)
+        known = np.flatnonzero(codes >= 0)
+        if len(known) and len(self._rows):
+            ids = np.frombuffer(b"".join(batch.column(ID).to_pylist()), np.uint8).reshape(-1, 16)
+            keys = _keys(ids[known], codes[known])
+            at = np.minimum(np.searchsorted(self._rows, keys), len(self._rows) - 1)
+            found[known] = self._rows[at] == keys
+        return found
+
+    @cached_property
+    def _rows(self) -> Array:
+        return np.sort(_keys(self._base.values("row_id"), self._base.values("row_source")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What an ingest will write, decided before anything is written.
@@ -122,14 +165,16 @@ def _ingest(
 ) -> tuple[Snapshot, CleaningReport]:
     base = dataset.snapshot() if dataset.snapshots() else None
     chosen, categories = _chosen(table.taken, table.schema)
+    as_texts = frozenset(categories)
     asked, names = _without_constant(spec.clean, chosen, base)
     if table.taken.label is not None:
         asked = [*asked, DropMissing(columns=(LABEL,))]
 
     def read() -> Iterator[pa.RecordBatch]:
-        return (_prepared(batch, names, categories) for batch in table.read())
+        return (_prepared(batch, names, as_texts) for batch in table.read())
 
-    steps = clean_table.fit(asked, read)
+    steps = clean_table.fit(asked, read, held=HeldRows(base) if base else None, fixed=(LABEL,))
+    categories = converted(asked, categories)
     seen = _look(steps, read, table, categories, folder, tell)
     plan = _plan(seen, table, names, categories, base)
     if base is not None and not len(plan.ids) and not if_nothing:
@@ -165,7 +210,16 @@ def _without_constant(
     return [step for step in steps if not isinstance(step, DropConstant)], kept
 
 
-def _prepared(batch: pa.RecordBatch, names: dict[str, str], categories: set[str]) -> pa.RecordBatch:
+def converted(steps: Sequence[Any], categories: Collection[str]) -> set[str]:
+    """Which columns are categories once steps were applied."""
+    found = set(categories)
+    for step in steps:
+        if isinstance(step, Convert):
+            found = found | {step.column} if step.to == "category" else found - {step.column}
+    return found
+
+
+def _prepared(batch: pa.RecordBatch, names: dict[str, str], categories: Collection[str]) -> pa.RecordBatch:
     own = batch.select(list(names)).rename_columns(list(names.values()))
     for name in (*categories, LABEL):
         at = own.schema.get_field_index(name)
@@ -179,31 +233,18 @@ def _prepared(batch: pa.RecordBatch, names: dict[str, str], categories: set[str]
     return pa.RecordBatch.from_arrays(columns, names=[*own.schema.names, *beside, ID])
 
 
-def _look(steps: Sequence[Fitted], read: Read, table: Table, categories: set[str], folder: Path, tell: Tell) -> _Seen:
-    # Rejects go to their file as they are found; the first of each step are kept for the report.
+def _look(
+    steps: Sequence[Fitted], read: Read, table: Table, categories: Collection[str], folder: Path, tell: Tell
+) -> _Seen:
     seen = _Seen()
-    counts = [0] * len(steps)
-    examples: list[list[Reject]] = [[] for _ in steps]
-    with (folder / "rejects.jsonl").open("wb") as out:
-        out.writelines(_line(reject) for reject in table.rejects)
-        batches = told(read(), "rows checked", table.rows, tell, size=len)
-        for batch, rejects in clean_table.through(steps, batches):
-            for number, reject in rejects:
-                counts[number] += 1
-                examples[number] += [reject] if len(examples[number]) < EXAMPLES else []
-                out.write(_line(reject))
-            _see(seen, batch, categories)
-    for step, count, first in zip(steps, counts, examples, strict=True):
-        report = CleaningStepReport(step=step.step.step, dropped=count, examples=tuple(first), note=step.told)
-        seen.steps.append(report)
+    reported = Reported(steps, folder, before=table.rejects)
+    for batch in reported.through(told(read(), "rows checked", table.rows, tell, size=len)):
+        _see(seen, batch, categories)
+    seen.steps += reported.reports
     return seen
 
 
-def _line(reject: Reject) -> bytes:
-    return orjson.dumps(reject.model_dump()) + b"\n"
-
-
-def _see(seen: _Seen, batch: pa.RecordBatch, categories: set[str]) -> None:
+def _see(seen: _Seen, batch: pa.RecordBatch, categories: Collection[str]) -> None:
     seen.schema = batch.schema
     seen.ids.append(np.frombuffer(b"".join(batch.column(ID).to_pylist()), np.uint8).reshape(-1, 16))
     seen.sources.add(batch.column(SOURCE))
@@ -235,7 +276,6 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
     labels = _grown(base, LABEL, seen.classes.texts, named.get(LABEL, ())) if labelled else ("",)
     classes = seen.classes.as_of(labels) if labelled else np.zeros(len(ids), np.int32)
     columns, notes = _columns(seen, names, {name: named.get(name, ()) for name in categories}, labels, base)
-    notes += table.notes
     if table.rejects:
         notes.append(f"{len(table.rejects):,} × left out{_first(table.rejects)}")
     notes += table.notes

@@ -15,7 +15,18 @@ from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import files_of, open_table
 from mms_sdk.errors import InvalidRequest, MmsError, NothingToIngest
-from mms_sdk.schema.sources import CSV, JSONL, Arrow, AudioFolder, Files, ImageFolder, Parquet, Source, VideoFolder
+from mms_sdk.schema.sources import (
+    CSV,
+    JSONL,
+    Arrow,
+    AudioFolder,
+    Files,
+    ImageFolder,
+    Parquet,
+    Source,
+    Union,
+    VideoFolder,
+)
 
 MAX_PAUSE_S = 300.0
 _ON_ITS_WAY = re.compile(r"\..*|.*\.(part|partial|filepart|crdownload|download|tmp)", re.IGNORECASE)
@@ -73,7 +84,7 @@ class Settling:
 
 
 def watch(
-    source: Source,
+    source: Source | Union,
     bring: Callable[[Callable[[Path], Collection | Table]], str],
     *,
     pace: Pace,
@@ -125,7 +136,7 @@ class Folder:
         empty: Why no file of it can come in, if that is so.
     """
 
-    def __init__(self, source: Source, *, settle_s: float) -> None:
+    def __init__(self, source: Source | Union, *, settle_s: float) -> None:
         self.empty = ""
         self._source = source
         self._settling = Settling(settle_s=settle_s)

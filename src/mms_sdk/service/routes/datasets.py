@@ -6,20 +6,24 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
+from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
+    CleanSpec,
     Collect,
     Compact,
+    ConcatSpec,
     DatasetInfo,
     DeleteRows,
     Expire,
     IngestSpec,
+    JoinSpec,
     RenameColumns,
     SnapshotDiff,
     SnapshotInfo,
     TagSnapshot,
 )
 from mms_sdk.schema.job import Job
-from mms_sdk.schema.names import Name, parse_snapshot
+from mms_sdk.schema.names import Name, parse_dataset_ref, parse_snapshot
 from mms_sdk.service.jobs import Tell
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState
@@ -84,6 +88,51 @@ def ingest_dataset(service: Service, name: Name, spec: IngestSpec) -> Job:
         return {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
 
     return service.jobs.submit("ingest", name, spec.model_dump(mode="json"), work)
+
+
+@router.post("/{name}:clean", status_code=202, **needs("editor"))
+def clean_dataset(service: Service, name: Name, spec: CleanSpec) -> Job:
+    """Starts cleaning what a dataset holds."""
+    from mms_sdk.compute.data.clean_stored import clean
+
+    dataset = service.workspace.dataset(name)
+
+    def work(job: Job, tell: Tell) -> dict[str, object]:
+        folder = service.workspace.job_folder(job.id)
+        snapshot, report = clean(dataset, spec, job=job.id, folder=folder, tell=tell)
+        return {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
+
+    return service.jobs.submit("clean", name, spec.model_dump(mode="json"), work)
+
+
+@router.post("/{name}:join", status_code=202, **needs("editor"))
+def join_datasets(service: Service, name: Name, spec: JoinSpec) -> Job:
+    """Starts joining two datasets to one of this name."""
+    from mms_sdk.compute.data.join import join
+
+    left, right = _of_ref(service, spec.left), _of_ref(service, spec.right)
+
+    def work(job: Job, tell: Tell) -> dict[str, object]:
+        dataset = service.workspace.open_or_create_dataset(name)
+        snapshot, report = join(dataset, left, right, spec, job=job.id, tell=tell)
+        return {"snapshot": snapshot.number, **report.model_dump()}
+
+    return service.jobs.submit("join", name, spec.model_dump(mode="json"), work)
+
+
+@router.post("/{name}:concat", status_code=202, **needs("editor"))
+def concat_datasets(service: Service, name: Name, spec: ConcatSpec) -> Job:
+    """Starts putting datasets end to end to one of this name."""
+    from mms_sdk.compute.data.concat import concat
+
+    those = [_of_ref(service, ref) for ref in spec.datasets]
+
+    def work(job: Job, tell: Tell) -> dict[str, object]:
+        dataset = service.workspace.open_or_create_dataset(name)
+        snapshot = concat(dataset, those, spec, job=job.id, tell=tell)
+        return {"snapshot": snapshot.number, "rows": snapshot.rows}
+
+    return service.jobs.submit("concat", name, spec.model_dump(mode="json"), work)
 
 
 @router.post("/{name}:verify", status_code=202, **needs("editor"))
@@ -165,6 +214,14 @@ def delete_tag(service: Service, name: Name, tag: str) -> None:
 
 def _open(dataset: Dataset, snapshot: str | None) -> OpenSnapshot:
     return dataset.snapshot(retention.resolve(dataset, None if snapshot is None else parse_snapshot(snapshot)))
+
+
+def _of_ref(service: ServiceState, ref: str) -> OpenSnapshot:
+    asked = parse_dataset_ref(ref)
+    if asked.split is not None:
+        raise InvalidRequest(f"a dataset is NAME or NAME@SNAPSHOT here, without a split; got {ref!r}")
+    dataset = service.workspace.dataset(asked.name)
+    return dataset.snapshot(retention.resolve(dataset, asked.snapshot))
 
 
 def _info(service: ServiceState, name: str, snapshot: str | None) -> DatasetInfo:

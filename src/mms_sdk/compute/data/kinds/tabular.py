@@ -116,6 +116,52 @@ def values_in(column: Column, values: Sequence[Any]) -> Any:
     return values_of(column, pa.array(values, kind))
 
 
+def type_of(column: Column) -> pa.DataType:
+    """Arrow's type for the values of a column: what has labels is a text, and arrays of one shape are flat lists."""
+    if column.labels is not None or column.kind == "text":
+        return pa.string()
+    if column.shape is None:
+        return pa.binary()
+    if column.kind == "timestamp":
+        return pa.timestamp(column.unit)
+    kind = pa.from_numpy_dtype(column.dtype)
+    if column.varies:
+        return pa.list_(kind) if not column.fixed else pa.list_(pa.list_(kind, prod(column.fixed)))
+    return pa.list_(kind, prod(column.fixed)) if column.shape else kind
+
+
+def array_of(column: Column, values: Any) -> pa.Array:
+    """Values of a column, as `OpenSnapshot.gather` gives them, as Arrow's.
+
+    Raises:
+        DataError: A text is not UTF-8, or a code has no label.
+    """
+    try:
+        return _array(column, values)
+    except (pa.ArrowException, IndexError) as error:
+        told = str(error).splitlines()[0]
+        raise DataError(f"values of column {column.name!r} are not what it says they are: {told}") from error
+
+
+def _array(column: Column, values: Any) -> pa.Array:
+    kind = type_of(column)
+    if column.shape is None:
+        return pa.array(values, pa.binary()).cast(kind)
+    if column.varies:
+        each = (len(column.fixed) > 0) * (prod(column.fixed),)
+        return pa.array([None if row is None else row.reshape(-1, *each).tolist() for row in values], kind)
+    missing = np.ma.getmaskarray(values).reshape(len(values), -1).any(axis=1)
+    mask = pa.array(missing) if missing.any() else None
+    given = np.ma.getdata(values)
+    if column.labels is not None:
+        return pa.array(column.labels, pa.string()).take(pa.array(given.astype(np.int64), mask=missing))
+    if column.shape:
+        return pa.FixedSizeListArray.from_arrays(pa.array(given.reshape(-1)), prod(column.fixed), mask=mask)
+    if column.kind == "timestamp":
+        return pa.array(given, pa.int64(), mask=missing).cast(kind)
+    return pa.array(given, kind, mask=missing)
+
+
 def values_of(column: Column, array: pa.Array) -> Any:
     """Arrow's values as what `PartWriter.write` takes."""
     valid = np.asarray(array.is_valid())

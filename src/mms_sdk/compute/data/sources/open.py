@@ -14,6 +14,7 @@ from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import open_table
+from mms_sdk.compute.data.sources.united import united
 from mms_sdk.compute.data.sources.webdataset import open_webdataset
 from mms_sdk.schema.sources import (
     HTTP,
@@ -24,13 +25,14 @@ from mms_sdk.schema.sources import (
     Icechunk,
     ImageFolder,
     Source,
+    Union,
     VideoFolder,
     WebDataset,
     Zarr,
 )
 
 
-def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Table:
+def open_source(source: Source | Union, *, spool: Path, tell: Tell) -> Collection | Table:
     """Looks through a source.
 
     Args:
@@ -42,6 +44,9 @@ def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Tabl
         InvalidRequest: There is no such source.
         NothingToIngest: Nothing is in it, or nothing can be read.
     """
+    if isinstance(source, Union):
+        opened = [open_source(each, spool=_below(spool, at), tell=tell) for at, each in enumerate(source.sources)]
+        return united(source.named, opened)
     if isinstance(source, ImageFolder | AudioFolder | VideoFolder):
         return open_folder(source)
     if isinstance(source, Files):
@@ -57,3 +62,9 @@ def open_source(source: Source, *, spool: Path, tell: Tell) -> Collection | Tabl
     if isinstance(source, HuggingFace):
         return open_hugging_face(source)
     return open_table(source, spool=spool)
+
+
+def _below(spool: Path, number: int) -> Path:
+    folder = spool / str(number)
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -13,9 +13,6 @@ from mms_sdk.schema.sources import AsTable
 SOURCE, ROW = "#source", "#row"
 """Columns of every batch beside the source's own: the file it is from, and its row there, from 1."""
 SPLIT = "#split"
-"""Column of every batch with the split of each row, where the source says."""
-
-SPLIT = "#split"
 """Column of every batch of a source that says the split of each row, as text; without it a rule places them."""
 
 BATCH_ROWS = 8192
