@@ -15,6 +15,7 @@ import orjson
 from mms_sdk.errors import Damaged
 from mms_sdk.storage import files
 from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.remote import of_sound_copy
 
 NAME = "MANIFEST.json"
 VERSION = 1
@@ -62,7 +63,10 @@ def check(tree: Store, *, what: str, expected: str | None = None, content: bool 
     Raises:
         Damaged: Something is missing, extra, of another size, or (with `content`) of other bytes.
     """
-    entries, digest = _read(tree.read if content else _copied(tree), tree.url, what=what, expected=expected)
+    if content:
+        entries, digest = _read(tree.read, tree.url, what=what, expected=expected)
+    else:
+        entries, digest = _entries_copied(tree, what=what, expected=expected)
     present = {each.key: each.bytes for each in tree.walk("") if not each.key.endswith("/")}
     listed = {entry["path"] for entry in entries}
     for name in sorted(listed - present.keys()):
@@ -102,18 +106,25 @@ def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     Raises:
         Damaged: The file is missing or has other bytes.
     """
-    copied = _copied(tree)
-    entries, _ = _read(copied, tree.url, what=what, expected=expected)
+    entries, _ = _entries_copied(tree, what=what, expected=expected)
     entry = next((entry for entry in entries if entry["path"] == name), None)
-    data = _content(copied, name) if entry is not None else None
-    if entry is None or data is None:
-        raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise Damaged(
-            f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; restore it from a "
-            f"backup"
-        )
-    return data
+
+    def read() -> bytes:
+        data = _content(_copied(tree), name) if entry is not None else None
+        if entry is None or data is None:
+            raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise Damaged(
+                f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; restore it from a "
+                f"backup"
+            )
+        return data
+
+    return of_sound_copy(tree, name, read)
+
+
+def _entries_copied(tree: Store, *, what: str, expected: str | None) -> tuple[list[dict[str, Any]], str]:
+    return of_sound_copy(tree, NAME, lambda: _read(_copied(tree), tree.url, what=what, expected=expected))
 
 
 def _read(

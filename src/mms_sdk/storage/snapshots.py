@@ -6,10 +6,10 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -19,13 +19,14 @@ from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
 from mms_sdk.storage import codecs, manifest
 from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_compressed, is_raw
 from mms_sdk.storage.stores.base import Store
-from mms_sdk.storage.stores.remote import at_once
+from mms_sdk.storage.stores.remote import at_once, of_sound_copy
 from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
 _PIECE_BYTES = 2**20
 _LARGE_ROW_BYTES = 2**14
+_Read = TypeVar("_Read")
 
 
 class Chunked(NamedTuple):
@@ -355,15 +356,25 @@ class _PartFiles:
     def encoded(self, array: str, number: int, dimensions: int, *, verify: bool) -> bytes:
         """A compressed chunk, its checksum compared if asked for."""
         key = _chunk_key(array, number, dimensions)
-        try:
-            with self._store.open(key) as file:
-                data = file.read(os.fstat(file.fileno()).st_size - CRC_BYTES)
-                stored = file.read(CRC_BYTES)
-        except FileNotFoundError as error:
-            raise self._gone(key) from error
-        if verify and crc32c(data) != int.from_bytes(stored, "little"):
-            raise _bad_sum(self, array, number)
-        return data
+
+        def read() -> bytes:
+            try:
+                with self._store.open(key) as file:
+                    data = file.read(os.fstat(file.fileno()).st_size - CRC_BYTES)
+                    stored = file.read(CRC_BYTES)
+            except FileNotFoundError as error:
+                raise self._gone(key) from error
+            if len(stored) < CRC_BYTES:
+                raise self._gone(key)
+            if verify and crc32c(data) != int.from_bytes(stored, "little"):
+                raise _bad_sum(self, array, number)
+            return data
+
+        return self.of_sound_copy(array, number, dimensions, read)
+
+    def of_sound_copy(self, array: str, number: int, dimensions: int, read: Callable[[], _Read]) -> _Read:
+        """What is read of a chunk; from the store anew, if this machine's copy of it turns out damaged."""
+        return of_sound_copy(self._store, _chunk_key(array, number, dimensions), read)
 
     def odd(self, array: str, rule: str, value: Any) -> Damaged:
         return Damaged(
@@ -466,22 +477,48 @@ class _RawColumn:
     def _verify(self, values: Array, sums: Array, rows: Rows, *, first: int) -> None:
         if not self._left:
             return
-        fresh = np.flatnonzero(self._unverified[rows])
-        for place in fresh.tolist():
+        unverified = self._unverified
+        fresh = np.flatnonzero(unverified[rows])
+        if self._wrong(values, sums, rows, fresh, first) is not None:
+            self._read_anew(values, rows, first)
+            return
+        unverified[rows[fresh]] = False
+        if len(fresh):
+            self._left = bool(unverified.any())
+
+    def _wrong(self, values: Array, sums: Array, rows: Rows, places: Rows, first: int) -> Damaged | None:
+        for place in places.tolist():
             if crc32c(values[place].tobytes()) != sums[rows[place] - first]:
-                raise Damaged(
+                return Damaged(
                     f"row {rows[place]} of column {self._column.name!r} in {self._part.what} is damaged: its checksum "
                     f"does not fit its bytes; restore the part from a backup"
                 )
-        self._unverified[rows[fresh]] = False
-        if len(fresh):
-            self._left = bool(self._unverified.any())
+        return None
+
+    def _read_anew(self, values: Array, rows: Rows, first: int) -> None:
+        shard = first // self._shard_rows
+
+        def read() -> None:
+            mapped, sums = self._mapped(shard)
+            values[:] = mapped[rows - first]
+            if (wrong := self._wrong(values, sums, rows, np.arange(len(rows)), first)) is not None:
+                self._shards.pop(shard, None)
+                self._unverified, self._left = np.ones(self._part.rows, bool), True  # of another copy, none is verified
+                raise wrong
+
+        self._part.of_sound_copy(self._column.stored, shard, 1 + len(self._shape), read)
 
     def _mapped(self, shard: int) -> tuple[Array, Array]:
         if shard not in self._shards:
             rows = min(self._shard_rows, self._part.rows - shard * self._shard_rows)
             stride = self._row_bytes + CRC_BYTES
-            data = self._part.chunk(self._column.stored, shard, 1 + len(self._shape), size=rows * stride)
+            dimensions = 1 + len(self._shape)
+            data = self._part.of_sound_copy(
+                self._column.stored,
+                shard,
+                dimensions,
+                lambda: self._part.chunk(self._column.stored, shard, dimensions, size=rows * stride),
+            )
             # A void dtype makes one row one element, so that fancy indexing copies whole rows.
             values = np.ndarray((rows,), f"V{self._row_bytes}", data, 0, (stride,))
             sums = np.ndarray((rows,), "<u4", data, self._row_bytes, (stride,))
@@ -632,11 +669,14 @@ def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, 
 
 
 def _checked_chunk(part: _PartFiles, array: str, number: int, dimensions: int, size: int) -> memoryview:
-    whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
-    data, stored = whole[:size], whole[size : size + CRC_BYTES]
-    if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
-        raise _bad_sum(part, array, number)
-    return data
+    def read() -> memoryview:
+        whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
+        data, stored = whole[:size], whole[size : size + CRC_BYTES]
+        if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
+            raise _bad_sum(part, array, number)
+        return data
+
+    return part.of_sound_copy(array, number, dimensions, read)
 
 
 def _bad_sum(part: _PartFiles, array: str, number: int) -> Damaged:

@@ -91,6 +91,10 @@ class LocalStore:
         """See `Store.open`."""
         return (self.folder / key).open("rb", buffering=0)
 
+    def forget(self, key: str) -> bool:
+        """There are no copies."""
+        return False
+
     def draft(self, folder: str) -> Path:
         """The folder itself: what is written there need not be copied."""
         return files.make_folder(self.folder / folder)
