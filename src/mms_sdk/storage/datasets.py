@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from mms_sdk.errors import (
     Conflict,
@@ -19,6 +20,7 @@ from mms_sdk.errors import (
     SnapshotConflict,
     SnapshotNotFound,
 )
+from mms_sdk.schema.base import reasons
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Snapshot
 from mms_sdk.schema.names import check_name
 from mms_sdk.storage import manifest
@@ -251,7 +253,7 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
     try:
         told = orjson.loads(data)
         body, digest = told["snapshot"], told["sha256"]
-        intact = _digest(body) == digest
+        intact = isinstance(body, dict) and _digest(body) == digest
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise Damaged(f"{path} is not a snapshot description; restore it from a backup") from error
     if not intact:
@@ -259,7 +261,13 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
     if body.get("format_version") != FORMAT_VERSION:
         version = body.get("format_version")
         raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
-    return Snapshot.model_validate(body)
+    try:
+        snapshot = Snapshot.model_validate(body)
+    except ValidationError as error:
+        raise Damaged(f"{path} is no snapshot that could be: {reasons(error.errors())}; restore it") from error
+    if snapshot_key(snapshot.number) != f"snapshots/{key.rpartition('/')[2]}":
+        raise Damaged(f"{path} describes snapshot {snapshot.number}; restore it from a backup under its own name")
+    return snapshot
 
 
 def _digest(body: Any) -> str:

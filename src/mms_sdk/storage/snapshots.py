@@ -303,15 +303,34 @@ class _OpenPart:
 
     @cached_property
     def live(self) -> Rows:
+        if self.record.deleted is None:
+            return np.arange(self.record.rows)
+        gone = _read_table(self.files[-1], DELETED.name, (), DELETED.dtype, self.record.deleted.rows)
+        if len(gone) and (gone[0] < 0 or gone[-1] >= self.record.rows or (gone[:-1] >= gone[1:]).any()):
+            raise Damaged(
+                f"{self.files[-1].what} is damaged: it lists rows of a part of {self.record.rows}, ascending; it has "
+                f"others; restore the part from a backup"
+            )
         there = np.ones(self.record.rows, bool)
-        if self.record.deleted is not None:
-            there[_read_table(self.files[-1], DELETED.name, (), DELETED.dtype, self.record.deleted.rows)] = False
+        there[gone] = False
         return np.flatnonzero(there)
 
     @cached_property
     def snapshots(self) -> Rows:
         runs = self.record.since
         return np.repeat([run.snapshot for run in runs], [run.rows for run in runs])
+
+
+class _Layout(NamedTuple):
+    """What Zarr's metadata says of an array, and how many chunks of it the manifest lists."""
+
+    rows: int
+    shape: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+    chunk_shape: tuple[int, ...]
+    codecs: tuple[str, ...]
+    chunks: int
 
 
 class _PartFiles:
@@ -322,6 +341,7 @@ class _PartFiles:
         self.rows = part.rows
         self.what = what
         self._manifest = part.manifest
+        self._layouts: dict[str, _Layout] = {}
 
     def check(self, *, content: bool) -> None:
         manifest.check(self._store, what=self.what, expected=self._manifest, content=content)
@@ -330,24 +350,57 @@ class _PartFiles:
     def size(self) -> int:
         return sum(each.bytes for each in self._store.walk(""))
 
-    def chunk_rows(self, array: str) -> int:
+    def lies_as(self, array: str, rows: int | None, shape: Sequence[int], dtype: str) -> _Layout:
+        """How an array lies, once that is what its column says, and so many chunks are there.
+
+        Args:
+            array: Which.
+            rows: How many it has; None for as many as it says.
+            shape: Of one row.
+            dtype: Of one value.
+
+        Raises:
+            Damaged: The metadata says otherwise, or has what no reader reads.
+        """
+        told = self._told(array)
+        found = told.rows if rows is None else rows
+        if (told.rows, told.shape, told.chunk_shape, told.dtype) != (found, tuple(shape), tuple(shape), dtype):
+            rule = f"data_type {dtype}, shape {(found, *shape)} and chunks of whole rows, as its column"
+            raise self.odd(array, rule, f"{told.dtype}, {(told.rows, *told.shape)} and {told.chunk_shape} in each row")
+        wanted = -(-told.rows // told.chunk_rows) if 0 not in told.shape else told.chunks
+        if told.chunks != wanted:
+            raise self.odd(array, f"{wanted} chunks for {told.rows} rows", f"{told.chunks} are in the manifest")
+        return told
+
+    def _told(self, array: str) -> _Layout:
         # Read, not computed: a part stays readable when the sizes that new parts are written with change.
-        body = self._metadata(array)
+        if array in self._layouts:
+            return self._layouts[array]
+        body = manifest.check_file(self._store, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
+        entries = manifest.entries_copied(self._store, what=self.what, expected=self._manifest)
         try:
-            rows = orjson.loads(body)["chunk_grid"]["configuration"]["chunk_shape"][0]
-        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise self.odd(array, "chunk_shape", "nothing that can be read") from error
-        if not isinstance(rows, int) or rows < 1:
-            raise self.odd(array, "chunk_shape[0], at least 1", rows)
-        return rows
+            told = orjson.loads(body)
+            (rows, *shape), dtype = told["shape"], told["data_type"]
+            chunk_rows, *chunk_shape = told["chunk_grid"]["configuration"]["chunk_shape"]
+            names = tuple(each["name"] for each in told["codecs"])
+        except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+            raise self.odd(array, "shape, data_type, chunk_shape and codecs", "nothing that can be read") from error
+        if type(chunk_rows) is not int or chunk_rows < 1:
+            raise self.odd(array, "chunk_shape[0], at least 1", chunk_rows)
+        if type(rows) is not int or rows < 0:
+            raise self.odd(array, "shape[0], 0 or more", rows)
+        chunks = sum(entry["path"].startswith(f"{GROUP}/{array}/c/") for entry in entries)
+        made = _Layout(rows, tuple(shape), dtype, chunk_rows, tuple(chunk_shape), names, chunks)
+        self._layouts[array] = made
+        return made
+
+    def chunk_rows(self, array: str) -> int:
+        """Rows in each of its chunks."""
+        return self._told(array).chunk_rows
 
     def codec(self, array: str) -> codecs.Codec | None:
         """How the array's chunks are compressed."""
-        body = self._metadata(array)
-        try:
-            names = tuple(each["name"] for each in orjson.loads(body)["codecs"])
-        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise self.odd(array, "codecs", "nothing that can be read") from error
+        names = self._told(array).codecs
         if names not in _CODECS:
             allowed = " or ".join(" → ".join(chain) for chain in _CODECS)
             raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, names)))
@@ -393,10 +446,6 @@ class _PartFiles:
             raise self._gone(key)
         return data
 
-    def _metadata(self, array: str) -> bytes:
-        name = f"{GROUP}/{array}/zarr.json"
-        return manifest.check_file(self._store, name, what=self.what, expected=self._manifest)
-
     def _gone(self, key: str) -> Damaged:
         where = f"{self._store.url}/{key}"
         return Damaged(f"{self.what} is damaged: {where} is gone or cut short; restore the part from a backup")
@@ -439,7 +488,7 @@ class _RawColumn:
         self._column = column
         self._shape = column.fixed
         self._row_bytes = column.row_bytes
-        self._shard_rows = part.chunk_rows(column.stored)
+        self._shard_rows = part.lies_as(column.stored, part.rows, column.fixed, column.dtype).chunk_rows
         self._shards: dict[int, tuple[Array, Array]] = {}
         self._unverified = np.ones(part.rows, bool)
         self._left = True  # whether any is unverified
@@ -535,6 +584,7 @@ class _CompressedColumn:
         self._column = column
         self._row_bytes = column.row_bytes
         self._chunks = _Chunks(part, column.stored, 1 + len(column.fixed), column.row_bytes)
+        part.lies_as(column.stored, part.rows, column.fixed, column.dtype)
         self.chunk_rows = self._chunks.rows
 
     def gather(self, rows: Rows) -> Array:
@@ -613,9 +663,13 @@ class _RaggedColumn:
         self._part = part
         self._column = column
         self._name = f"{column.stored}_data"
-        bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
-        self._bounds = bounds * column.item_bytes
-        self._chunk_bytes = part.chunk_rows(self._name) * column.item_bytes
+        items = part.lies_as(self._name, None, column.fixed, column.dtype)
+        bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1)
+        if bounds[0] != 0 or bounds[-1] > items.rows or (bounds[:-1] > bounds[1:]).any():
+            rule = f"rows of column {column.name!r} lie one after another in {items.rows} items"
+            raise Damaged(f"{part.what} is damaged: {rule}; its offsets say otherwise; restore the part from a backup")
+        self._bounds = bounds.astype(np.int64) * column.item_bytes
+        self._chunk_bytes = items.chunk_rows * column.item_bytes
         self._chunks: dict[int, memoryview] = {}
         self._compressed = (
             None if column.profile == "raw" else _Chunks(part, self._name, 1 + len(column.fixed), column.item_bytes)
@@ -656,7 +710,7 @@ def _masked(values: Array, valid: Array) -> Array:
 
 def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:
     # Chunk files by number, each of the full length: the last one is padded.
-    chunk_rows = part.chunk_rows(array)
+    chunk_rows = part.lies_as(array, rows, shape, dtype).chunk_rows
     values = int(np.prod(shape, dtype=np.int64))
     if part.codec(array) is not None:
         chunks = _Chunks(part, array, 1 + len(shape), values * np.dtype(dtype).itemsize)

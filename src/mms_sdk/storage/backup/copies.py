@@ -104,7 +104,12 @@ class Copies:
             Damaged: The list is not what was written.
         """
         data = self._read_object(backup.index, what=f"the list of files of backup {backup.id}")
-        return [Held(**orjson.loads(line)) for line in data.splitlines()]
+        held = [Held(**orjson.loads(line)) for line in data.splitlines()]
+        if outside := next((each.path for each in held if not files.is_below(each.path)), None):
+            raise Damaged(
+                f"what a backup holds lies in its workspace; {outside!r} of {backup.id} would not; take a new backup"
+            )
+        return held
 
     def take(self, workspace: Workspace, *, tell: Tell = lambda *_: None) -> Backup:
         """Copies a workspace as it is now, while jobs go on.
