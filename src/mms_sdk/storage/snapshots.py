@@ -60,7 +60,7 @@ class OpenSnapshot:
 
     def __init__(self, parts: Store, record: Snapshot) -> None:
         self.record = record
-        self._parts = [_OpenPart(parts, part, record.dataset) for part in record.parts]
+        self._parts = [_OpenPart(parts, part, record) for part in record.parts]
         self._starts = np.cumsum([0, *(part.live for part in record.parts)])
         self._tables: dict[str, Array] = {}
         self._valid_rows: dict[str, Array] = {}
@@ -105,11 +105,23 @@ class OpenSnapshot:
             raise InvalidRequest(f"column {name!r} has rows of varying length; read them with gather()")
         if name not in self._tables:
             if is_raw(column):
-                self._tables[name] = self.gather(name, np.arange(self.rows))
+                self._tables[name] = self.gather(name, self._all_rows())
             else:
                 values = self._table(column, column.stored, column.fixed, column.dtype)
-                self._tables[name] = _masked(values, self._valid(column)) if column.nullable else values
+                values = _masked(values, self._valid(column)) if column.nullable else values
+                self._refuse_codes_without_labels(column, values)
+                self._tables[name] = values
         return self._tables[name]
+
+    def _refuse_codes_without_labels(self, column: Column, values: Array) -> None:
+        if column.labels is None:
+            return
+        codes = np.ma.compressed(values) if column.nullable else values
+        if codes.size and not 0 <= codes.min() <= codes.max() < len(column.labels):
+            raise Damaged(
+                f"{self.ref} is damaged: codes of column {column.name!r} are those of its labels, 0 to "
+                f"{len(column.labels) - 1}; there are {codes.min()} to {codes.max()}; restore it from a backup"
+            )
 
     def gather(self, name: str, rows: Rows | Sequence[int]) -> Any:
         """Rows of a column, in the order asked for.
@@ -232,11 +244,16 @@ class OpenSnapshot:
             SplitNotFound: The snapshot has no such split, or it is empty.
         """
         if split is None:
-            return np.arange(self.rows, dtype=np.int64)
+            return self._all_rows()
         if split not in self.split_names:
             raise SplitNotFound(f"{self.ref} has no rows in split {split!r}; its splits are {dict(self.record.splits)}")
         labels = self.column("split").labels or ()
         return np.flatnonzero(self.values("split") == labels.index(split))
+
+    def _all_rows(self) -> Rows:
+        for part in self._parts:
+            part.refuse_absent_rows()
+        return np.arange(self.rows, dtype=np.int64)
 
     def verify(self) -> int:
         """Reads every byte of every part and compares digests.
@@ -285,9 +302,10 @@ class OpenSnapshot:
 class _OpenPart:
     """A part with its layers, and which of its rows are still there."""
 
-    def __init__(self, parts: Store, part: Part, dataset: str) -> None:
+    def __init__(self, parts: Store, part: Part, snapshot: Snapshot) -> None:
         self.record = part
-        what = "part {} of dataset " + repr(dataset)
+        self._columns = snapshot.columns
+        what = "part {} of dataset " + repr(snapshot.dataset)
         self.files = [_PartFiles(parts.below(each.id), each, what.format(each.id)) for each in part.folders]
 
     def files_of(self, column: Column) -> _PartFiles:
@@ -301,8 +319,21 @@ class _OpenPart:
     def physical(self, rows: Rows) -> Rows:
         return rows if self.record.deleted is None else self.live[rows]
 
+    def refuse_absent_rows(self) -> None:
+        """Makes sure that there are as many rows as are told of before there is a number for each.
+
+        Raises:
+            Damaged: There are not.
+        """
+        for column in self._columns[:1]:
+            array = f"{column.stored}_offsets" if column.varies else column.stored
+            bounds = (self.record.rows + 1, (), "uint64")
+            rows, shape, dtype = bounds if column.varies else (self.record.rows, column.fixed, column.dtype)
+            self.files_of(column).lies_as(array, rows, shape, dtype)
+
     @cached_property
     def live(self) -> Rows:
+        self.refuse_absent_rows()
         if self.record.deleted is None:
             return np.arange(self.record.rows)
         gone = _read_table(self.files[-1], DELETED.name, (), DELETED.dtype, self.record.deleted.rows)
