@@ -29,6 +29,7 @@ from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.clock import DIFFER_S
 
 COMMIT_WITHIN_S = 24 * 3600.0
 SNAPSHOT_FILE = re.compile(r"(\d{8})\.json")
@@ -204,6 +205,11 @@ class Dataset:
                 age = time.time() - max(self.store.stat(made).modified, kept_until)
             except FileNotFoundError as error:
                 raise Damaged(f"what is committed is there; {self.store.url}/{made} is gone; write it again") from error
+            if age < -DIFFER_S:
+                raise Conflict(
+                    f"what was written is committed by clocks that agree within a day; {sealed.id} was sealed "
+                    f"{-age / 3600:.1f} hours after now; set the clock of this machine, or that of {self.store.url}"
+                )
             if age > COMMIT_WITHIN_S:
                 raise Conflict(
                     f"what was written is committed within {COMMIT_WITHIN_S / 3600:g} hours, after which it may be "
