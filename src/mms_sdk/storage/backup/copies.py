@@ -105,7 +105,8 @@ class Copies:
         """
         data = self._read_object(backup.index, what=f"the list of files of backup {backup.id}")
         held = [Held(**orjson.loads(line)) for line in data.splitlines()]
-        if outside := next((each.path for each in held if not files.is_below(each.path)), None):
+        outside = next((each.path for each in held if not files.is_below(each.path)), None)
+        if outside is not None:
             raise Damaged(
                 f"what a backup holds lies in its workspace; {outside!r} of {backup.id} would not; take a new backup"
             )
