@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import orjson
+import psutil
 import pytest
 from small_datasets import COLUMNS, SPLIT, add, content_of
 
-from mms_sdk.errors import Damaged
+from mms_sdk.errors import Damaged, TooLarge
 from mms_sdk.schema.dataset import Column, Sealed
-from mms_sdk.storage import manifest
+from mms_sdk.storage import manifest, parts, snapshots
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import delete_rows, write_column
@@ -33,9 +34,9 @@ Body = dict[str, Any]
 
 
 @pytest.fixture
-def flowers(store: Store) -> Dataset:
+def flowers(real_store: Store) -> Dataset:
     """Three snapshots: rows, fewer of them, and a column more."""
-    dataset = Dataset.create(store.below("flowers"), "flowers")
+    dataset = Dataset.create(real_store.below("flowers"), "flowers")
     add(dataset, content_of(ROWS))
     delete_rows(dataset, [1, 4], of=dataset.snapshot())
     twice = Column(name="twice", kind="number", dtype="int32")
@@ -208,10 +209,10 @@ def test_what_is_no_snapshot_is_damage(flowers: Dataset, data: bytes) -> None:
 
 
 def put(
-    store: Store, tmp_path: Path, tamper: Callable[[Path], object], columns: tuple[Column, ...] = COLUMNS
+    real_store: Store, tmp_path: Path, tamper: Callable[[Path], object], columns: tuple[Column, ...] = COLUMNS
 ) -> Dataset:
     """A dataset of one part that was changed before it was sealed."""
-    dataset = Dataset.create(store.below("roses"), "roses")
+    dataset = Dataset.create(real_store.below("roses"), "roses")
     with PartWriter(LocalStore(tmp_path / "made"), columns) as writer:
         writer.write({column.name: content_of(ROWS)[column.name] for column in columns})
         part = writer.close()
@@ -306,9 +307,9 @@ PARTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("tamper", PARTS.values(), ids=PARTS.keys())
 def test_a_part_that_cannot_be_is_damage_found_in_little_memory(
-    store: Store, tmp_path: Path, tamper: Callable[[Path], object]
+    real_store: Store, tmp_path: Path, tamper: Callable[[Path], object]
 ) -> None:
-    dataset = put(store, tmp_path, tamper)
+    dataset = put(real_store, tmp_path, tamper)
     message = damage_of(dataset)
     assert "from a backup" in message
 
@@ -351,9 +352,9 @@ def named(path: Any, size: Any = 3, digest: Any = "0" * 64) -> Callable[[Path], 
     ],
 )
 def test_a_manifest_that_lists_what_cannot_be_is_damage_and_leads_nowhere(
-    store: Store, tmp_path: Path, tamper: Callable[[Path], object]
+    real_store: Store, tmp_path: Path, tamper: Callable[[Path], object]
 ) -> None:
-    dataset = put(store, tmp_path, tamper)
+    dataset = put(real_store, tmp_path, tamper)
     damage_of(dataset)
     with pytest.raises(Damaged):
         dataset.verify()
@@ -370,8 +371,8 @@ DELETIONS: dict[str, list[int]] = {
 
 
 @pytest.mark.parametrize("rows", DELETIONS.values(), ids=DELETIONS.keys())
-def test_deleted_rows_that_cannot_be_are_damage(store: Store, tmp_path: Path, rows: list[int]) -> None:
-    dataset = Dataset.create(store.below("roses"), "roses")
+def test_deleted_rows_that_cannot_be_are_damage(real_store: Store, tmp_path: Path, rows: list[int]) -> None:
+    dataset = Dataset.create(real_store.below("roses"), "roses")
     add(dataset, content_of(ROWS))
     delete_rows(dataset, [1, 4], of=dataset.snapshot())
     with dataset.writer((DELETED,)) as writer:
@@ -383,7 +384,7 @@ def test_deleted_rows_that_cannot_be_are_damage(store: Store, tmp_path: Path, ro
 
 @pytest.mark.parametrize("profile", ["blosc", "zstd"])
 def test_many_rows_in_a_small_compressed_part_are_found_before_room_is_made_for_them(
-    store: Store, tmp_path: Path, profile: str
+    real_store: Store, tmp_path: Path, profile: str
 ) -> None:
     column = SPLIT.model_copy(update={"profile": profile})
     rows = 2**36
@@ -392,7 +393,7 @@ def test_many_rows_in_a_small_compressed_part_are_found_before_room_is_made_for_
         in_metadata("split", at("shape", 0, to=rows))(folder)
         in_metadata("split", at(*CHUNKS, to=2**29))(folder)
 
-    dataset = put(store, tmp_path, tamper, (column,))
+    dataset = put(real_store, tmp_path, tamper, (column,))
     rewrite(dataset, at(*PART, "rows", to=rows), number=1)
     rewrite(dataset, at(*PART, "since", 0, "rows", to=rows), number=1)
     rewrite(dataset, at(*PART, "rows", to=rows), number=1)
@@ -406,6 +407,40 @@ def damage_of_column(dataset: Dataset, name: str) -> str:
     assert tracemalloc.get_traced_memory()[1] < MAX_BYTES
     tracemalloc.stop()
     return caught.value.message
+
+
+@pytest.mark.parametrize("profile", ["blosc", "zstd"])
+def test_small_chunks_of_much_are_not_decoded_where_there_is_no_room(
+    real_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    monkeypatch.setattr(snapshots, "MAX_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 2**20)
+    column = Column(name="zeros", kind="number", dtype="uint8", profile=profile)
+    texts = Column(name="text", kind="text", dtype="uint8", shape=None, profile=profile)
+    dataset = Dataset.create(real_store.below("roses"), "roses")
+    add(dataset, {"zeros": np.zeros(2**26, np.uint8)}, columns=(column,))
+    other = Dataset.create(real_store.below("texts"), "texts")
+    add(other, {"text": [bytes(2**26), b"short"]}, columns=(texts,))
+    assert sum(each.bytes for each in dataset.store.walk("")) < 2**20
+    free = psutil.virtual_memory()._replace(available=2**25)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    tracemalloc.start()
+    with pytest.raises(TooLarge, match=r"takes 67,108,864 bytes, of which 33,554,432 are free"):
+        dataset.snapshot().values("zeros")
+    with pytest.raises(TooLarge, match=r"a row of column 'text' in part .* takes 67,108,864 bytes"):
+        other.snapshot().gather("text", [0])
+    assert other.snapshot().gather("text", [1]) == [b"short"]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_chunk_beyond_the_limit_is_not_read_though_it_is_there(
+    real_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = put(real_store, tmp_path, lambda folder: None)
+    monkeypatch.setattr(snapshots, "MAX_CHUNK_BYTES", 4 * ROWS - 1)
+    with pytest.raises(Damaged, match="chunks of at most 51 bytes; it says 52 bytes"):
+        dataset.snapshot().values("label")
 
 
 # Links and pipes, which only a disk has --------------------------------------------------------------------------

@@ -30,9 +30,9 @@ Jump = Callable[[float], None]
 
 
 @pytest.fixture
-def flowers(store: Store) -> Dataset:
+def flowers(real_store: Store) -> Dataset:
     """Four snapshots, of which the last deletes rows."""
-    dataset = Dataset.create(store.below("flowers"), "flowers")
+    dataset = Dataset.create(real_store.below("flowers"), "flowers")
     for seed in range(3):
         add(dataset, content_of(5, seed=seed))
     delete_rows(dataset, [3], of=dataset.snapshot())
@@ -101,6 +101,7 @@ def test_whatever_times_a_disk_tells_what_is_committed_stays(tmp_path: Path, yea
     assert_whole(dataset)
 
 
+@pytest.mark.slow
 @JUMPS
 def test_a_wrong_clock_takes_nothing_from_those_who_read_and_write_in_a_far_store(
     far_store: Store, tmp_path: Path, jump: Jump, years: int
@@ -161,6 +162,7 @@ def test_a_part_is_not_committed_by_a_clock_that_disagrees_and_is_once_that_is_r
     assert flowers.snapshot().rows == 16
 
 
+@pytest.mark.slow
 @JUMPS
 def test_a_wrong_clock_lets_nothing_of_a_far_backup_go(
     far_store: Store, tmp_path: Path, jump: Jump, years: int

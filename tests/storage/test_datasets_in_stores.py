@@ -99,7 +99,7 @@ def test_edits_and_collection_are_as_on_disk(in_store: Dataset, monkeypatch: pyt
     assert gone == [1, 2, 3, 4]
     assert collect_garbage(in_store).folders == 0
     later = time.time() + 49 * 3600
-    monkeypatch.setattr(retention, "store_time", lambda _: later)
+    monkeypatch.setattr(retention, "agreed_time", lambda _: later)
     # Of two parts the rows, what was deleted of them and the new column; and what nobody committed.
     assert collect_garbage(in_store).folders == 2 * 3 + 1
     assert abandoned.id not in in_store.store.names("parts")

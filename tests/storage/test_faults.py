@@ -29,9 +29,9 @@ ROWS = 4
 
 
 @pytest.fixture
-def flowers(store: Store) -> Dataset:
+def flowers(real_store: Store) -> Dataset:
     """Two snapshots."""
-    return filled(store.below("flowers"))
+    return filled(real_store.below("flowers"))
 
 
 def filled(store: Store) -> Dataset:
@@ -103,8 +103,8 @@ def test_no_rows_are_a_part_of_none(flowers: Dataset) -> None:
     assert flowers.snapshot().values("image").shape == (0, *IMAGE.fixed)
 
 
-def test_numbers_that_are_none_and_infinities_come_back_bit_for_bit(store: Store) -> None:
-    dataset = Dataset.create(store.below("floats"), "floats")
+def test_numbers_that_are_none_and_infinities_come_back_bit_for_bit(real_store: Store) -> None:
+    dataset = Dataset.create(real_store.below("floats"), "floats")
     values = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)
     values.view(np.uint32)[1] |= 0x12345  # another NaN
     add(dataset, {"x": values}, columns=(FLOATS,))
@@ -278,9 +278,9 @@ def test_a_disk_that_fills_in_the_middle_of_an_append_keeps_what_there_was(
     assert_as_it_was(dataset)
 
 
-def test_a_dataset_that_was_never_committed_is_none(store: Store) -> None:
-    dataset = Dataset.create(store.below("flowers"), "flowers")
+def test_a_dataset_that_was_never_committed_is_none(real_store: Store) -> None:
+    dataset = Dataset.create(real_store.below("flowers"), "flowers")
     with pytest.raises(MmsError, match="has no snapshot yet"):
         dataset.snapshot()
     with pytest.raises(DatasetNotFound):
-        Dataset.open(store.below("roses"), "roses")
+        Dataset.open(real_store.below("roses"), "roses")

@@ -18,7 +18,7 @@ from mms_sdk.schema.names import parse_snapshot
 from mms_sdk.storage import manifest
 from mms_sdk.storage.datasets import SNAPSHOT_FILE, Dataset, read_snapshot, snapshot_key
 from mms_sdk.storage.ids import is_id, now
-from mms_sdk.storage.stores.clock import store_time
+from mms_sdk.storage.stores.clock import agreed_time
 from mms_sdk.storage.writing import BEGUN, WRITINGS, parts_of
 
 GRACE_S = 48 * 3600.0
@@ -170,7 +170,7 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
     """
     if grace_s < 0:
         raise InvalidRequest(f"a grace is 0 seconds or more; got grace_s={grace_s}")
-    before = store_time(dataset.store) - grace_s
+    before = agreed_time(dataset.store) - grace_s
     # Folders first, what names them after: what is sealed or committed in between is then seen as in use.
     candidates = [name for name in dataset.store.names("parts") if is_id(name)]
     writings = {name: _is_live(dataset, name, before) for name in dataset.store.names(WRITINGS) if is_id(name)}

@@ -9,12 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
+import psutil
 
-from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
+from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound, TooLarge
 from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
 from mms_sdk.storage import codecs, manifest
 from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_compressed, is_raw
@@ -717,6 +719,7 @@ class _RaggedColumn:
             out[place] = value
 
     def _slice(self, start: int, end: int) -> bytes:
+        _refuse_beyond_memory(f"a row of column {self._column.name!r} in {self._part.what}", end - start)
         pieces = []
         while start < end:
             number, offset = divmod(start, self._chunk_bytes)
@@ -734,6 +737,15 @@ class _RaggedColumn:
         return self._chunks[number]
 
 
+def _refuse_beyond_memory(what: str, size: int) -> None:
+    # What is compressed may be a thousand times what lies there.
+    if size > MAX_CHUNK_BYTES and size > (free := psutil.virtual_memory().available):
+        raise TooLarge(
+            f"what is read in one piece fits into memory; {what} takes {size:,} bytes, of which {free:,} are free; if "
+            f"it is meant to be so large, read it on a machine with more"
+        )
+
+
 def _masked(values: Array, valid: Array) -> Array:
     mask = np.broadcast_to(~valid.reshape(-1, *(1 for _ in values.shape[1:])), values.shape)
     return np.ma.MaskedArray(values, mask)
@@ -742,7 +754,8 @@ def _masked(values: Array, valid: Array) -> Array:
 def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:
     # Chunk files by number, each of the full length: the last one is padded.
     chunk_rows = part.lies_as(array, rows, shape, dtype).chunk_rows
-    values = int(np.prod(shape, dtype=np.int64))
+    values = prod(shape)
+    _refuse_beyond_memory(f"array {array!r} in {part.what}", rows * values * np.dtype(dtype).itemsize)
     if part.codec(array) is not None:
         chunks = _Chunks(part, array, 1 + len(shape), values * np.dtype(dtype).itemsize)
         return chunks.all(-(-rows // chunks.rows)).view(dtype)[: rows * values].reshape(rows, *shape)
@@ -754,6 +767,9 @@ def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, 
 
 
 def _checked_chunk(part: _PartFiles, array: str, number: int, dimensions: int, size: int) -> memoryview:
+    if size > MAX_CHUNK_BYTES:
+        raise part.odd(array, f"chunks of at most {MAX_CHUNK_BYTES} bytes", f"{size} bytes")
+
     def read() -> memoryview:
         whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
         data, stored = whole[:size], whole[size : size + CRC_BYTES]

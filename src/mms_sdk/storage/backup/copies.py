@@ -30,7 +30,7 @@ from mms_sdk.storage.backup import catalog_rows
 from mms_sdk.storage.backup.contents import Content, contents_of
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.stores.base import Store
-from mms_sdk.storage.stores.clock import store_time
+from mms_sdk.storage.stores.clock import agreed_time
 from mms_sdk.storage.stores.remote import at_once
 from mms_sdk.storage.workspace import Workspace
 
@@ -192,7 +192,7 @@ class Copies:
         """
         if keep < 1:
             raise InvalidRequest(f"at least the newest backup stays; got keep={keep}")
-        before = store_time(self.store) - grace_s
+        before = agreed_time(self.store) - grace_s
         backups = self.records()
         # Read before anything goes: if one that stays is damaged, an older one may be the last that is whole.
         used = {each.index for each in backups[-keep:]}

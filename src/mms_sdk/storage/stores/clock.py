@@ -1,4 +1,4 @@
-"""What time it is for the files of a store: by the clock that says when they were written."""
+"""What time it is, where the age of a store's files is told by it: two clocks have to say the same."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DIFFER_S = 24 * 3600.0
 """By how much clocks may differ."""
 
 
-def store_time(store: Store) -> float:
-    """Unix time in seconds by a store's own clock, which this machine's has to agree with.
+def agreed_time(store: Store) -> float:
+    """Unix time in seconds by this machine's clock, once that of the store agrees with it.
 
-    Whoever removes what is old goes by both: one clock that is wrong by years removes nothing.
+    So one clock that is wrong by years removes nothing.
 
     Raises:
         Conflict: They differ by more than a day.
@@ -27,7 +27,7 @@ def store_time(store: Store) -> float:
             f"what is old is told by clocks that agree within a day; that of {store.url} is "
             f"{(there - here) / 3600:+.1f} hours from this machine's; set the one that is wrong"
         )
-    return there
+    return here
 
 
 def _asked(store: Store) -> float:
