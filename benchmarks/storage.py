@@ -1,6 +1,6 @@
 """The reader: shuffled epochs of raw and of compressed datasets, beside fancy indexing of a NumPy memmap.
 
-The peers torch DataLoader, tf.data and grain are left out: none is a dependency of MMS, even of its development.
+Beside them, in the same run, the peers that are installed: see `benchmarks.peers`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import peers
 from benchmarks.data import CLASSES
 from benchmarks.table import Row, in_turns, speedup
 from mms_sdk.schema.dataset import SPLITS, Column, Profile
@@ -24,6 +25,7 @@ from mms_sdk.types import Array
 
 WINDOW_BYTES = 64 * 2**20
 _AT_ONCE_BYTES = 2**25
+_PEER_ROUNDS = 3  # some of them take a hundred times as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ def _measured(folder: Path, case: Case, *, rounds: int) -> list[Row]:
     runs = {name: lambda reader=reader: _epoch(reader) for name, reader in readers.items()}  # type: ignore[misc]
     runs["memmap"] = lambda: _gathered(memmap, labels, case)
     runs["first"] = lambda: _epoch(_reader(workspace, "raw", case, Memory()))
-    seen = in_turns(runs, rounds)
+    others = peers.epochs(memmap, labels, batch=case.batch)
+    seen = in_turns(runs, rounds) | in_turns({**others, "raw, beside peers": runs["raw"]}, min(rounds, _PEER_ROUNDS))
     speed = {name: f"{case.rows / median(seconds) / 1e3:,.0f} k rows/s" for name, seconds in seen.items()}
     found = []
     for name in readers:
@@ -94,7 +97,16 @@ def _measured(folder: Path, case: Case, *, rounds: int) -> list[Row]:
         beside=f"later epochs {speed['raw']}",
         ratio=speedup(seen["first"], seen["raw"]),
     )
-    return [*found, first]
+    beside = [
+        Row(
+            what=f"{case.what}; raw, beside {name}",
+            mms=speed["raw, beside peers"],
+            beside=f"{name} {speed[name]}",
+            ratio=speedup(seen["raw, beside peers"], seen[name]),
+        )
+        for name in others
+    ]
+    return [*found, first, *beside]
 
 
 def _saved(path: Path, case: Case) -> Array:
@@ -103,13 +115,13 @@ def _saved(path: Path, case: Case) -> Array:
     out = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     step = max(1, _AT_ONCE_BYTES // (8 * case.side**2 * 3))
     for start in range(0, case.rows, step):
-        out[start : start + step] = _pictures(rng, len(out[start : start + step]), case.side)
+        out[start : start + step] = pictures(rng, len(out[start : start + step]), case.side)
     out.flush()
     memmap: Array = np.load(path, mmap_mode="r")
     return memmap
 
 
-def _pictures(rng: np.random.Generator, count: int, side: int) -> Array:
+def pictures(rng: np.random.Generator, count: int, side: int) -> Array:
     """Flat grounds and soft waves, with a little noise on the waves: neither random bytes nor constant ones."""
     across, down = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
     turns, phase = rng.uniform(1, 9, (2, count, 1, 1, 1)), rng.uniform(0, 6, (count, 1, 1, 3))

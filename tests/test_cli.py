@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 from mms_sdk import cli
 from postgres_server import PostgresServer
@@ -194,12 +195,12 @@ def test_ingest_says_what_was_left_out_and_that_a_picture_lies_in_two_classes(
     capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path
 ) -> None:
     code, out, _ = run(capsys, "datasets", "ingest", "shades", str(photos))
-    told = dict(line.split("  ", 1) for line in out.splitlines())
+    told = dict((*line.split(None, 1), "")[:2] for line in out.splitlines() if line)
 
     assert code == 0
-    assert "80 of 82;" in told["ingested"]
-    assert "1 dropped, e.g. dark/note.png" in told["drop-unreadable"]
-    assert "1 × the same picture in two classes" in told["note"]
+    assert "82 found, 80 kept" in out
+    assert told["drop-unreadable"].strip().startswith("1  dark/note.png: this is not a readable picture")
+    assert "1 × the same picture in two classes" in out
     code, out, _ = run(capsys, "datasets", "rejects", "shades", "--json")
     left_out = json.loads(out)
     assert {reject["source"] for reject in left_out} < {"dark/note.png", "dark/01.png", "bright/odd.png"}
@@ -219,12 +220,16 @@ def test_a_dataset_is_looked_after_from_the_command_line(
     assert out.splitlines()[0].split() == ["snapshot", "tags", "rows", "deleted", "parts", "created", "message"]
     assert "paper" in out.splitlines()[2]
     code, out, _ = run(capsys, "datasets", "diff", "shades", "paper")
-    told = dict(line.split(None, 1) for line in out.splitlines())
-    assert (code, told["rows_added"], told["columns_added"]) == (0, "0", "none")
+    assert (code, out.splitlines()) == (
+        0,
+        ["snapshots     shades@1 → shades@2", "rows added    0", "rows deleted  0"],
+    )
     assert json.loads(run(capsys, "datasets", "diff", "shades", "paper", "--json")[1])["newer"] == 2
-    assert run(capsys, "datasets", "compact", "shades")[1].split()[:2] == ["snapshot", "2"]
+    assert run(capsys, "datasets", "compact", "shades")[1] == "1 part: nothing to put together\n"
+    assert json.loads(run(capsys, "datasets", "compact", "shades", "--json")[1])["result"]["parts"] == 1
+    assert run(capsys, "datasets", "verify", "shades")[1].startswith("2 snapshots, 1 part, ")
     assert json.loads(run(capsys, "datasets", "expire", "shades", "--keep", "1", "--json")[1]) == {"expired": []}
-    assert run(capsys, "datasets", "gc", "shades", "--grace", "0")[1].split()[:2] == ["folders", "0"]
+    assert run(capsys, "datasets", "gc", "shades", "--grace", "0")[1] == "nothing to remove\n"
     assert run(capsys, "datasets", "show", "shades@paper")[1].startswith("dataset")
     code, _, err = run(capsys, "datasets", "tag", "shades", "7")
     assert (code, "a tag is not a number" in err) == (1, True)
@@ -283,11 +288,46 @@ def test_a_table_comes_in_by_what_its_name_ends_with(
 ) -> None:
     (tmp_path / "rows.csv").write_text("n,kind\n" + "".join(f"{at},{'ab'[at % 2]}\n" for at in range(20)) + "1\n")
     code, out, _ = run(capsys, "datasets", "ingest", "rows", str(tmp_path / "rows.csv"), "--label", "kind")
-    told = dict(line.split("  ", 1) for line in out.splitlines())
+    lines = [line.split() for line in out.splitlines()]
     assert code == 0
-    assert told["classes"].strip() == "a 10, b 10"
-    assert told["ingested"].strip().startswith("20 of 21;")
-    assert "rows.csv, row 21: it has 1 values, the header has 2" in told["note"]
+    assert ["a", "10", "█" * 24] in lines
+    assert ["b", "10", "█" * 24] in lines
+    assert "21 found, 20 kept" in out
+    assert "rows.csv, row 21: it has 1 values, the header has 2" in out
+    assert workspace.is_dir()
+
+
+def test_what_is_shown_of_a_dataset_fits_a_terminal_and_json_has_all_of_it(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, hostile = "東京都千代田区 " * 40, "\x1b[2J<b>"
+    titles = ["name", "number", *(f"a title that goes on and on {at}" for at in range(60))]
+    rows = [f"{long if at % 2 else hostile},{at}.5," + ",".join(["1.25"] * 60) for at in range(20)]
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(titles), *rows]))
+    assert run(capsys, "datasets", "ingest", "wide", str(tmp_path / "wide.csv"), "--label", "name")[0] == 0
+    assert run(capsys, "datasets", "tag", "wide", "a-tag-that-is-as-long-as-a-tag-may-be-so-that-it-is-cut-off")[0] == 0
+    words = ("list", "show wide", "head wide", "describe wide", "snapshots wide", "diff wide 1", "rejects wide")
+    more = ("verify wide", "compact wide", "gc wide")
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for line in (*words, *more):
+        code, out, err = run(capsys, "datasets", *line.split())
+        assert (code, err) == (0, "")
+        assert max(map(cell_len, out.splitlines())) <= 80, line
+        assert all(each.isprintable() for each in out.splitlines()), line
+    for line in (*words, *more):
+        code, out, _ = run(capsys, "datasets", *line.split(), "--json")
+        assert code == 0
+        json.loads(out, parse_constant=pytest.fail)  # no NaN, no Infinity
+    head = json.loads(run(capsys, "datasets", "head", "wide", "--rows", "4", "--json")[1])
+    assert [(row["label"], row["number"]) for row in head[:2]] == [(hostile, 0.5), (long, 1.5)]
+    assert cli.to_json({"a": [float("nan"), float("-inf"), 0.5]}) == {"a": [None, None, 0.5]}
+    shown = json.loads(run(capsys, "datasets", "show", "wide", "--json")[1])
+    assert shown["layout"]["parts"] == 1
+    assert len(shown["layout"]["columns"]) == len(shown["columns"]) == 62 + 3
+    code, _, err = run(capsys, "datasets", "head", "wide", "--rows", "0")
+    assert (code, "a whole number from 1" in err) == (2, True)
     assert workspace.is_dir()
 
 

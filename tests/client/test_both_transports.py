@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,6 +77,9 @@ def test_a_dataset_tells_its_rows_classes_and_splits(ws: Client) -> None:
     assert pets.splits == {"train": 72, "val": 24, "test": 24}
     assert "pets@1" in [dataset.ref for dataset in ws.datasets.list()]
     assert ws.datasets.get("pets@1").info == pets.info
+    by_split = "train 24, val 8, test 8" in pets._repr_html_()
+    assert by_split is ws.embedded  # the totals of the snapshot where its rows cannot be read
+    assert "rows by class" in pets._repr_html_()
 
 
 def test_ingesting_twice_makes_two_snapshots_and_the_first_stays_as_it_was(
@@ -119,7 +123,13 @@ def test_a_dataset_is_changed_tagged_compared_and_tidied_and_old_snapshots_stay_
     told = renamed.diff("paper")
     assert (told.rows_added, told.rows_deleted) == (0, 3)
     assert (told.columns_renamed, told.columns_dropped) == ({"label": "species"}, ("source",))
-    assert ws.datasets.compact(name, progress=False).result == {"snapshot": 4, "parts_before": 1, "parts": 1}
+    layout = renamed.info.layout
+    assert (layout.deleted, layout.parts, sorted(layout.columns)) == (3, 1, ["id", "image", "species", "split"])
+    assert layout.bytes == renamed.info.bytes > sum(layout.columns.values())
+    compacted = ws.datasets.compact(name, progress=False)
+    assert compacted.result == {"snapshot_before": 3, "snapshot": 4, "parts_before": 1, "parts": 1}
+    assert compacted.outcome == compacted.facts()["outcome"] == "1 part written anew, in snapshot 4"
+    assert ws.datasets.compact(name, progress=False).outcome == "1 part: nothing to put together"
     listed = ws.datasets.snapshots(name)
     assert [(each.number, each.rows, each.deleted, each.tags) for each in listed] == [
         (4, 117, 0, ()),
@@ -129,8 +139,13 @@ def test_a_dataset_is_changed_tagged_compared_and_tidied_and_old_snapshots_stay_
     ]
     assert ws.datasets.expire(name, keep=1) == (2, 3)
     # The list of deleted rows; the first part is the tagged snapshot's.
-    assert ws.datasets.collect_garbage(name, grace_s=0, progress=False).result["folders"] == 1
-    assert ws.datasets.verify(name, progress=False).result["snapshots"] == 2
+    collected = ws.datasets.collect_garbage(name, grace_s=0, progress=False)
+    assert collected.result["folders"] == 1
+    assert collected.outcome.startswith("1 folder, 2 expired snapshots removed: ")
+    assert ws.datasets.collect_garbage(name, grace_s=0, progress=False).outcome == "nothing to remove"
+    verified = ws.datasets.verify(name, progress=False)
+    assert verified.result["snapshots"] == 2
+    assert re.fullmatch(r"2 snapshots, 2 parts, \d+\.\d KiB: all as they were written", verified.outcome)
     ws.datasets.untag(name, "paper")
     with pytest.raises(SnapshotNotFound, match="no tag 'paper'"):
         ws.datasets.get(f"{name}@paper")

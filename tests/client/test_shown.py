@@ -15,7 +15,7 @@ from PIL import Image
 
 import mms_sdk as mms
 from mms_sdk import html
-from mms_sdk.client.datasets import Dataset, Preview
+from mms_sdk.client.datasets import Dataset
 from mms_sdk.client.deployments import Deployment, Prediction
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.models import ModelVersion
@@ -50,7 +50,8 @@ def harmless(markup: str) -> _Page:
     for tag, attributes in page.tags:
         assert tag not in ("script", "iframe", "object", "a", "link", "form"), tag
         assert not [name for name in attributes if name.startswith("on")], attributes
-        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+        source = attributes.get("src")
+        assert source is None or source.startswith(("data:image/png;base64,", "data:audio/wav;base64,"))
     return page
 
 
@@ -69,9 +70,10 @@ def test_a_dataset_shows_its_counts_and_escapes_labels_and_messages(embedded: mm
     dataset = _hostile_dataset(embedded)
     assert repr(dataset) == "<dataset pets@1: 120 rows, 3 classes; train 72, val 24, test 24>"
     page = harmless(dataset._repr_html_())
-    for told in ("120 (snapshot 1 of 1)", f"{HOSTILE} 17", f"{QUOTED} 18", "cat 19", "train 72"):
+    for told in (f"{HOSTILE}17", f"{QUOTED}18", "cat19", "train 72", f"{HOSTILE}, {QUOTED}, cat", "1 of 20"):
         assert told in page.text
-    assert page.text.count(HOSTILE) == 2  # as a label and as the message
+    assert page.text.count(HOSTILE) == 3  # as a class, as a label of the column and as the message
+    assert dataset.facts()["classes"] == f"{HOSTILE} 17, {QUOTED} 18, cat 19"
 
 
 def test_preview_pictures_have_the_pixels_of_the_stored_rows(embedded: mms.WorkspaceClient) -> None:
@@ -88,11 +90,24 @@ def test_preview_pictures_have_the_pixels_of_the_stored_rows(embedded: mms.Works
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.asarray(picture), expected)
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [HOSTILE, QUOTED, "c"]
-    assert "3 pictures of pets@1" in repr(preview)
+    assert "label: cat" in page.text  # beside what it was called
+    title, header, *lines = repr(preview).splitlines()
+    assert title == "3 rows of pets@1"
+    assert header.split() == ["row", "caption", "image", "label", "source"]
+    assert [line.split()[0] for line in lines] == ["7", "0", "119"]
 
 
 def test_a_preview_without_rows_shows_two_of_each_class(embedded: mms.WorkspaceClient) -> None:
-    assert repr(embedded.datasets.get("pets").preview()) == "<6 pictures of pets@1: ant, ant, bee, bee, cat, cat>"
+    pets = embedded.datasets.get("pets")
+    page = harmless(pets.preview()._repr_html_())
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [
+        *2 * ["ant"],
+        *2 * ["bee"],
+        *2 * ["cat"],
+    ]
+    assert [line.split()[:4] for line in repr(pets.preview(split="test")).splitlines()[2:4]] == [
+        [str(row), "6×8", "rgb", "ant"] for row in pets.open().split_rows("test")[:2]
+    ]
 
 
 def test_a_job_shows_how_it_ended_and_escapes_its_error() -> None:
@@ -151,6 +166,14 @@ def test_tables_show_every_row_and_escape_every_cell() -> None:
     assert "no jobs yet" in harmless(empty._repr_html_()).text
 
 
+@pytest.mark.parametrize("cell", ["", " " * 99, "\n" * 50, "x" * 99_999, "a b " * 99, None, True, 0.1, 10**30])
+def test_a_cell_may_hold_anything(cell: Any) -> None:
+    table = Table([1], title="t", rows=[{"n": cell}])
+    page = harmless(table._repr_html_())
+    assert len(page.text) < 600
+    assert len(repr(table).split("\n")) == 2
+
+
 def test_a_workspace_and_a_bulk_result_show_what_is_there(tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE
     with mms.connect(workspace=folder) as ws:
@@ -191,6 +214,31 @@ def test_bars_and_facts_escape_titles_and_names(show: Any) -> None:
     assert "0.5" in page.text
 
 
-def test_a_preview_holds_as_many_captions_as_pictures() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        Preview("pets@1", [b"", b""], ["one"])
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"rows": [0, 1], "captions": ["one"]}, "one caption for each row; got 1 for 2 rows"),
+        ({"rows": [0], "split": "test"}, "rows and split='test'"),
+        ({"rows": [120]}, "row numbers of pets@1 are 0 to 119; got 120"),
+        ({"rows": [-1]}, "are 0 to 119; got -1"),
+        ({"rows": [0.5]}, r"rows are given by their numbers, e.g. \[3, 17\]; got \[0.5\]"),
+        ({"rows": ["a"]}, "rows are given by their numbers"),
+        ({"rows": [True]}, "rows are given by their numbers"),
+        ({"rows": [[0]]}, "rows are given by their numbers"),
+        ({"rows": [[0], [0, 1]]}, "rows are given by their numbers"),
+        ({"rows": "01"}, "rows are given by their numbers"),
+        ({"rows": [2**70]}, "rows are given by their numbers"),
+        ({"split": "dev"}, "no rows in split 'dev'"),
+    ],
+)
+def test_a_preview_of_what_is_not_there_is_refused(
+    embedded: mms.WorkspaceClient, asked: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(mms.errors.MmsError, match=words):
+        embedded.datasets.get("pets").preview(**asked)
+
+
+def test_a_preview_of_no_rows_says_so(embedded: mms.WorkspaceClient) -> None:
+    preview = embedded.datasets.get("pets").preview([])
+    assert repr(preview) == "0 rows of pets@1"
+    assert "0 rows of pets@1" in harmless(preview._repr_html_()).text

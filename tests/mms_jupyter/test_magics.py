@@ -52,7 +52,10 @@ def test_a_verb_returns_what_the_python_call_would(shell: InteractiveShell, phot
     assert (dataset.ref, dataset.rows) == ("shades@1", 20)
     assert [each.ref for each in shell.run_line_magic("mms", "data")] == ["shades@1"]
     assert shell.run_line_magic("mms", "status")["datasets"] == "shades@1"
-    assert shell.run_line_magic("mms", "data show shades")._repr_html_().startswith("<div>")
+    assert "dataset shades@1" in shell.run_line_magic("mms", "data show shades")._repr_html_()
+    assert len(shell.run_line_magic("mms", "data head shades --rows 3")) == 3
+    assert "columns of shades@1" in shell.run_line_magic("mms", "data describe shades")._repr_html_()
+    assert "1 part: nothing" in shell.run_line_magic("mms", "data compact shades")._repr_html_()
 
 
 def test_variables_on_the_line_are_replaced(shell: InteractiveShell, photos: Path) -> None:

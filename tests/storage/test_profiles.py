@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mms_sdk.schema.dataset import Column
 from mms_sdk.storage import codecs, edits, manifest, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.parts import CRC_BYTES, crc32c, suited_profile
+from mms_sdk.storage.parts import CRC_BYTES, crc32c, laid_out
 from mms_sdk.storage.stores.local import LocalStore
 
 ROWS = 23
@@ -33,8 +33,9 @@ def compressed(profile: str, columns: tuple[Column, ...] = COLUMNS) -> tuple[Col
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five pictures a chunk."""
+    """Five pictures a chunk, and two chunks a shard."""
     monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 5 * 144)
+    monkeypatch.setattr(parts, "COMPRESSED_SHARD_CHUNKS", 2)
 
 
 def group_of(dataset: Dataset) -> Path:
@@ -52,6 +53,12 @@ def with_tampered(dataset: Dataset, column: Column, tamper: Callable[[Path], Non
         dataset.commit(Addition(parts=[part], columns=(column,)), base=None, rebase=False)
 
 
+def indexed(chunks: Sequence[tuple[int, int]]) -> bytes:
+    """The index that a shard ends with: where its chunks begin, and how long they are."""
+    index = np.array(chunks, "<u8").tobytes()
+    return index + crc32c(index).to_bytes(4, "little")
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_compressed_part_reads_back_through_zarr_and_xarray(dataset: Dataset, profile: str) -> None:
     content = content_of(ROWS)
@@ -64,9 +71,9 @@ def test_a_compressed_part_reads_back_through_zarr_and_xarray(dataset: Dataset, 
         np.testing.assert_array_equal(np.asarray(opened[name]), content[name])
         np.testing.assert_array_equal(labelled[name].values, content[name])
     assert np.asarray(opened["source_data"]).tobytes() == b"".join(content["source"])
-    assert len(list((group / "image" / "c").iterdir())) == 5
-    told = json.loads((group / "image" / "zarr.json").read_text())["codecs"]
-    assert [codec["name"] for codec in told] == ["bytes", profile, "crc32c"]
+    assert len(list((group / "image" / "c").iterdir())) == 3
+    (shards,) = json.loads((group / "image" / "zarr.json").read_text())["codecs"]
+    assert [codec["name"] for codec in shards["configuration"]["codecs"]] == ["bytes", profile, "crc32c"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -165,18 +172,36 @@ def test_a_chunk_that_claims_another_size_is_refused_before_it_is_decoded(
     dataset: Dataset, profile: str, factor: float
 ) -> None:
     def claim(array: Path) -> None:
-        chunk = array / "c" / "0" / "0" / "0" / "0"
+        shard = array / "c" / "0" / "0" / "0" / "0"
         size = int(720 * factor)
         if profile == "blosc":
-            data = bytearray(chunk.read_bytes()[:-CRC_BYTES])
+            whole = shard.read_bytes()
+            first = int.from_bytes(whole[-28:-20], "little")  # bytes of the first of two chunks, by the index
+            data = bytearray(whole[: first - CRC_BYTES])
             data[4:8] = min(size, 2**31 - 1).to_bytes(4, "little")
         else:  # a frame with a content size of eight bytes; RFC 8878, section 3.1.1.1
             data = bytearray(b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little") + b"\x01\x00\x00")
-        chunk.write_bytes(bytes(data) + crc32c(bytes(data)).to_bytes(4, "little"))
+        chunk = bytes(data) + crc32c(bytes(data)).to_bytes(4, "little")
+        shard.write_bytes(chunk + indexed([(0, len(chunk)), (0, len(chunk))]))
 
     with_tampered(dataset, IMAGE.model_copy(update={"profile": profile}), claim)
 
     with pytest.raises(Damaged, match=rf"chunk 0 holds 720 bytes of values; its {profile} header says \d+ bytes"):
+        dataset.snapshot().gather("image", [0])
+
+
+@pytest.mark.parametrize(
+    "chunk", [(0, 0), (0, 4), (0, 2**63), (2**63, 2**63), (2**64 - 1, 2**64 - 1), (2**40, 100), (1, 10**6)]
+)
+def test_an_index_that_points_elsewhere_is_damage(dataset: Dataset, chunk: tuple[int, int]) -> None:
+    def tamper(array: Path) -> None:
+        shard = array / "c" / "0" / "0" / "0" / "0"
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[: -2 * 16 - CRC_BYTES] + indexed([chunk, chunk]))
+
+    with_tampered(dataset, IMAGE.model_copy(update={"profile": "zstd"}), tamper)
+
+    with pytest.raises(Damaged, match="the checksum of chunk 0 does not fit"):
         dataset.snapshot().gather("image", [0])
 
 
@@ -186,19 +211,30 @@ def test_a_chunk_that_claims_another_size_is_refused_before_it_is_decoded(
         ({"rows": -1}, r"chunk_shape\[0\], at least 1; it says -1"),
         ({"rows": 0}, r"at least 1; it says 0"),
         ({"rows": "5"}, r"at least 1; it says 5"),
-        ({"rows": 2**40}, "chunks of at most 1073741824 bytes"),
+        ({"rows": True}, r"at least 1; it says True"),
+        ({"rows": 4}, "shards of whole chunks; it says 10 and 4 rows"),
+        ({"rows": 2**40, "shard": 2**41}, "chunks of at most 1073741824 bytes"),
+        ({"shard": 5 * 2**60}, "has 1 chunks for 23 rows; it says 3"),
+        ({"shard": -10}, r"at least 1; it says -10"),
         ({"codecs": [{"name": "bytes"}, {"name": "numcodecs.pickle"}, {"name": "crc32c"}]}, "numcodecs.pickle"),
         ({"codecs": [{"name": "bytes"}, {"name": "blosc"}]}, "bytes → blosc → crc32c"),
         ({"codecs": [{"name": "bytes"}, {"name": "gzip"}, {"name": "crc32c"}]}, "gzip"),
         ({"codecs": 3}, "codecs"),
+        ({"chain": 3}, "codecs"),
+        ({"chain": [{"name": "bytes"}, {"name": "blosc"}, {"name": "crc32c"}]}, "has shards, a compressing codec"),
+        ({"chain": [{"name": "sharding_indexed"}]}, "nothing that can be read"),
     ],
 )
 def test_metadata_that_makes_no_sense_is_damage(dataset: Dataset, change: dict[str, Any], told: str) -> None:
     def tamper(array: Path) -> None:
         metadata = json.loads((array / "zarr.json").read_text())
+        if "shard" in change:
+            metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = change["shard"]
+        inner = metadata["codecs"][0]["configuration"]
         if "rows" in change:
-            metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = change["rows"]
-        metadata["codecs"] = change.get("codecs", metadata["codecs"])
+            inner["chunk_shape"][0] = change["rows"]
+        inner["codecs"] = change.get("codecs", inner["codecs"])
+        metadata["codecs"] = change.get("chain", metadata["codecs"])
         (array / "zarr.json").write_text(json.dumps(metadata))
 
     with_tampered(dataset, IMAGE.model_copy(update={"profile": "blosc"}), tamper)
@@ -220,8 +256,14 @@ def test_numcodecs_reads_what_is_encoded_and_the_size_is_told_in_the_header(data
             codecs.decode(name, encoded, np.empty(len(data) + 1, np.uint8))  # type: ignore[arg-type]
 
 
-def test_the_profile_suits_what_is_stored_and_where() -> None:
-    assert suited_profile(IMAGE) == suited_profile(LABEL) == "raw"
-    assert suited_profile(IMAGE, remote=True) == "blosc"
-    assert suited_profile(SOURCE, archive=True) == "zstd"
-    assert suited_profile(Column(name="x", kind="encoded-image", dtype="uint8", shape=None), archive=True) == "raw"
+def test_columns_of_a_new_dataset_lie_as_suits_the_place_or_as_was_asked_for() -> None:
+    photo = Column(name="photo", kind="encoded-image", dtype="uint8", shape=None)
+    columns = (IMAGE, LABEL, SOURCE, photo)
+    profiles = {
+        (asked, remote): [column.profile for column in laid_out(columns, asked, remote=remote)]
+        for asked in (None, "raw", "zstd")
+        for remote in (False, True)
+    }
+    assert profiles[None, False] == profiles["raw", False] == profiles["raw", True] == ["raw"] * 4
+    assert profiles[None, True] == ["blosc", "blosc", "blosc", "raw"]  # a file of a picture is compressed already
+    assert profiles["zstd", False] == profiles["zstd", True] == ["zstd", "zstd", "zstd", "raw"]

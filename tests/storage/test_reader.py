@@ -4,19 +4,21 @@ import json
 import tracemalloc
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_datasets import add, content_of
+from small_datasets import COLUMNS, add, content_of
 
-from mms_sdk.errors import ColumnNotFound, InvalidRequest, SplitNotFound
+from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column
+from mms_sdk.storage import snapshots
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.permutation import permuted
-from mms_sdk.storage.reader import Batch, Reader
+from mms_sdk.storage.reader import Batch, Memory, Reader, Rung
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.local import LocalStore
 
@@ -289,3 +291,38 @@ def test_columns_and_splits_that_do_not_exist_are_refused_before_anything_is_rea
         Reader(snapshot, columns=("label", "audio"), batch_size=8)
     with pytest.raises(SplitNotFound):
         Reader(snapshot, "holdout", columns=("label",), batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("profile", "rung"), [("raw", "mmap"), ("raw", "ram"), ("blosc", "ram"), ("blosc", "window"), ("zstd", "window")]
+)
+def test_after_a_warm_up_no_checksum_is_compared_any_more(
+    tmp_path: Path, profile: str, rung: Rung, monkeypatch: pytest.MonkeyPatch, many_chunks: None
+) -> None:
+    dataset = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
+    columns = tuple(column.model_copy(update={"profile": profile}) for column in COLUMNS)
+    for seed in (0, 1):
+        add(dataset, content_of(23, seed=seed), columns=columns)
+    memory = Memory(rung=rung)
+    reader = Reader(dataset.snapshot(), columns=("image", "source", "label"), batch_size=4, seed=0, memory=memory)
+    assert reader.warm_up() > 46 * 144 / 2
+
+    def refused(_: bytes) -> int:
+        raise AssertionError("a checksum was compared")
+
+    monkeypatch.setattr(snapshots, "crc32c", refused)
+    assert sum(len(valid(batch)) for batch in reader.epoch()) == 46
+
+
+@pytest.mark.parametrize("profile", ["raw", "blosc"])
+@pytest.mark.parametrize("array", ["image", "source_data", "label"])
+def test_a_warm_up_finds_what_is_damaged(tmp_path: Path, profile: str, array: str, many_chunks: None) -> None:
+    dataset = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
+    add(dataset, content_of(23), columns=tuple(column.model_copy(update={"profile": profile}) for column in COLUMNS))
+    path = max(path for path in (tmp_path / "flowers").rglob(f"{array}/c/**/*") if path.is_file())
+    damaged = bytearray(path.read_bytes())
+    damaged[3] ^= 1
+    path.write_bytes(damaged)
+    reader = Reader(dataset.snapshot(), columns=("image", "source", "label"), batch_size=4, seed=0)
+    with pytest.raises(Damaged, match="checksum"):
+        reader.warm_up()

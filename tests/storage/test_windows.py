@@ -14,6 +14,7 @@ from small_datasets import COLUMNS, add, content_of
 from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage import edits, parts
+from mms_sdk.storage import reader as readers
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.reader import Batch, Memory, Reader
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -49,6 +50,14 @@ def windowed(snapshot: OpenSnapshot, window_bytes: int = 2**12, **options: Any) 
 
 def valid(batch: Batch) -> list[int]:
     return batch.rows[batch.weight == 1].tolist()
+
+
+def memory_of(batch: Batch) -> int | None:
+    """Where the memory of the window begins that a batch is a view of; None if it is a copy, of two windows."""
+    array = batch.columns["image"]
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return None if array.base is None else array.base.__array_interface__["data"][0]
 
 
 def forever(reader: Reader) -> Any:
@@ -218,7 +227,25 @@ def test_damage_in_a_window_is_an_error_of_the_batch_that_needs_it(tmp_path: Pat
     dataset = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
     add(dataset, content_of(20), columns=tuple(each.model_copy(update={"profile": "zstd"}) for each in COLUMNS))
     path = next((dataset.store.folder / "parts").glob("*/data.zarr/image/c/0/0/0/0"))
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    whole = path.read_bytes()
+    for at, what in ((-1, "index of shard 0"), (0, "checksum of chunk 0")):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(Damaged, match=what):
+            list(windowed(dataset.snapshot()).epoch())
 
-    with pytest.raises(Damaged, match="checksum of chunk 0"):
-        list(windowed(dataset.snapshot()).epoch())
+
+def test_the_memory_of_a_window_is_used_again_only_when_nobody_holds_a_batch_of_it(
+    snapshot: OpenSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", 1)  # so that batches are gathered one by one
+    images = snapshot.values("image")
+    reader = windowed(snapshot, 4 * CHUNK * 144, seed=1, batch_size=3)
+    held = [batch for _ in range(4) for batch in reader.epoch()]
+    for batch in held:
+        np.testing.assert_array_equal(batch.columns["image"], images[batch.rows])
+
+    del held, batch
+    used = {memory_of(batch) for _ in range(4) for batch in reader.epoch()} - {None}
+    assert 2 <= len(used) <= 4  # what is read, what is decoded, and what this loop and the reader hold; of 12 windows

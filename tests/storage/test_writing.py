@@ -330,7 +330,7 @@ def test_a_key_that_is_sealed_while_the_writing_is_closed_is_told_and_stays(
     write_key(writing, "1", rows=2, batch=2)
 
     def closed_meanwhile(path: Path, data: bytes) -> None:
-        publish(own(writing) / "closed.json", b"{}")
+        publish(own(writing) / "closed.json", b'{"abandoned": false}')
         publish(path, data)
 
     with monkeypatch.context() as patch:

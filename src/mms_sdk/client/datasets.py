@@ -8,21 +8,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mms_sdk import html
+from mms_sdk import html, told
+from mms_sdk.client import pages
 from mms_sdk.client.api import Api
+from mms_sdk.client.descriptions import Description
 from mms_sdk.client.jobs import Job
-from mms_sdk.client.tables import Table
+from mms_sdk.client.tables import Table, aligned, terminal_width
+from mms_sdk.compute.data import describe as statistics
+from mms_sdk.compute.data import preview as looking
 from mms_sdk.compute.data import spark
-from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.errors import InvalidRequest, MissingExtra
 from mms_sdk.schema.dataset import (
+    SPLITS,
     CleaningReport,
     CleanStep,
     Column,
     DatasetInfo,
     IngestSpec,
     PictureStep,
+    Profile,
     Reject,
     SnapshotDiff,
     SnapshotInfo,
@@ -37,6 +42,7 @@ from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
+from mms_sdk.types import Rows
 
 
 class Dataset:
@@ -48,35 +54,16 @@ class Dataset:
         self._workspace = workspace
 
     def __repr__(self) -> str:
+        classes = f", {told.counted(self.num_classes, 'class')}" if self.labels else ""
         splits = ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items())
-        return f"<dataset {self.ref}: {self.rows:,} rows, {self.num_classes} classes; {splits}>"
+        return f"<dataset {self.ref}: {told.counted(self.rows, 'row')}{classes}{splits and '; '}{splits}>"
 
     def _repr_html_(self) -> str:
-        return html.facts(f"dataset {self.ref}", self.facts())
+        return pages.page(self)
 
     def facts(self) -> dict[str, Any]:
         """What matters about it, by name."""
-        told = {
-            "dataset": self.ref,
-            "rows": f"{self.rows:,} (snapshot {self.info.snapshot} of {self.info.snapshots})",
-            "splits": ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items()),
-            "classes": ", ".join(f"{name} {rows:,}" for name, rows in self.classes.items()),
-            "columns": ", ".join(f"{column.name} ({column.kind})" for column in self.info.columns),
-            "size": f"{self.info.bytes / 2**20:.1f} MiB",
-            "message": self.info.message,
-            "location": self.info.location,
-        }
-        report = self.cleaning
-        if report is None:
-            return told
-        told["ingested"] = f"{report.kept:,} of {report.found:,}; {report.already_present:,} were known already"
-        for step in report.steps:
-            first = f", e.g. {step.examples[0].source}: {step.examples[0].reason}" if step.examples else ""
-            dropped = f"{step.dropped:,} dropped{first}"
-            told[step.step] = f"{step.note}; {dropped}" if step.note and step.dropped else step.note or dropped
-        if report.notes:
-            told["note"] = "; ".join(report.notes)
-        return told
+        return pages.facts(self)
 
     @property
     def name(self) -> str:
@@ -104,6 +91,17 @@ class Dataset:
         counts = self.info.statistics.get("classes", {})
         return {label: counts.get(label, 0) for label in self.labels}
 
+    def classes_by_split(self) -> dict[str, dict[str, int]]:
+        """Rows of each class in each split, counted now; two small columns are read whole.
+
+        Raises:
+            ColumnNotFound: It has no classes, or no splits.
+            InvalidRequest: It lies on a server.
+        """
+        opened = self.open()
+        columns = [opened.column(name).labels or () for name in ("label", "split")]
+        return pages.by_split(opened.values("label"), opened.values("split"), *columns)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in order of their codes."""
@@ -125,6 +123,11 @@ class Dataset:
         """What cleaning found when this snapshot was ingested."""
         told = self.info.provenance.get("cleaning")
         return None if told is None else CleaningReport.model_validate(told)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether its rows can be read here."""
+        return self._workspace is not None
 
     @property
     def workspace(self) -> Workspace:
@@ -153,24 +156,56 @@ class Dataset:
         found = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
         return Table(found, title="rows", rows=found)
 
-    def preview(self, rows: Sequence[int] | None = None, *, captions: Sequence[str] | None = None) -> Preview:
-        """Pictures to look at, with their classes.
+    def describe(self, split: str | None = None) -> Description:
+        """Its columns in numbers, ids left out. Every row is read, twice, some at a time.
+
+        Of numbers: how many there are, the ends, mean, standard deviation and a histogram, over all items where a row
+        has several; of names and texts: how many different ones and the commonest; of times the first and last; of rows
+        of varying length, how long they are; of pictures their sizes.
 
         Args:
-            rows: Row numbers; some of each class if left out.
-            captions: What to write below each instead of its class.
+            split: Of its rows only; of all if left out.
+
+        Raises:
+            SplitNotFound: There is no such split.
+            InvalidRequest: It lies on a server.
         """
         opened = self.open()
-        codes = opened.values("label")
-        if rows is None:
-            rows = [int(row) for code in range(self.num_classes) for row in np.flatnonzero(codes == code)[:2]][:24]
-        numbers = np.asarray(rows, np.int64)
-        column = opened.column("image")
-        stored = opened.gather("image", numbers)
-        color = column.color or "rgb"
-        arrays = [image.decode(data, color=color) if isinstance(data, bytes) else data for data in stored]
-        told = captions or [self.labels[codes[row]] for row in numbers]
-        return Preview(self.ref, [image.encode_png(image.shrink(array, 128)) for array in arrays], told)
+        found = statistics.describe(opened, opened.split_rows(split))
+        return Description(found, title=f"columns of {self.ref}{f'/{split}' if split else ''}")
+
+    def preview(
+        self,
+        rows: Sequence[int] | None = None,
+        *,
+        split: str | None = None,
+        captions: Sequence[str] | None = None,
+    ) -> Preview:
+        """Some rows to look at: pictures, sounds to hear, series as lines, and words, numbers and times as they are.
+
+        Args:
+            rows: Row numbers; some of each class if left out, or some from everywhere where there are no classes.
+            split: Of its rows only, where `rows` is left out.
+            captions: What to write below each instead of its class.
+
+        Raises:
+            SplitNotFound: There is no such split.
+            InvalidRequest: A row number is out of range or none; `rows` and `split` at once; another number of
+                captions than rows; or it lies on a server.
+        """
+        opened = self.open()
+        numbers = self._to_show(opened, split) if rows is None else _row_numbers(rows)
+        if rows is not None and split is not None:
+            raise InvalidRequest(f"rows are given by number or by split; got rows and split={split!r}; leave one out")
+        if captions is not None and len(captions) != len(numbers):
+            raise InvalidRequest(f"there is one caption for each row; got {len(captions)} for {len(numbers)} rows")
+        return Preview(opened, numbers, captions)
+
+    def _to_show(self, opened: OpenSnapshot, split: str | None) -> Rows:
+        rows = opened.split_rows(split)
+        codes = opened.values("label")[rows] if self.labels else None
+        chosen: Rows = looking.choose(codes, rows, classes=self.num_classes, most=24 if self.labels else 12)
+        return chosen
 
     def rejects(self) -> Table[Reject]:
         """Every file that the ingest of this snapshot left out, and why.
@@ -255,18 +290,78 @@ class Dataset:
 
 
 class Preview:
-    """Some pictures of a dataset, to look at in a notebook. They are re-encoded: only pixels come along."""
+    """Some rows of a dataset, to look at. Pictures and sounds are re-encoded: only pixels and samples come along.
 
-    def __init__(self, ref: str, pngs: Sequence[bytes], captions: Sequence[str]) -> None:
-        self._ref = ref
-        self._items = list(zip(pngs, captions, strict=True))
+    Args:
+        opened: The snapshot.
+        rows: Row numbers.
+        captions: What is written below each; None for its class.
+    """
+
+    def __init__(self, opened: OpenSnapshot, rows: Rows, captions: Sequence[str] | None = None) -> None:
+        self._ref = opened.ref
+        self._rows = [int(row) for row in rows]
+        columns = [column for column in opened.record.columns if column.kind not in ("id", "split")]
+        self._given = None if captions is None else list(captions)
+        label = opened.record.column("label")
+        if self._given is not None:
+            self._captions = self._given
+        elif label is not None:
+            self._captions = [told.cell(name) for name in looking.looks(label, opened.gather("label", rows))]
+        else:
+            self._captions = [f"row {row}" for row in self._rows]
+        # A class is the caption, and a file is known by the number of its row.
+        self._left_out = {"row_source", *(["source"] if opened.record.column("id") else [])}
+        self._left_out |= {"label"} if self._given is None else set()
+        self._looks = {
+            column.name: looking.looks(column, opened.gather(column.name, rows), caption=self._captions.__getitem__)
+            for column in columns
+        }
 
     def __repr__(self) -> str:
-        return f"<{len(self._items)} pictures of {self._ref}: {', '.join(caption for _, caption in self._items)}>"
+        rows = self._table()
+        return "\n".join([self._title, *([aligned(rows, width=terminal_width())] if rows else [])])
 
     def _repr_html_(self) -> str:
-        count = len(self._items)
-        return html.pictures(f"{count} picture{'s' * (count != 1)} of {self._ref}", self._items)
+        if not any(isinstance(look, looking.Look) for looks in self._looks.values() for look in looks):
+            rows = self._table()
+            return html.table(self._title, list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+        return html.grid(self._title, map(self._figure, range(len(self._rows))))
+
+    @property
+    def _title(self) -> str:
+        return f"{told.counted(len(self._rows), 'row')} of {self._ref}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "row": row,
+                **({"caption": self._given[at]} if self._given else {}),
+                **{name: looks[at] for name, looks in self._looks.items()},
+            }
+            for at, row in enumerate(self._rows)
+        ]
+
+    def _figure(self, at: int) -> tuple[list[looking.Look], str, list[str]]:
+        shown = {name: looks[at] for name, looks in self._looks.items() if name not in self._left_out}
+        drawn = {name: look for name, look in shown.items() if isinstance(look, looking.Look)}
+        said = [f"{name}: {look}" if len(drawn) > 1 else str(look) for name, look in drawn.items() if look.told]
+        number = f"row {self._rows[at]}"
+        words = [f"{name}: {told.cell(look)}" for name, look in shown.items() if not isinstance(look, looking.Look)]
+        short = [word if len(word) <= _DETAIL_SIGNS else f"{word[: _DETAIL_SIGNS - 1]}…" for word in words[:_DETAILS]]
+        rest = [f"and {told.counted(len(words) - _DETAILS, 'column')} more"] if len(words) > _DETAILS else []
+        caption = self._captions[at]
+        return list(drawn.values()), caption, [*([number] if caption != number else []), *said, *short, *rest]
+
+
+_DETAILS, _DETAIL_SIGNS = 6, 90  # lines below a drawing, and how long they are
+
+
+def _row_numbers(rows: Sequence[int]) -> Rows:
+    numbers = [row for row in rows if isinstance(row, int | np.integer) and not isinstance(row, bool)]
+    if len(numbers) < len(rows) or any(abs(int(row)) >= 2**63 for row in numbers):
+        raise InvalidRequest(f"rows are given by their numbers, e.g. [3, 17]; got {str(rows)[:80]}")
+    return np.array(numbers, np.int64)
 
 
 class Datasets:
@@ -301,7 +396,7 @@ class Datasets:
         """
         check_name(name, what="dataset")
         found = self._api.get(f"/v1/datasets/{name}/snapshots", list[SnapshotInfo])
-        return Table(found, title="snapshots", rows=map(_snapshot_row, found))
+        return Table(found, title="snapshots", rows=(info.row() for info in found))
 
     def untag(self, name: str, tag: str) -> None:
         """Takes a snapshot's name away.
@@ -493,6 +588,7 @@ class Datasets:
         clean: CleanStep | Sequence[CleanStep] = (),
         split: Split | None = None,
         message: str = "",
+        profile: Profile | None = None,
         progress: bool = True,
     ) -> Dataset:
         """Brings what is new in a source into a dataset, as one new snapshot.
@@ -504,6 +600,8 @@ class Datasets:
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.
+            profile: How columns of a new dataset lie: `raw`, read fastest; `blosc`, about half the room, for object
+                stores; or `zstd`, less room still. The first on a disk and the second elsewhere if left out.
             progress: Show a bar on a terminal.
 
         Raises:
@@ -515,7 +613,9 @@ class Datasets:
         steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
         if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
             raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
-        spec = IngestSpec(source=self._source(source), clean=steps, split=split or Split(), message=message)
+        spec = IngestSpec(
+            source=self._source(source), clean=steps, split=split or Split(), message=message, profile=profile
+        )
         record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         return self.get(f"{name}@{job.result['snapshot']}")
@@ -540,19 +640,8 @@ def _row(dataset: Dataset) -> dict[str, Any]:
         "dataset": dataset.ref,
         "rows": dataset.rows,
         "classes": dataset.num_classes,
-        "splits": " ".join(f"{name}={rows}" for name, rows in dataset.splits.items()),
-        "size": f"{dataset.info.bytes / 2**20:.1f} MiB",
-        "created": dataset.info.created_at[:19],
-    }
-
-
-def _snapshot_row(info: SnapshotInfo) -> dict[str, Any]:
-    return {
-        "snapshot": info.number,
-        "tags": " ".join(info.tags),
-        "rows": info.rows,
-        "deleted": info.deleted,
-        "parts": info.parts,
-        "created": info.created_at[:19],
-        "message": info.message,
+        "splits": "/".join(str(dataset.info.splits.get(name, 0)) for name in SPLITS) if dataset.splits else "",
+        "size": told.size(dataset.info.bytes),
+        "parts": dataset.info.layout.parts,
+        "created": dataset.info.created_at[:16].replace("T", " "),
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from mms_sdk import html
+from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import JobFailed, from_problem
@@ -72,16 +72,16 @@ class Job:
                 time.sleep(pause)
                 pause = min(longest, pause * 1.5)
         if self.state != "succeeded":
-            told = self.record.error or {}
-            if "type" in told:
-                raise from_problem(told)
-            raise JobFailed(f"job {self.id} ended as {self.state}: {told.get('detail', 'no reason recorded')}")
+            problem = self.record.error or {}
+            if "type" in problem:
+                raise from_problem(problem)
+            raise JobFailed(f"job {self.id} ended as {self.state}: {problem.get('detail', 'no reason recorded')}")
         return self
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of its metric log, oldest first."""
-        told: dict[str, Any] = self._api.get(f"/v1/jobs/{self.id}/metrics", dict)
-        return list(told["rows"])
+        answer: dict[str, Any] = self._api.get(f"/v1/jobs/{self.id}/metrics", dict)
+        return list(answer["rows"])
 
     def download(self, name: str, to: str | Path) -> Path:
         """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
@@ -96,7 +96,7 @@ class Job:
     def facts(self) -> dict[str, Any]:
         """What matters about it, by name."""
         record = self.record
-        told: dict[str, Any] = {
+        about: dict[str, Any] = {
             "id": record.id,
             "work": f"{record.kind} {record.name}",
             "state": record.state,
@@ -104,12 +104,20 @@ class Job:
             "ended": record.ended_at or "–",
         }
         if not record.ended and record.progress.total:
-            told["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
+            about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
         if record.error:
-            told["error"] = record.error.get("detail", "")
+            about["error"] = record.error.get("detail", "")
         metrics: dict[str, float] = record.result.get("metrics", {})
-        told |= {name: f"{value:.4f}" for name, value in metrics.items()}
-        return told | {name: value for name, value in record.result.items() if not isinstance(value, dict)}
+        about |= {name: f"{value:.4f}" for name, value in metrics.items()}
+        if outcome := self.outcome:
+            return about | {"outcome": outcome}
+        return about | {name: value for name, value in record.result.items() if not isinstance(value, dict)}
+
+    @property
+    def outcome(self) -> str:
+        """What looking after a dataset found or changed, in words; nothing for other work, or before its end."""
+        said = _IN_WORDS.get(self.record.kind)
+        return said(self.record.result) if said and self.record.result else ""
 
 
 class Jobs:
@@ -142,6 +150,29 @@ class Jobs:
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
 
 
+def _verified(result: dict[str, Any]) -> str:
+    read = [told.counted(result[f"{noun}s"], noun) for noun in ("snapshot", "part")]
+    return f"{', '.join(read)}, {told.size(result['bytes'])}: all as they were written"
+
+
+def _compacted(result: dict[str, Any]) -> str:
+    parts = told.counted(result["parts_before"], "part")
+    if result["snapshot"] == result["snapshot_before"]:
+        return f"{parts}: nothing to put together"
+    if result["parts"] == result["parts_before"]:
+        return f"{parts} written anew, in snapshot {result['snapshot']}"
+    return f"{parts} became {result['parts']:,}, in snapshot {result['snapshot']}"
+
+
+def _collected(result: dict[str, Any]) -> str:
+    nouns = {"folders": "folder", "snapshots": "expired snapshot", "drafts": "draft", "writings": "writing"}
+    gone = [told.counted(result[name], noun) for name, noun in nouns.items() if result[name]]
+    return f"{', '.join(gone)} removed: {told.size(result['bytes'])}" if gone else "nothing to remove"
+
+
+_IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}
+
+
 def _row(job: Job) -> dict[str, Any]:
     record = job.record
     return {
@@ -149,17 +180,20 @@ def _row(job: Job) -> dict[str, Any]:
         "kind": record.kind,
         "name": record.name,
         "state": record.state,
-        "created": record.created_at[:19],
-        "outcome": _outcome(record),
+        "created": record.created_at[:16].replace("T", " "),
+        "outcome": _outcome(job),
     }
 
 
-def _outcome(record: JobRecord) -> str:
+def _outcome(job: Job) -> str:
+    record = job.record
     if not record.ended:
-        told = record.progress
-        return f"{told.done:,} of {told.total:,} {told.what}" if told.total else ""
+        now = record.progress
+        return f"{now.done:,} of {now.total:,} {now.what}" if now.total else ""
     if record.error:
         return str(record.error.get("detail", ""))[:100]
+    if outcome := job.outcome:
+        return outcome
     for name, value in {**record.result.get("metrics", {}), **record.result}.items():
         if name in ("val/accuracy", "accuracy") and value is not None:
             return f"{name} {value:.4f}"
@@ -192,5 +226,5 @@ class _Bar:
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress.start()
             self._task = self._progress.add_task("")
-        told = record.progress
-        self._progress.update(self._task, description=told.what, completed=told.done, total=told.total or None)
+        now = record.progress
+        self._progress.update(self._task, description=now.what, completed=now.done, total=now.total or None)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mms_sdk import html
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
 from mms_sdk.schema.sources import Source
@@ -96,6 +97,14 @@ class Column(Schema):
         """The axes that are the same in all rows: all of them, or all but the first."""
         axes = (self.shape or ())[1:] if self.varies else self.shape or ()
         return tuple(axis for axis in axes if axis is not None)
+
+    @property
+    def form(self) -> str:
+        """What one value is, in a few signs: `float32`, `uint8 28×28×1`, `int16 n×2`, `text`."""
+        if self.shape is None:
+            return "text" if self.kind == "text" else "bytes"
+        axes = "×".join("n" if axis is None else str(axis) for axis in self.shape)
+        return f"{self.dtype} {axes}".rstrip()
 
     @property
     def row_bytes(self) -> int | None:
@@ -442,12 +451,17 @@ class Split(Asked):
 
 
 class IngestSpec(Asked):
-    """Everything an ingest job needs to know."""
+    """Everything an ingest job needs to know.
+
+    Attributes:
+        profile: How columns of a new dataset lie; None for what suits the place.
+    """
 
     source: Source
     clean: tuple[CleanStep, ...] = ()
     split: Split = Split()
     message: str = ""
+    profile: Profile | None = None
 
 
 class Reject(Schema):
@@ -470,8 +484,19 @@ class CleaningStepReport(Schema):
     examples: tuple[Reject, ...] = ()
     note: str = ""
 
+    @property
+    def example(self) -> str:
+        """The first reject and why, if there is one."""
+        return f"{self.examples[0].source}: {self.examples[0].reason}" if self.examples else ""
+
+    @property
+    def outcome(self) -> str:
+        """What it did, without its name."""
+        dropped = f"{self.dropped:,} dropped{', e.g. ' if self.examples else ''}{self.example}"
+        return f"{self.note}; {dropped}" if self.note and self.dropped else self.note or dropped
+
     def __str__(self) -> str:
-        first = f", e.g. {self.examples[0].source}: {self.examples[0].reason}" if self.examples else ""
+        first = f", e.g. {self.example}" if self.examples else ""
         note = f"; {self.note}" if self.note else ""
         return f"{self.step} dropped {self.dropped:,}{first}{note}"
 
@@ -490,19 +515,79 @@ class CleaningReport(Schema):
         """Rows dropped by all steps together."""
         return sum(step.dropped for step in self.steps)
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How many there were and are."""
         there = f", {self.already_present:,} of them there already" if self.already_present else ""
-        return "\n".join([f"{self.found:,} found{there}, {self.kept:,} kept", *map(str, self.steps), *self.notes])
+        return f"{self.found:,} found{there}, {self.kept:,} kept"
+
+    def table(self) -> list[dict[str, Any]]:
+        """Of each step what it dropped, the first of it, and what became of values."""
+        rows = [
+            {"step": each.step, "dropped": each.dropped, "e.g.": each.example, "note": each.note} for each in self.steps
+        ]
+        said = {name for row in rows for name, value in row.items() if value != ""}
+        return [{name: value for name, value in row.items() if name in said} for row in rows]
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *map(str, self.steps), *self.notes])
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        rows = self.table()
+        told = html.table(self.summary, list(rows[0]), [list(row.values()) for row in rows], level=4) if rows else ""
+        notes = "".join(map(html.line, self.notes))
+        return told + notes if rows else html.titled(self.summary, notes, level=4)
+
+
+class Layout(Schema):
+    """How a snapshot lies in files.
+
+    Attributes:
+        bytes: All of it, as it lies.
+        columns: Bytes of each column, by name.
+        parts: Parts that its rows lie in.
+        parts_compacted: How many there would be after compacting.
+        small_parts: Parts that compacting would put together with others.
+        layers: Folders of columns that rows got later.
+        deleted: Rows in those parts that are no longer there.
+        freed_bytes: What belongs to those rows, by their share of the parts, and to columns that are no longer there;
+            compacting leaves it out.
+        other_folders: Folders of the dataset that this snapshot does not name: other snapshots do, or a writer at work,
+            or nobody any more.
+    """
+
+    bytes: int
+    columns: dict[str, int]
+    parts: int
+    parts_compacted: int
+    small_parts: int
+    layers: int
+    deleted: int
+    freed_bytes: int
+    other_folders: int
+
+    @property
+    def fragmented(self) -> bool:
+        """Whether compacting makes much of a difference: fewer than half of many parts, or a tenth of the bytes."""
+        parts = self.small_parts >= 10 and 2 * self.parts_compacted <= self.parts
+        return parts or self.freed_bytes > max(2**20, self.bytes // 10)
+
 
 class DatasetInfo(Schema):
-    """A dataset as the API lists it: its newest, or the asked-for, snapshot."""
+    """A dataset as the API lists it: its newest, or the asked-for, snapshot.
+
+    Attributes:
+        snapshot: Its number.
+        snapshots: How many there are.
+        newest: Number of the newest.
+    """
 
     name: Name
     snapshot: int
     snapshots: int
+    newest: int
     rows: int
     bytes: int
     columns: tuple[Column, ...]
@@ -512,6 +597,7 @@ class DatasetInfo(Schema):
     created_at: str
     message: str
     location: str
+    layout: Layout
 
 
 class SnapshotInfo(Schema):
@@ -530,6 +616,21 @@ class SnapshotInfo(Schema):
     created_at: str
     message: str
     tags: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """It as a row of a table."""
+        return {
+            "snapshot": self.number,
+            "tags": " ".join(self.tags),
+            "rows": self.rows,
+            "deleted": self.deleted,
+            "parts": self.parts,
+            "created": self.created_at[:16].replace("T", " "),
+            "message": self.message,
+        }
+
+    def _repr_html_(self) -> str:
+        return html.facts(f"snapshot {self.number}", {name: value for name, value in self.row().items() if value != ""})
 
 
 class SnapshotDiff(Schema):
@@ -554,6 +655,32 @@ class SnapshotDiff(Schema):
     columns_replaced: tuple[str, ...]
     columns_renamed: dict[str, str]
     labels_added: tuple[str, ...]
+
+    @property
+    def refs(self) -> str:
+        """From which snapshot to which."""
+        return f"{self.dataset}@{self.older} → {self.dataset}@{self.newer}"
+
+    def facts(self) -> dict[str, Any]:
+        """What is not the same, by name; how many rows came and went always."""
+        told = {
+            "rows added": f"{self.rows_added:,}",
+            "rows deleted": f"{self.rows_deleted:,}",
+            "columns added": ", ".join(self.columns_added),
+            "columns dropped": ", ".join(self.columns_dropped),
+            "columns replaced": ", ".join(self.columns_replaced),
+            "columns renamed": ", ".join(f"{old} → {new}" for old, new in self.columns_renamed.items()),
+            "classes added": ", ".join(self.labels_added),
+        }
+        return {name: value for name, value in told.items() if value}
+
+    def __str__(self) -> str:
+        return f"{self.refs}: {'; '.join(f'{name} {value}' for name, value in self.facts().items())}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html.facts(self.refs, self.facts())
 
 
 class DeleteRows(Schema):

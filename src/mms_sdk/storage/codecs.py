@@ -34,7 +34,7 @@ def encode(codec: Codec, data: bytes, *, item_bytes: int) -> bytes:
     return bytes(blosc.encode(np.frombuffer(data, f"u{item_bytes}")))
 
 
-def decode(codec: Codec, data: bytes, out: Array) -> None:
+def decode(codec: Codec, data: bytes | memoryview, out: Array) -> None:
     """Decompresses a chunk into `out`, a contiguous uint8 array that it fills.
 
     Raises:
@@ -63,14 +63,14 @@ def zarr_codecs(codec: Codec | None, *, item_bytes: int) -> list[Any]:
     return [ZstdCodec(level=_LEVEL[codec]), Crc32cCodec()] if codec else [Crc32cCodec()]
 
 
-def _blosc_size(data: bytes) -> int | None:
+def _blosc_size(data: bytes | memoryview) -> int | None:
     # C-Blosc 1, README_HEADER.rst: four bytes of versions and flags; then uncompressed, block and compressed size.
     if len(data) < _BLOSC_HEADER or int.from_bytes(data[12:16], "little") != len(data):
         return None
     return int.from_bytes(data[4:8], "little")
 
 
-def _zstd_size(data: bytes) -> int | None:
+def _zstd_size(data: bytes | memoryview) -> int | None:
     # RFC 8878, section 3.1.1.1. A frame that does not tell its size would be decoded into as much as it likes.
     if data[:4] != _ZSTD_MAGIC or len(data) < 6:
         return None

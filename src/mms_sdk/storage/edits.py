@@ -154,7 +154,7 @@ def compact(dataset: Dataset, *, of: OpenSnapshot, max_part_rows: int = 1_000_00
         SnapshotConflict: Somebody else changed the same parts meanwhile.
     """
     done: list[Snapshot] = []
-    for group in _groups(of.record.parts, max_part_rows):
+    for group in groups(of.record.parts, max_part_rows):
         with dataset.writer(of.record.columns) as writer:
             for part in group:
                 first, live = of.rows_of(part.id)
@@ -171,6 +171,22 @@ def compact(dataset: Dataset, *, of: OpenSnapshot, max_part_rows: int = 1_000_00
         )
         done.append(dataset.commit(change, base=done[-1] if done else of.record, rebase=True))
     return done
+
+
+def groups(parts: Sequence[Part], max_rows: int) -> Iterator[list[Part]]:
+    """Which parts compacting puts together: neighbours, so that rows keep their order, up to so many rows.
+
+    A part is alone in its group only if writing it anew frees room or files; what stays as it is is in none.
+    """
+    group: list[Part] = []
+    rows = 0
+    for part in parts:
+        if group and rows + part.live > max_rows:
+            yield from _worth_it(group)
+            group, rows = [], 0
+        group.append(part)
+        rows += part.live
+    yield from _worth_it(group)
 
 
 def diff(older: OpenSnapshot, newer: OpenSnapshot) -> SnapshotDiff:
@@ -207,17 +223,6 @@ def diff(older: OpenSnapshot, newer: OpenSnapshot) -> SnapshotDiff:
             name for name in (grown and grown.labels) or () if name not in ((label and label.labels) or ())
         ),
     )
-
-
-def _groups(parts: Sequence[Part], max_rows: int) -> Iterator[list[Part]]:
-    # Neighbours, so that rows keep their order; alone only if that frees room or files.
-    group: list[Part] = []
-    for part in parts:
-        if group and sum(each.live for each in group) + part.live > max_rows:
-            yield from _worth_it(group)
-            group = []
-        group.append(part)
-    yield from _worth_it(group)
 
 
 def _worth_it(group: list[Part]) -> Iterator[list[Part]]:

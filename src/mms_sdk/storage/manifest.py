@@ -102,13 +102,23 @@ def entries_of(tree: Store, *, what: str, expected: str | None = None) -> tuple[
     return _read(tree.read, tree.url, what=what, expected=expected)
 
 
+def sizes(tree: Store, *, what: str, expected: str) -> dict[str, int]:
+    """Bytes of each file of a sealed folder, as its manifest says, and of the manifest.
+
+    Raises:
+        Damaged: There is no manifest, or it is not what was written.
+    """
+    entries, _ = _copied_entries(tree, what=what, expected=expected)
+    return {**{entry["path"]: entry["bytes"] for entry in entries}, NAME: len(_copied(tree)(NAME))}
+
+
 def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     """Reads one file of a sealed folder and checks its bytes.
 
     Raises:
         Damaged: The file is missing or has other bytes.
     """
-    entries = entries_copied(tree, what=what, expected=expected)
+    entries, _ = _copied_entries(tree, what=what, expected=expected)
     entry = next((entry for entry in entries if entry["path"] == name), None)
 
     def read() -> bytes:
@@ -123,15 +133,6 @@ def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
         return data
 
     return of_sound_copy(tree, name, read)
-
-
-def entries_copied(tree: Store, *, what: str, expected: str | None) -> list[dict[str, Any]]:
-    """The same, from this machine's copy of the manifest where the folder is far.
-
-    Raises:
-        Damaged: There is no manifest, or it is not what was written.
-    """
-    return _copied_entries(tree, what=what, expected=expected)[0]
 
 
 def _copied_entries(tree: Store, *, what: str, expected: str | None) -> tuple[list[dict[str, Any]], str]:

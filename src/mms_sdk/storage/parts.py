@@ -10,7 +10,8 @@ Three layouts, chosen by the column:
 
 A nullable column has, besides, `<name>_valid`: a bool for each row.
 
-A column whose profile is not raw is a table whatever its rows weigh, and its chunks are compressed before the checksum.
+A column whose profile is not raw is a table whatever its rows weigh. Its chunks are compressed before the checksum, and
+lie in shards, so that a store that is far has files of a size that suits it.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ SHARD_BYTES = 16 * 2**30  # rows of one shard are gathered in one go, those of s
 SHARD_ROWS = 2**22  # bounds a shard's index, 16 bytes a row
 CHUNK_BYTES = 2**20
 COMPRESSED_CHUNK_BYTES = 2 * 2**20
+COMPRESSED_SHARD_CHUNKS = 32
 CRC_BYTES = 4
 DELETED = Column(name="row", kind="number", dtype="int64")
 """The column of a folder that lists rows of a part which are no longer there."""
+_DENSE = ("encoded-image", "encoded-audio", "encoded-video", "id")  # nothing is left to compress
 _MISSING = 2**64 - 1  # how Zarr's sharding codec marks an inner chunk that is not there
 
 
@@ -56,20 +59,19 @@ def is_compressed(column: Column) -> bool:
     return column.profile != "raw" and column.row_bytes is not None and column.row_bytes >= RAW_ROW_BYTES
 
 
-def suited_profile(column: Column, *, archive: bool = False, remote: bool = False) -> Profile:
-    """The profile that suits a column; a `Column` may say another.
+def laid_out(columns: Sequence[Column], profile: Profile | None, *, remote: bool) -> tuple[Column, ...]:
+    """Columns of a new dataset, each with the profile that it will lie in.
 
     Args:
-        column: What is stored.
-        archive: Room counts for more than the time it takes to read.
-        remote: It lies where bytes cost more time than decoding them, as on an object store.
+        columns: As they are meant.
+        profile: What was asked for; None for what suits the place.
+        remote: They lie where bytes cost more time than decoding them, as on an object store.
     """
-    if column.kind == "encoded-image":
-        return "raw"  # compressed already
-    if archive:
-        return "zstd"
     # A global order needs rows that can be read one at a time, and a local disk gives them from the page cache.
-    return "blosc" if remote else "raw"
+    chosen = profile or ("blosc" if remote else "raw")
+    return tuple(
+        column if column.kind in _DENSE else column.model_copy(update={"profile": chosen}) for column in columns
+    )
 
 
 def rows_per_shard(column: Column) -> int:
@@ -293,45 +295,35 @@ class _NullableWriter:
 
 
 class _RawWriter:
-    """Shards of one-row inner chunks: rows with their checksums, then the shard's index."""
+    """Shards of one-row inner chunks: rows with their checksums."""
 
     def __init__(self, folder: Path, column: Column) -> None:
         self._column = column
-        self._root = folder / column.stored / "c"
-        self._shard_rows = rows_per_shard(column)
-        self._file: BinaryIO | None = None
-        self._in_shard = 0
-        self._shards = 0
+        self._shards = _Shards(folder, column.stored, column, chunks=rows_per_shard(column))
 
     def write(self, values: Array) -> None:
         row_bytes = self._column.row_bytes
         assert row_bytes is not None
         rows = values.view(np.uint8).reshape(len(values), row_bytes)
         while len(rows):
-            taken = rows[: self._shard_rows - self._in_shard]
+            taken = rows[: self._shards.room]
             framed = np.empty((len(taken), row_bytes + CRC_BYTES), np.uint8)
             framed[:, :row_bytes] = taken
             sums = np.fromiter((crc32c(row.tobytes()) for row in taken), "<u4", len(taken))
             framed[:, row_bytes:] = sums.view(np.uint8).reshape(-1, CRC_BYTES)
-            self._open().write(framed.data)
-            self._in_shard += len(taken)
-            if self._in_shard == self._shard_rows:
-                self._end_shard()
+            self._shards.write(framed.data, np.full(len(taken), row_bytes + CRC_BYTES))
             rows = rows[len(taken) :]
 
     def finish(self, rows: int) -> list[dict[str, Any]]:
         from zarr.codecs import BytesCodec, Crc32cCodec
 
-        if self._in_shard:
-            self._end_shard()
-        shard_rows = self._declared_shard_rows(rows)
         shape = self._column.fixed
         return [
             {
                 "name": self._column.stored,
                 "shape": (rows, *shape),
                 "chunks": (1, *shape),
-                "shards": (shard_rows, *shape),
+                "shards": (self._shards.finish(), *shape),
                 "dtype": self._column.dtype,
                 "serializer": BytesCodec(),
                 "compressors": [Crc32cCodec()],
@@ -342,33 +334,7 @@ class _RawWriter:
         ]
 
     def abandon(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _declared_shard_rows(self, rows: int) -> int:
-        # One shard that is not full is declared as large as it is: an index of its own length.
-        return min(self._shard_rows, max(rows, 1))
-
-    def _open(self) -> BinaryIO:
-        if self._file is None:
-            path = self._root.joinpath(str(self._shards), *("0" for _ in self._column.fixed))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("xb")
-        return self._file
-
-    def _end_shard(self) -> None:
-        row_bytes = self._column.row_bytes
-        assert row_bytes is not None and self._file is not None
-        declared = self._shard_rows if self._shards else self._declared_shard_rows(self._in_shard)
-        index = np.full((declared, 2), _MISSING, "<u8")
-        index[: self._in_shard, 0] = np.arange(self._in_shard, dtype="<u8") * (row_bytes + CRC_BYTES)
-        index[: self._in_shard, 1] = row_bytes + CRC_BYTES
-        encoded = index.tobytes()
-        self._file.write(encoded + struct.pack("<I", crc32c(encoded)))
-        self._file.close()
-        self._file = None
-        self._in_shard = 0
-        self._shards += 1
+        self._shards.abandon()
 
 
 class _TableWriter:
@@ -378,13 +344,16 @@ class _TableWriter:
         assert column.row_bytes is not None
         self._name = name
         self._column = column
-        self._root = folder / name / "c"
         self._row_bytes = max(1, column.row_bytes)
         self._codec = None if column.profile == "raw" else column.profile
         self._item_bytes = np.dtype(column.dtype).itemsize
         self._chunk_rows = max(1, (COMPRESSED_CHUNK_BYTES if self._codec else CHUNK_BYTES) // self._row_bytes)
         self._pending = bytearray()
-        self._chunks = 0
+        self._files: _Shards | _ChunkFiles = (
+            _Shards(folder, name, column, chunks=COMPRESSED_SHARD_CHUNKS)
+            if self._codec
+            else _ChunkFiles(folder, name, column)
+        )
 
     def write(self, values: Array | bytes) -> None:
         self._pending += values if isinstance(values, bytes) else values.tobytes()
@@ -396,27 +365,29 @@ class _TableWriter:
         chunks = (bytes(pending[end - full : end]) for end in ends)
         if self._codec is None or len(ends) == 1:
             for chunk in chunks:
-                self._write_chunk(chunk)
+                self._write_encoded(self._encoded(chunk))
         else:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                encoded = pool.map(self._encoded, chunks)
-                for chunk in encoded:
-                    self._write_encoded(chunk)
+                for encoded in pool.map(self._encoded, chunks):
+                    self._write_encoded(encoded)
         pending.release()
         del self._pending[: ends[-1]]
 
     def finish(self, rows: int) -> list[dict[str, Any]]:
         from zarr.codecs import BytesCodec
 
-        chunk_rows = self._chunk_rows if self._chunks else max(1, len(self._pending) // self._row_bytes)
+        chunk_rows = self._chunk_rows if self._files.chunks else max(1, len(self._pending) // self._row_bytes)
         if self._pending:
-            self._write_chunk(bytes(self._pending).ljust(chunk_rows * self._row_bytes, b"\0"))
+            last = bytes(self._pending).ljust(chunk_rows * self._row_bytes, b"\0")
+            self._write_encoded(self._encoded(last))
         shape = self._column.fixed
+        sharded = {"shards": (chunk_rows * self._files.finish(), *shape)} if isinstance(self._files, _Shards) else {}
         return [
             {
                 "name": self._name,
                 "shape": (rows, *shape),
                 "chunks": (chunk_rows, *shape),
+                **sharded,
                 "dtype": self._column.dtype,
                 "serializer": BytesCodec(),
                 "compressors": codecs.zarr_codecs(self._codec, item_bytes=self._item_bytes),
@@ -426,19 +397,96 @@ class _TableWriter:
             }
         ]
 
-    def abandon(self) -> None: ...
-
-    def _write_chunk(self, data: bytes) -> None:
-        self._write_encoded(self._encoded(data))
+    def abandon(self) -> None:
+        self._files.abandon()
 
     def _encoded(self, data: bytes) -> bytes:
         return codecs.encode(self._codec, data, item_bytes=self._item_bytes) if self._codec else data
 
     def _write_encoded(self, data: bytes) -> None:
-        path = self._root.joinpath(str(self._chunks), *("0" for _ in self._column.fixed))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data + struct.pack("<I", crc32c(data)))
-        self._chunks += 1
+        framed = data + struct.pack("<I", crc32c(data))
+        self._files.write(framed, np.array([len(framed)]))
+
+
+class _ChunkFiles:
+    """A file for each chunk."""
+
+    def __init__(self, folder: Path, array: str, column: Column) -> None:
+        self._folder, self._array, self._column = folder, array, column
+        self.chunks = 0
+
+    def write(self, data: bytes, sizes: Array) -> None:
+        with _chunk_file(self._folder, self._array, self._column, self.chunks) as file:
+            file.write(data)
+        self.chunks += 1
+
+    def abandon(self) -> None: ...
+
+
+class _Shards:
+    """Files of chunks that follow one another, each file ended by Zarr's index of where they lie.
+
+    Args:
+        folder: The Zarr group.
+        array: The array's name.
+        column: What is in it.
+        chunks: Most chunks in a file.
+    """
+
+    def __init__(self, folder: Path, array: str, column: Column, *, chunks: int) -> None:
+        self._folder, self._array, self._column = folder, array, column
+        self._most = chunks
+        self._file: BinaryIO | None = None
+        self._sizes: list[Array] = []
+        self._shards = 0
+        self.room = chunks
+
+    @property
+    def chunks(self) -> int:
+        """Chunks written so far."""
+        return self._shards * self._most + self._most - self.room
+
+    def write(self, data: bytes | memoryview, sizes: Array) -> None:
+        """Adds as many chunks as there is room for, end to end, of sizes in bytes."""
+        if self._file is None:
+            self._file = _chunk_file(self._folder, self._array, self._column, self._shards)
+        self._file.write(data)
+        self._sizes.append(sizes)
+        self.room -= len(sizes)
+        if not self.room:
+            self._end(self._most)
+
+    def finish(self) -> int:
+        """Ends the last file; returns how many chunks each is declared to hold."""
+        # One file that is not full is declared as large as it is: an index of its own length.
+        declared = self._most if self._shards else max(1, self._most - self.room)
+        if self._file is not None:
+            self._end(declared)
+        return declared
+
+    def abandon(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _end(self, declared: int) -> None:
+        assert self._file is not None
+        sizes = np.concatenate(self._sizes).astype("<u8")
+        index = np.full((declared, 2), _MISSING, "<u8")
+        index[: len(sizes), 0] = np.cumsum(sizes) - sizes
+        index[: len(sizes), 1] = sizes
+        encoded = index.tobytes()
+        self._file.write(encoded + struct.pack("<I", crc32c(encoded)))
+        self._file.close()
+        self._file = None
+        self._sizes = []
+        self._shards += 1
+        self.room = self._most
+
+
+def _chunk_file(folder: Path, array: str, column: Column, number: int) -> BinaryIO:
+    path = folder.joinpath(array, "c", str(number), *("0" for _ in column.fixed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
 
 
 class _RaggedWriter:
@@ -473,7 +521,8 @@ class _RaggedWriter:
             array["attributes"] = _attributes(self._column)
         return arrays
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        self._data.abandon()
 
 
 def _dimensions(column: Column) -> list[str]:

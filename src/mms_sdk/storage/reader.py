@@ -96,6 +96,11 @@ class Block:
     epoch: int
     positions: tuple[Position, ...]
 
+    def batches(self, start: int, stop: int) -> Block:
+        """Some of its batches, by their numbers within it."""
+        some = slice(start, stop)
+        return Block(self.rows[some], self.places[some], self.weight[some], self.epoch, self.positions[some])
+
 
 class Reader:
     """Reads a split batch by batch, for ever the same way.
@@ -203,19 +208,40 @@ class Reader:
     def _window_rows(self) -> int:
         return self._windows.rows if self._windows is not None else 0
 
+    def warm_up(self) -> int:
+        """Makes the first epoch as fast as those after it: compares all checksums, copies what is far, fills the RAM.
+
+        Returns:
+            Bytes that were compared, or that are in RAM now.
+
+        Raises:
+            Damaged: Something is not what was written.
+        """
+        in_ram = [name for name in self.columns if self.rung == "ram" and not self.snapshot.column(name).varies]
+        held = sum(int(self.snapshot.values(name).nbytes) for name in in_ram)
+        return held + sum(self.snapshot.warm_up(name) for name in self.columns if name not in in_ram)
+
     def epoch(self) -> Iterator[Batch]:
         """The rest of the current epoch; afterwards the reader stands at the beginning of the next."""
-        together = batches_together(sum(self._row_bytes(name) for name in self.columns) * self.batch_size)
         while self._position.batch < self.batches:
-            block = self.block(self._position, together)
-            gathered = {name: self.gather(name, block) for name in self.columns}
-            share = block.rows.shape[1]
+            block = self.block(self._position, _BLOCK_BATCHES)
+            gathered = [self._gathered(name, block) for name in self.columns]
             for number, self._position in enumerate(block.positions):
-                mine = slice(number * share, (number + 1) * share)
-                columns = {name: values[mine] for name, values in gathered.items()}
+                columns = dict(zip(self.columns, map(next, gathered), strict=True))
                 yield Batch(columns, block.weight[number], block.rows[number], self._position)
-            del gathered, columns  # before the next block is made, so that its memory is this one's
+                del columns  # before the next batch is made, so that its memory is this one's
         self._position = Position(epoch=self._position.epoch + 1)
+
+    def _gathered(self, name: str, block: Block) -> Iterator[Any]:
+        # Batch by batch; those of small rows are gathered several at a time.
+        count, share = block.rows.shape
+        together = batches_together(self._row_bytes(name) * share)
+        for start in range(0, count, together):
+            some = block.batches(start, start + together)
+            values = self.gather(name, some)
+            for at in range(0, len(some.rows) * share, share):
+                yield values[at : at + share]
+            del values
 
     def block(self, at: Position, batches: int) -> Block:
         """The rows of up to so many batches of one epoch. Leaves the reader where it stands.

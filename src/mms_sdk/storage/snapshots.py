@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import psutil
 
+from mms_sdk import html, told
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound, TooLarge
 from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
 from mms_sdk.storage import codecs, manifest
@@ -71,7 +72,11 @@ class OpenSnapshot:
         self._check(content=False)
 
     def __repr__(self) -> str:
-        return f"<snapshot {self.ref}: {self.rows:,} rows, {len(self._parts)} parts>"
+        return f"<snapshot {self.ref}: {told.counted(self.rows, 'row')}, {told.counted(len(self._parts), 'part')}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[column.name, column.kind, column.form] for column in self.record.columns]
+        return html.table(repr(self).strip("<>"), ["column", "kind", "values"], rows)
 
     @property
     def ref(self) -> str:
@@ -116,7 +121,8 @@ class OpenSnapshot:
         return self._tables[name]
 
     def _refuse_codes_without_labels(self, column: Column, values: Array) -> None:
-        if column.labels is None:
+        # Classes and splits are counted by them; what a category's code names is only looked at.
+        if column.labels is None or column.kind not in ("label", "split"):
             return
         codes = np.ma.compressed(values) if column.nullable else values
         if codes.size and not 0 <= codes.min() <= codes.max() < len(column.labels):
@@ -148,6 +154,26 @@ class OpenSnapshot:
         if name in self._tables or not (column.varies or is_raw(column) or is_compressed(column)):
             return self.values(name)[rows]
         return self.masked(column, self._gather(column, rows), rows)
+
+    def lengths(self, name: str, rows: Rows) -> Rows:
+        """How many items, or bytes, each of some rows of a column of varying length has; its values are not read."""
+        gatherers = [each for each in self._gatherers_of(self.column(name)) if isinstance(each, _RaggedColumn)]
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty(len(rows), np.int64)
+        for part in np.unique(where).tolist():
+            places = np.flatnonzero(where == part)
+            out[places] = gatherers[part].lengths(self._parts[part].physical(rows[places] - self._starts[part]))
+        return out
+
+    def release(self, name: str) -> None:
+        """Lets go of what is kept of a column in memory; it is read again when it is asked for."""
+        for kept in (self._tables, self._valid_rows, self._gatherers):
+            kept.pop(name, None)
+
+    def has_value(self, name: str, rows: Rows) -> Array:
+        """Which of some rows have a value in a column: bool, shape (n,); values are not read."""
+        column = self.column(name)
+        return self._valid(column)[rows] if column.nullable else np.ones(len(rows), bool)
 
     def masked(self, column: Column, values: Any, rows: Rows) -> Any:
         """Values of some rows, without those that a nullable column has not: masked, or None in a list."""
@@ -205,6 +231,20 @@ class OpenSnapshot:
 
     def _compressed(self, column: Column) -> list[_CompressedColumn]:
         return [each for each in self._gatherers_of(column) if isinstance(each, _CompressedColumn)]
+
+    def warm_up(self, name: str) -> int:
+        """Compares every checksum of a column now rather than when its rows are first asked for.
+
+        Returns:
+            Bytes compared, as they lie.
+
+        Raises:
+            Damaged: A row or chunk is not what was written.
+        """
+        column = self.column(name)
+        if not (column.varies or is_raw(column) or is_compressed(column)):
+            return int(self.values(name).nbytes)
+        return sum(at_once(lambda each: each.warm_up(), self._gatherers_of(column)))
 
     def places(self, rows: Rows) -> dict[str, Rows]:
         """Where rows lie: for each part that has some of them, by its id, their row numbers within it, ascending."""
@@ -273,6 +313,15 @@ class OpenSnapshot:
     def bytes(self) -> int:
         """Bytes of the parts of this snapshot, as they lie."""
         return sum(each.size for each in self._files)
+
+    def sizes(self) -> Iterator[tuple[Part, dict[str, int]]]:
+        """Of each part the bytes of its arrays, by name; under "" those of descriptions and deletions."""
+        for part in self._parts:
+            found: Counter[str] = Counter()
+            for sealed, files in zip(part.record.folders, part.files, strict=True):
+                for array, size in files.array_sizes():
+                    found[array if sealed is not part.record.deleted else ""] += size
+            yield part.record, found
 
     @property
     def _files(self) -> list[_PartFiles]:
@@ -354,18 +403,6 @@ class _OpenPart:
         return np.repeat([run.snapshot for run in runs], [run.rows for run in runs])
 
 
-class _Layout(NamedTuple):
-    """What Zarr's metadata says of an array, and how many chunks of it the manifest lists."""
-
-    rows: int
-    shape: tuple[int, ...]
-    dtype: str
-    chunk_rows: int
-    chunk_shape: tuple[int, ...]
-    codecs: tuple[str, ...]
-    chunks: int
-
-
 class _PartFiles:
     """A part's files, and what its Zarr metadata says of how the arrays in it lie."""
 
@@ -383,83 +420,71 @@ class _PartFiles:
     def size(self) -> int:
         return sum(each.bytes for each in self._store.walk(""))
 
-    def lies_as(self, array: str, rows: int | None, shape: Sequence[int], dtype: str) -> _Layout:
-        """How an array lies, once that is what its column says, and so many chunks are there.
+    def array_sizes(self) -> Iterator[tuple[str, int]]:
+        for path, size in manifest.sizes(self._store, what=self.what, expected=self._manifest).items():
+            place = path.split("/")
+            yield place[1] if place[0] == GROUP and len(place) > 2 else "", size
+
+    def lies_as(self, array: str, items: int | None, shape: Sequence[int], dtype: str) -> _Layout:
+        """How an array lies in its files, once that is what its column says, and so many files are there.
 
         Args:
             array: Which.
-            rows: How many it has; None for as many as it says.
-            shape: Of one row.
+            items: How many it has along its first axis; None for as many as it says.
+            shape: Of one of them.
             dtype: Of one value.
 
         Raises:
             Damaged: The metadata says otherwise, or has what no reader reads.
         """
-        told = self._told(array)
-        found = told.rows if rows is None else rows
-        if (told.rows, told.shape, told.chunk_shape, told.dtype) != (found, tuple(shape), tuple(shape), dtype):
-            rule = f"data_type {dtype}, shape {(found, *shape)} and chunks of whole rows, as its column"
-            raise self.odd(array, rule, f"{told.dtype}, {(told.rows, *told.shape)} and {told.chunk_shape} in each row")
-        wanted = -(-told.rows // told.chunk_rows) if 0 not in told.shape else told.chunks
-        if told.chunks != wanted:
-            raise self.odd(array, f"{wanted} chunks for {told.rows} rows", f"{told.chunks} are in the manifest")
-        return told
+        found = self.layout(array)
+        wanted = (found.items if items is None else items, tuple(shape), dtype)
+        if (found.items, found.shape, found.dtype) != wanted:
+            rule = f"data_type {dtype}, shape {(wanted[0], *shape)} and chunks of whole rows, as its column"
+            raise self.odd(array, rule, f"{found.dtype} and {(found.items, *found.shape)}, or parts of rows")
+        files = -(-found.items // found.file_rows)
+        if found.files != files and 0 not in found.shape:
+            raise self.odd(array, f"{files} chunks for {found.items} rows", f"{found.files} are in the manifest")
+        return found
 
-    def _told(self, array: str) -> _Layout:
+    def layout(self, array: str) -> _Layout:
+        """How the array lies in its files."""
         # Read, not computed: a part stays readable when the sizes that new parts are written with change.
-        if array in self._layouts:
-            return self._layouts[array]
-        body = manifest.check_file(self._store, f"{GROUP}/{array}/zarr.json", what=self.what, expected=self._manifest)
-        entries = manifest.entries_copied(self._store, what=self.what, expected=self._manifest)
+        if array not in self._layouts:
+            self._layouts[array] = self._read_layout(array)
+        return self._layouts[array]
+
+    def _read_layout(self, array: str) -> _Layout:
+        name = f"{GROUP}/{array}/zarr.json"
+        body = manifest.check_file(self._store, name, what=self.what, expected=self._manifest)
         try:
             told = orjson.loads(body)
-            (rows, *shape), dtype = told["shape"], told["data_type"]
-            chunk_rows, *chunk_shape = told["chunk_grid"]["configuration"]["chunk_shape"]
-            names = tuple(each["name"] for each in told["codecs"])
+            (items, *shape), dtype = told["shape"], told["data_type"]
+            (file_rows, *file_shape), chain = told["chunk_grid"]["configuration"]["chunk_shape"], told["codecs"]
+            names = tuple(each["name"] for each in chain)
+            sharded = names == ("sharding_indexed",)
+            rows, *chunk_shape = chain[0]["configuration"]["chunk_shape"] if sharded else (file_rows, *file_shape)
+            inner = tuple(each["name"] for each in chain[0]["configuration"]["codecs"]) if sharded else names
         except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
             raise self.odd(array, "shape, data_type, chunk_shape and codecs", "nothing that can be read") from error
-        if type(chunk_rows) is not int or chunk_rows < 1:
-            raise self.odd(array, "chunk_shape[0], at least 1", chunk_rows)
-        if type(rows) is not int or rows < 0:
-            raise self.odd(array, "shape[0], 0 or more", rows)
-        chunks = sum(entry["path"].startswith(f"{GROUP}/{array}/c/") for entry in entries)
-        made = _Layout(rows, tuple(shape), dtype, chunk_rows, tuple(chunk_shape), names, chunks)
-        self._layouts[array] = made
-        return made
-
-    def chunk_rows(self, array: str) -> int:
-        """Rows in each of its chunks."""
-        return self._told(array).chunk_rows
-
-    def codec(self, array: str) -> codecs.Codec | None:
-        """How the array's chunks are compressed."""
-        names = self._told(array).codecs
-        if names not in _CODECS:
+        for each in (file_rows, rows):
+            if type(each) is not int or each < 1:
+                raise self.odd(array, "chunk_shape[0], at least 1", each)
+        if type(items) is not int or items < 0:
+            raise self.odd(array, "shape[0], 0 or more", items)
+        if file_rows % rows:
+            raise self.odd(array, "shards of whole chunks", f"{file_rows} and {rows} rows")
+        if not shape == file_shape == chunk_shape:
+            raise self.odd(array, "chunks of whole rows", f"{shape}, {file_shape} and {chunk_shape}")
+        if inner not in _CODECS:
             allowed = " or ".join(" → ".join(chain) for chain in _CODECS)
-            raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, names)))
-        return _CODECS[names]
-
-    def encoded(self, array: str, number: int, dimensions: int, *, verify: bool) -> bytes:
-        """A compressed chunk, its checksum compared if asked for."""
-        key = _chunk_key(array, number, dimensions)
-
-        def read() -> bytes:
-            try:
-                with self._store.open(key) as file:
-                    data = file.read(os.fstat(file.fileno()).st_size - CRC_BYTES)
-                    stored = file.read(CRC_BYTES)
-            except FileNotFoundError as error:
-                raise self._gone(key) from error
-            if len(stored) < CRC_BYTES:
-                raise self._gone(key)
-            if verify and crc32c(data) != int.from_bytes(stored, "little"):
-                raise _bad_sum(self, array, number)
-            return data
-
-        return self.of_sound_copy(array, number, dimensions, read)
+            raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, inner)))
+        paths = manifest.sizes(self._store, what=self.what, expected=self._manifest)
+        files = sum(path.startswith(f"{GROUP}/{array}/c/") for path in paths)
+        return _Layout(file_rows, rows, _CODECS[inner], sharded, items, tuple(shape), dtype, files)
 
     def of_sound_copy(self, array: str, number: int, dimensions: int, read: Callable[[], _Read]) -> _Read:
-        """What is read of a chunk; from the store anew, if this machine's copy of it turns out damaged."""
+        """What is read of a file of an array; from the store anew, if this machine's copy of it turns out damaged."""
         return of_sound_copy(self._store, _chunk_key(array, number, dimensions), read)
 
     def odd(self, array: str, rule: str, value: Any) -> Damaged:
@@ -468,7 +493,8 @@ class _PartFiles:
             f"from a backup, or upgrade mms-sdk if a newer one wrote it"
         )
 
-    def chunk(self, array: str, number: int, dimensions: int, *, size: int) -> mmap.mmap:
+    def chunk(self, array: str, number: int, dimensions: int, *, size: int = 0) -> mmap.mmap:
+        """A file of the array, mapped; at least so many bytes of it."""
         key = _chunk_key(array, number, dimensions)
         try:
             with self._store.open(key) as file:
@@ -488,6 +514,30 @@ def _chunk_key(array: str, number: int, dimensions: int) -> str:
     return "/".join((GROUP, array, "c", str(number), *("0" for _ in range(dimensions - 1))))
 
 
+class _Layout(NamedTuple):
+    """How an array lies in its files.
+
+    Attributes:
+        file_rows: Rows of a file.
+        rows: Rows of a chunk; a shard has several of them.
+        codec: How chunks are compressed.
+        sharded: Whether files are shards.
+        items: How many rows, or items of rows, it says it has.
+        shape: Of one of them.
+        dtype: Of one value.
+        files: How many files the manifest lists.
+    """
+
+    file_rows: int
+    rows: int
+    codec: codecs.Codec | None
+    sharded: bool
+    items: int
+    shape: tuple[int, ...]
+    dtype: str
+    files: int
+
+
 _CODECS: dict[tuple[str, ...], codecs.Codec | None] = {
     ("bytes", "crc32c"): None,
     ("bytes", "blosc", "crc32c"): "blosc",
@@ -501,6 +551,9 @@ class _Gatherer(Protocol):
 
     def copy(self, rows: Rows, out: Any, places: Rows) -> None:
         """Puts rows of the part to places of `out`: an array with one void a row, or a list where lengths vary."""
+
+    def warm_up(self) -> int:
+        """Compares all checksums; returns how many bytes that were."""
 
 
 def _pieces(where: Rows, row_bytes: int) -> Iterator[tuple[int, Rows]]:
@@ -521,7 +574,7 @@ class _RawColumn:
         self._column = column
         self._shape = column.fixed
         self._row_bytes = column.row_bytes
-        self._shard_rows = part.lies_as(column.stored, part.rows, column.fixed, column.dtype).chunk_rows
+        self._shard_rows = part.lies_as(column.stored, part.rows, column.fixed, column.dtype).file_rows
         self._shards: dict[int, tuple[Array, Array]] = {}
         self._unverified = np.ones(part.rows, bool)
         self._left = True  # whether any is unverified
@@ -546,6 +599,12 @@ class _RawColumn:
             found = values[rows[some] - first]
             self._verify(found, sums, rows[some], first=first)
             out[places[some]] = found
+
+    def warm_up(self) -> int:
+        step = max(1, _PIECE_BYTES // self._row_bytes)
+        for start in range(0, self._part.rows, step):
+            self.gather(np.arange(start, min(start + step, self._part.rows)))
+        return self._part.rows * (self._row_bytes + CRC_BYTES)
 
     def _copy_one_by_one(self, rows: Rows, out: Array, places: Rows) -> None:
         # Straight to its place: a second copy of a large row costs more than a step of Python.
@@ -635,6 +694,9 @@ class _CompressedColumn:
     def read(self, number: int, out: Array) -> None:
         self._chunks.read(number, out)
 
+    def warm_up(self) -> int:
+        return self._chunks.warm_up(-(-self._part.rows // self.chunk_rows))
+
 
 class _Chunks:
     """The compressed chunks of one array; those decoded last are kept, in bounded memory."""
@@ -643,13 +705,16 @@ class _Chunks:
         self._part = part
         self._array = array
         self._dimensions = dimensions
-        self.rows = part.chunk_rows(array)
+        layout = part.layout(array)
+        self.rows = layout.rows
         self._bytes = self.rows * row_bytes
-        codec = part.codec(array)
-        if codec is None or self._bytes > MAX_CHUNK_BYTES:
-            rule = f"a compressing codec and chunks of at most {MAX_CHUNK_BYTES} bytes"
-            raise part.odd(array, rule, f"{codec or 'none'} and {self._bytes} bytes")
-        self._codec: codecs.Codec = codec
+        self._in_shard = layout.file_rows // layout.rows
+        if layout.codec is None or not layout.sharded or self._bytes > MAX_CHUNK_BYTES:
+            rule = f"shards, a compressing codec and chunks of at most {MAX_CHUNK_BYTES} bytes"
+            told = f"{'shards' if layout.sharded else 'none'}, {layout.codec or 'no codec'} and {self._bytes} bytes"
+            raise part.odd(array, rule, told)
+        self._codec: codecs.Codec = layout.codec
+        self._shards: dict[int, tuple[memoryview, Array]] = {}
         self._verified: set[int] = set()  # as with raw rows, the first time they are touched
         self._kept: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.Lock()
@@ -670,8 +735,7 @@ class _Chunks:
 
     def read(self, number: int, out: Array) -> None:
         """Decodes a chunk into `out`, uint8, contiguous, of its size."""
-        data = self._part.encoded(self._array, number, self._dimensions, verify=number not in self._verified)
-        self._verified.add(number)
+        data = self._verified_chunk(number)
         try:
             codecs.decode(self._codec, data, out)
         except ValueError as error:
@@ -679,6 +743,54 @@ class _Chunks:
                 f"array {self._array!r} in {self._part.what} is damaged: chunk {number} holds {self._bytes} bytes of "
                 f"values; {error}; restore the part from a backup"
             ) from error
+
+    def warm_up(self, count: int) -> int:
+        """Compares the checksums of the first so many chunks; returns how many bytes that were."""
+        return sum(len(self._verified_chunk(number)) for number in range(count))
+
+    def _verified_chunk(self, number: int) -> memoryview:
+        shard = number // self._in_shard
+
+        def read() -> memoryview:
+            try:
+                return self._compared(number)
+            except Damaged:
+                self._shards.pop(shard, None)
+                self._verified = set()  # of another copy, none is verified
+                raise
+
+        return self._part.of_sound_copy(self._array, shard, self._dimensions, read)
+
+    def _compared(self, number: int) -> memoryview:
+        verified = self._verified
+        framed = self._framed(number)
+        data = framed[:-CRC_BYTES]
+        if number not in verified:
+            if crc32c(data.tobytes()) != int.from_bytes(framed[-CRC_BYTES:], "little"):
+                raise _bad_sum(self._part, self._array, number)
+            verified.add(number)
+        return data
+
+    def _framed(self, number: int) -> memoryview:
+        shard, place = divmod(number, self._in_shard)
+        if shard not in self._shards:
+            self._shards[shard] = self._opened(shard)
+        file, index = self._shards[shard]
+        begin, size = index[place].tolist()
+        if size <= CRC_BYTES or begin + size > len(file):
+            raise _bad_sum(self._part, self._array, number)
+        return file[begin : begin + size]
+
+    def _opened(self, shard: int) -> tuple[memoryview, Array]:
+        index_bytes = 16 * self._in_shard
+        mapped = self._part.chunk(self._array, shard, self._dimensions, size=index_bytes + CRC_BYTES)
+        file, index = memoryview(mapped), mapped[-index_bytes - CRC_BYTES : -CRC_BYTES]
+        if crc32c(index) != int.from_bytes(file[-CRC_BYTES:], "little"):
+            raise Damaged(
+                f"array {self._array!r} in {self._part.what} is damaged: the checksum of the index of shard {shard} "
+                f"does not fit it; restore the part from a backup"
+            )
+        return file[: -index_bytes - CRC_BYTES], np.frombuffer(index, "<u8").reshape(-1, 2)
 
     def all(self, count: int) -> Array:
         """The bytes of the first so many chunks, decoded side by side."""
@@ -698,11 +810,11 @@ class _RaggedColumn:
         self._name = f"{column.stored}_data"
         items = part.lies_as(self._name, None, column.fixed, column.dtype)
         bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1)
-        if bounds[0] != 0 or bounds[-1] > items.rows or (bounds[:-1] > bounds[1:]).any():
-            rule = f"rows of column {column.name!r} lie one after another in {items.rows} items"
+        if bounds[0] != 0 or bounds[-1] > items.items or (bounds[:-1] > bounds[1:]).any():
+            rule = f"rows of column {column.name!r} lie one after another in {items.items} items"
             raise Damaged(f"{part.what} is damaged: {rule}; its offsets say otherwise; restore the part from a backup")
         self._bounds = bounds.astype(np.int64) * column.item_bytes
-        self._chunk_bytes = items.chunk_rows * column.item_bytes
+        self._chunk_bytes = items.rows * column.item_bytes
         self._chunks: dict[int, memoryview] = {}
         self._compressed = (
             None if column.profile == "raw" else _Chunks(part, self._name, 1 + len(column.fixed), column.item_bytes)
@@ -714,9 +826,22 @@ class _RaggedColumn:
             return found
         return [np.frombuffer(data, self._column.dtype).reshape(-1, *self._column.fixed) for data in found]
 
+    def lengths(self, rows: Rows) -> Rows:
+        found: Rows = (self._bounds[rows + 1] - self._bounds[rows]) // self._column.item_bytes
+        return found
+
     def copy(self, rows: Rows, out: list[Any], places: Rows) -> None:
         for place, value in zip(places.tolist(), self.gather(rows), strict=True):
             out[place] = value
+
+    def warm_up(self) -> int:
+        size = int(self._bounds[-1])
+        count = -(-size // self._chunk_bytes)
+        if self._compressed is not None:
+            return self._compressed.warm_up(count)
+        for number in range(count):
+            self._chunk(number)
+        return size
 
     def _slice(self, start: int, end: int) -> bytes:
         _refuse_beyond_memory(f"a row of column {self._column.name!r} in {self._part.what}", end - start)
@@ -753,10 +878,11 @@ def _masked(values: Array, valid: Array) -> Array:
 
 def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:
     # Chunk files by number, each of the full length: the last one is padded.
-    chunk_rows = part.lies_as(array, rows, shape, dtype).chunk_rows
+    layout = part.lies_as(array, rows, shape, dtype)
+    chunk_rows = layout.rows
     values = prod(shape)
     _refuse_beyond_memory(f"array {array!r} in {part.what}", rows * values * np.dtype(dtype).itemsize)
-    if part.codec(array) is not None:
+    if layout.codec is not None:
         chunks = _Chunks(part, array, 1 + len(shape), values * np.dtype(dtype).itemsize)
         return chunks.all(-(-rows // chunks.rows)).view(dtype)[: rows * values].reshape(rows, *shape)
     chunk_bytes = chunk_rows * values * np.dtype(dtype).itemsize

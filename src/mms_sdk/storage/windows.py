@@ -4,15 +4,21 @@ The rows of a split that lie in one chunk are a block. An epoch's blocks are per
 chunks as fit into memory; the rows of a window are permuted in turn. So the order is a pure function of (snapshot,
 split, seed, epoch, position) and of the window's size, every chunk is decoded once an epoch, and seeking decodes one
 window.
+
+Rows go from a chunk, while a core's cache holds it, to where the order has them. A batch is then a stretch of the
+window, handed out without a copy, and a window's memory is used again once nobody holds a batch of it.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,17 +38,51 @@ class _Plan(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """In the order in which they are read: numbers of a window's rows, and their slots in its buffer."""
+    """A window's order.
+
+    Attributes:
+        rows: Their numbers, as they are read.
+        places: Where each row is read, block after block.
+        blocks: Which blocks it is made of.
+        begins: Where each of them begins in `places`, and the end.
+    """
 
     rows: Rows
-    slots: Rows
+    places: Rows
+    blocks: Rows
+    begins: Rows
 
 
 class _Decoded(NamedTuple):
-    """A window that is decoded, or about to be."""
+    """A window that is decoded, or about to be: rows as they are read, of dtype void, by column."""
 
     buffers: dict[str, Array]
-    work: list[tuple[Future[None], int, int]]
+    work: list[Future[None]]
+
+
+class _Memory:
+    """Memory for one column of a window. What nobody looks into any more is used again, its pages already there."""
+
+    def __init__(self, rows: int, row_bytes: int) -> None:
+        self._shape = rows
+        self._row_bytes = row_bytes
+        self._free: deque[Array] = deque(maxlen=2)
+
+    def take(self) -> Array:
+        """An array of dtype void, shape (rows,); its memory comes back when it and all views of it are gone."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(self._shape, f"V{self._row_bytes}")
+        lent = _Lent(memory)
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return np.asarray(lent)
+
+
+class _Lent:
+    # What NumPy makes of it keeps it alive: https://numpy.org/doc/stable/reference/arrays.interface.html
+    def __init__(self, memory: Array) -> None:
+        self.__array_interface__: dict[str, Any] = memory.__array_interface__
 
 
 class Windows:
@@ -77,6 +117,8 @@ class Windows:
         window_rows = window_bytes // 2 // sum(self._row_bytes.values())
         self.rows = max(window_rows, int(self._sizes.max()))
         self._decoded: dict[tuple[int, int], _Decoded] = {}
+        self._memory = {name: _Memory(self.rows, row_bytes) for name, row_bytes in self._row_bytes.items()}
+        self._scratch = threading.local()
         threads = os.cpu_count() if snapshot.local else _AT_ONCE
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mms-window")
         self._plan = lru_cache(maxsize=4)(self._planned)
@@ -120,35 +162,26 @@ class Windows:
         ends = np.concatenate([[0], np.cumsum(np.diff(self._edges)[blocks])])
         return _Plan(blocks, np.array(bounds), ends[bounds])
 
-    def _blocks(self, epoch: int, number: int) -> tuple[Rows, Rows]:
+    def _drawn(self, epoch: int, number: int) -> _Window:
         plan = self._plan(epoch)
         blocks = plan.blocks[plan.bounds[number] : plan.bounds[number + 1]]
-        sizes = self._sizes[blocks]
-        return blocks, np.cumsum(sizes) - sizes
-
-    def _drawn(self, epoch: int, number: int) -> _Window:
-        blocks, begins = self._blocks(epoch, number)
-        picked = [slice(self._edges[block], self._edges[block + 1]) for block in blocks]
-        rows = np.concatenate([self._rows[each] for each in picked])
-        slots = np.concatenate([self._places[each] + begin for each, begin in zip(picked, begins, strict=True)])
+        rows = np.concatenate([self._rows[self._edges[block] : self._edges[block + 1]] for block in blocks])
+        begins = np.concatenate([[0], np.cumsum(self._edges[blocks + 1] - self._edges[blocks])])
+        places = np.arange(len(rows))
         if self._seed is None:
-            return _Window(rows, slots)
-        order = permuted(np.arange(len(rows)), size=len(rows), seed=self._seed, epoch=epoch, window=number)
-        return _Window(rows[order], slots[order])
+            return _Window(rows, places, blocks, begins)
+        order = permuted(places, size=len(rows), seed=self._seed, epoch=epoch, window=number)
+        places[order] = np.arange(len(rows))
+        return _Window(rows[order], places, blocks, begins)
 
     def _from_window(self, name: str, epoch: int, number: int, places: Rows) -> Array:
         if (epoch, number) not in self._decoded:
             self._begin(epoch, number, keep=None)
         decoded = self._decoded[epoch, number]
         while decoded.work:  # asked once, not for every batch
-            future, block, begin = decoded.work[-1]
-            if future.cancel():  # nobody has begun it: done here rather than waited for
-                self._decode(block, begin, decoded.buffers)
-            else:
-                future.result()
+            decoded.work[-1].result()
             decoded.work.pop()
-        found: Array = decoded.buffers[name][self._window(epoch, number).slots[places]]
-        return found
+        return _some(decoded.buffers[name], places)
 
     def _decode_ahead(self, epoch: int, number: int, *, windows: int) -> None:
         coming = (epoch, number + 1) if number + 1 < windows else (epoch + 1, 0)
@@ -156,25 +189,42 @@ class Windows:
             self._begin(*coming, keep=(epoch, number))
 
     def _begin(self, epoch: int, number: int, *, keep: tuple[int, int] | None) -> None:
-        if len(self._decoded) < 2:
-            # Made once, so that the pages of a buffer are faulted in once.
-            sizes = self._row_bytes.items()
-            buffers = {name: np.empty(self.rows, f"V{row_bytes}") for name, row_bytes in sizes}
-        else:
+        if len(self._decoded) == 2:
             gone = self._decoded.pop(next(key for key in self._decoded if key != keep))
-            wait([future for future, _, _ in gone.work])
-            buffers = gone.buffers
-        blocks, begins = self._blocks(epoch, number)
-        pairs = zip(blocks.tolist(), begins.tolist(), strict=True)
-        work = [(self._pool.submit(self._decode, block, begin, buffers), block, begin) for block, begin in pairs]
+            wait(gone.work)
+        window = self._window(epoch, number)
+        buffers = {name: memory.take() for name, memory in self._memory.items()}
+        work = [self._pool.submit(self._decode, window, at, buffers) for at in range(len(window.blocks))]
         self._decoded[epoch, number] = _Decoded(buffers, work)
+        if number + 2 < len(self._plan(epoch).starts):
+            self._pool.submit(self._window, epoch, number + 1)  # its order is there when it is begun
 
-    def _decode(self, block: int, begin: int, buffers: dict[str, Array]) -> None:
+    def _decode(self, window: _Window, at: int, buffers: dict[str, Array]) -> None:
+        block = window.blocks[at]
+        picked = slice(self._edges[block], self._edges[block + 1])
+        places = window.places[window.begins[at] : window.begins[at + 1]]
         for name, buffer in buffers.items():
             if name == self._lead:
-                out = buffer[begin : begin + self._sizes[block]].view(np.uint8)
-                self._snapshot.read_chunk(name, int(self._parts[block]), int(self._chunks[block]), out)
-                continue
-            picked = slice(self._edges[block], self._edges[block + 1])
-            values = self._snapshot.gather(name, self._rows[picked])
-            buffer[self._places[picked] + begin] = values.reshape(len(values), -1).view(buffer.dtype)[:, 0]
+                values = _some(self._chunk(int(block)), self._places[picked])
+            else:
+                values = self._snapshot.gather(name, self._rows[picked]).reshape(len(places), -1).view(np.uint8)
+            # As bytes, not as void: NumPy copies those without holding Python's lock.
+            buffer.view(np.uint8).reshape(len(buffer), -1)[places] = values
+
+    def _chunk(self, block: int) -> Array:
+        # Into the same memory each time: it stays in the core's cache.
+        row_bytes, rows = self._row_bytes[self._lead], self._sizes[block]
+        if not hasattr(self._scratch, "bytes"):
+            self._scratch.bytes = np.empty(int(self._sizes.max()) * row_bytes, np.uint8)
+        out: Array = self._scratch.bytes[: rows * row_bytes]
+        self._snapshot.read_chunk(self._lead, int(self._parts[block]), int(self._chunks[block]), out)
+        return out.reshape(rows, row_bytes)
+
+
+def _some(values: Array, places: Rows) -> Array:
+    # Without a copy where they follow one another.
+    first, last = int(places[0]), int(places[-1])
+    if last - first == len(places) - 1 and (np.diff(places) == 1).all():
+        return values[first : last + 1]
+    found: Array = values.take(places, axis=0)
+    return found

@@ -11,22 +11,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
 from pydantic import ValidationError
 
-from mms_sdk.errors import Conflict, Damaged, InvalidRequest, SnapshotConflict
+from mms_sdk.errors import Conflict, Damaged, InvalidRequest, MmsError, SnapshotConflict
 from mms_sdk.schema.dataset import Column, Snapshot, Written
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition, extend
 from mms_sdk.storage.counts import by_label
-from mms_sdk.storage.datasets import SNAPSHOT_FILE, Dataset, holds, read_snapshot
-from mms_sdk.storage.ids import new_id, now
+from mms_sdk.storage.datasets import COMMIT_WITHIN_S, SNAPSHOT_FILE, Dataset, holds, read_snapshot
+from mms_sdk.storage.ids import is_id, new_id, now
 from mms_sdk.storage.parts import PartWriter, refuse_shared_arrays
 from mms_sdk.storage.stores.base import Store
 
@@ -92,6 +93,7 @@ class Writing:
         once: tuple[str, int] | None = None,
         expect: int | None = None,
         keys: Collection[str] | None = None,
+        rebase: bool = True,
         split_rule: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Snapshot:
@@ -106,6 +108,8 @@ class Writing:
             expect: How many keys there must be.
             keys: Which of them; None for all. Right where each attempt at a share seals a key of its own, and the
                 scheduler says which attempts count.
+            rebase: Put it on top of whatever was committed since the writing began. Wrong where the rows were chosen by
+                looking at what was there.
             split_rule: The rule that placed rows in splits; kept with the snapshot.
             provenance: Where the rows came from; kept with the snapshot.
 
@@ -114,7 +118,8 @@ class Writing:
 
         Raises:
             InvalidRequest: No row is sealed, or not as many keys as expected, or not those that were named.
-            SnapshotConflict: The dataset has got other columns since the writing began.
+            SnapshotConflict: The dataset has got other columns since the writing began, or, without `rebase`, anything
+                was committed.
             Conflict: Nothing was sealed for a day, so that garbage collection may have begun to take it.
         """
         dataset = Dataset(self.store, self.name)
@@ -122,7 +127,7 @@ class Writing:
             return done
         self._refuse_incomplete(expect, keys)
         alive = max(each.modified for each in self.store.walk(self._own) if _KEY_FILE.fullmatch(each.key))
-        self._close()
+        self._close(abandoned=False)
         written = [each for each in self.sealed() if keys is None or each.key in keys]
         told = {"writing": self.id, "writers": len(written), **(provenance or {})}
         while True:
@@ -130,12 +135,35 @@ class Writing:
             base = _newest(dataset)
             if (done := self._done(dataset, base, once)) is not None:
                 return done
+            if not rebase and _number(base) != self.after:
+                raise SnapshotConflict(
+                    f"snapshot {_number(base)} of {self.name!r} was committed by somebody else meanwhile; read it and "
+                    f"do it again"
+                )
             addition = self._addition(written, base, message=message, split_rule=split_rule or {}, provenance=told)
             try:
                 return dataset.commit(addition, base=base, rebase=False, once=once, kept_until=alive)
             except SnapshotConflict:
                 if _number(_newest(dataset)) == _number(base):
                     raise
+
+    def abandon(self) -> None:
+        """Removes what is sealed, of a writing that is committed without `rebase`; unless somebody may still do so."""
+        dataset = Dataset(self.store, self.name)
+        if self._close(abandoned=True) or self._is_overtaken(dataset):
+            for written in self.sealed():
+                if written.part is not None:
+                    self.store.remove(f"parts/{written.part.id}", first=manifest.NAME)
+            self.forget()
+
+    def _is_overtaken(self, dataset: Dataset) -> bool:
+        base = _newest(dataset)
+        return _number(base) > self.after and self._done(dataset, base, None) is None
+
+    def forget(self) -> None:
+        """Removes what was noted down about it, for once it is committed and nobody writes its keys any more."""
+        with contextlib.suppress(FileNotFoundError):
+            self.store.remove(self._own, first=BEGUN)
 
     def _addition(self, written: Sequence[Written], base: Snapshot | None, **told: Any) -> Addition:
         # Labels may have grown meanwhile.
@@ -200,12 +228,23 @@ class Writing:
         return _is_there(self.store, f"{self._own}/{_CLOSED}")
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether what it sealed is removed, or is about to be."""
+        return self.is_closed and bool(orjson.loads(self.store.read(f"{self._own}/{_CLOSED}"))["abandoned"])
+
+    @property
     def _has_begun(self) -> bool:
         return _is_there(self.store, f"{self._own}/{BEGUN}")
 
-    def _close(self) -> None:
-        with contextlib.suppress(FileExistsError):
-            self.store.create(f"{self._own}/{_CLOSED}", orjson.dumps({"closed_at": now()}))
+    def _close(self, *, abandoned: bool) -> bool:
+        # Either to commit it or to remove it, whoever is first; returns whether it was this call.
+        try:
+            self.store.create(f"{self._own}/{_CLOSED}", orjson.dumps({"closed_at": now(), "abandoned": abandoned}))
+        except FileExistsError:
+            if not abandoned and self.is_abandoned:
+                raise SnapshotConflict(f"{self._over}: what it wrote did not fit; do it again") from None
+            return False
+        return True
 
     def _file(self, key: str) -> str:
         return f"{self._own}/{hashlib.sha256(key.encode()).hexdigest()}.json"
@@ -276,16 +315,18 @@ class KeyedWriter:
         finally:
             # Another attempt may have been first; or an error came after the link that names this part.
             if sealed is not None and not self._writing.names(written):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError, MmsError):  # why it is not kept says more
                     self._writing.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
 
 
-def begin(dataset: Dataset, columns: Sequence[Column] | None) -> Writing:
+def begin(dataset: Dataset, columns: Sequence[Column] | None, *, work: str = "") -> Writing:
     """Begins to write into a dataset.
 
     Args:
         dataset: Where to.
         columns: What is written; None for the columns of the newest snapshot.
+        work: A digest of what is written, on what. Where an earlier writing of the same work was begun and neither
+            committed nor abandoned, it is that one: what it has sealed need not be written again.
 
     Raises:
         InvalidRequest: There are none; two share an array; or the newest snapshot has others.
@@ -301,9 +342,23 @@ def begin(dataset: Dataset, columns: Sequence[Column] | None) -> Writing:
             f"{dataset.name!r} has {[column.name for column in base.columns]}, asked for were "
             f"{[column.name for column in chosen]}, or others of these names; leave columns= out"
         )
-    writing = Writing(name=dataset.name, store=dataset.store, columns=chosen, id=new_id(), after=_number(base))
-    dataset.store.create(f"{WRITINGS}/{writing.id}/{BEGUN}", orjson.dumps({"begun_at": now()}))
-    return writing
+    made = Writing(name=dataset.name, store=dataset.store, columns=chosen, id=new_id(), after=_number(base))
+    if work and (begun := next(_begun(made, work), None)) is not None:
+        return begun
+    dataset.store.create(f"{made._own}/{BEGUN}", orjson.dumps({"begun_at": now(), "work": work}))
+    return made
+
+
+def _begun(like: Writing, work: str) -> Iterator[Writing]:
+    # One that shows no life for hours may be garbage before it could be committed.
+    fresh = time.time() - COMMIT_WITHIN_S / 2
+    for id in filter(is_id, like.store.names(WRITINGS)):
+        writing = replace(like, id=id)
+        with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError):
+            alive = any(each.modified >= fresh for each in like.store.walk(writing._own))
+            same = orjson.loads(like.store.read(f"{writing._own}/{BEGUN}"))["work"] == work
+            if alive and same and not writing.is_abandoned:
+                yield writing
 
 
 def parts_of(store: Store, writing: str) -> set[str]:

@@ -17,16 +17,18 @@ from make_datasets import TOLD, ingested
 from make_pictures import GRAY, GRAY_ALPHA, PALETTE, RGB, RGBA, huge_png, noise, png, saved, write, write_classes
 from PIL import Image
 
+from mms_sdk.compute.data import bring
 from mms_sdk.compute.data import ingest as module
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.errors import DataError, MmsError, NothingToIngest, NotWritable, SnapshotConflict, StorageFull
 from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable, Split
-from mms_sdk.storage import files
+from mms_sdk.storage import files, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import rename_columns, write_column
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.local import LocalStore
+from mms_sdk.storage.writing import Writing
 
 CLEAN = (DropUnreadable(), DropDuplicates(), DropOddSizes())
 ALL_TRAIN = Split(train=1.0, val=0.0, test=0.0)
@@ -88,6 +90,28 @@ def test_a_folder_becomes_rows_with_pixels_label_source_id_and_split(tmp_path: P
     assert (report.found, report.kept, report.already_present, report.dropped) == (20, 20, 0, 0)
     assert record.provenance["ingest"]["source"]["path"] == str(photos)
     assert rejects(tmp_path) == {}
+
+
+def test_columns_of_a_new_dataset_lie_as_was_asked_for_and_keep_what_they_hold(tmp_path: Path, photos: Path) -> None:
+    plain, _, _ = ingested(tmp_path / "plain", photos)
+    dense, record, _ = ingested(tmp_path / "dense", photos, profile="zstd")
+    assert {column.name: column.profile for column in record.columns} == {
+        **dict.fromkeys(("image", "label", "source", "split"), "zstd"),
+        "id": "raw",
+    }
+    for name in ("image", "label", "id", "split"):
+        np.testing.assert_array_equal(dense.snapshot().values(name), plain.snapshot().values(name))
+    write_classes(photos, {"fox": 10})
+    _, record, _ = ingested(tmp_path / "dense", photos, profile="raw")
+    assert record.column("image").profile == "zstd"  # one dataset, one layout
+
+
+def test_where_bytes_cost_time_columns_of_a_new_dataset_are_compressed(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "local", False)
+    _, record, _ = ingested(tmp_path, photos)
+    assert record.column("image").profile == record.column("label").profile == "blosc"
 
 
 def test_progress_is_told_for_both_passes_to_their_end(tmp_path: Path, photos: Path) -> None:
@@ -503,18 +527,79 @@ def test_an_ingest_that_another_one_overtook_looks_again_and_loses_and_doubles_n
 def test_an_ingest_that_is_overtaken_again_and_again_gives_up_and_leaves_nothing(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
+    dataset, _, _ = ingested(tmp_path, photos)
+    write(photos / "cat" / "new.png", noise(6, 5, seed=1234))
+    commit, tried = Dataset.commit, []
 
-    def conflict(*_: Any, **__: Any) -> None:
+    def overtaken(dataset: Dataset, change: Addition, **named: Any) -> Any:
         tried.append(1)
-        raise SnapshotConflict("somebody else was first")
+        commit(dataset, Addition(parts=(), columns=change.columns), base=dataset.record(), rebase=True)
+        return commit(dataset, change, **named)
 
-    monkeypatch.setattr(Dataset, "commit", conflict)
+    monkeypatch.setattr(Dataset, "commit", overtaken)
     with pytest.raises(SnapshotConflict):
         ingested(tmp_path, photos)
 
     assert len(tried) == 5
-    assert_nothing_came_in(tmp_path)
+    assert dataset.record().rows == 20
+    assert len(list((dataset.store.folder / "parts").iterdir())) == 1
+    assert not list((dataset.store.folder / "writing").iterdir())
+
+
+def test_a_killed_ingest_goes_on_after_the_parts_it_had_sealed(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bring, "PART_BYTES", 1)  # a part a batch
+    monkeypatch.setattr(module, "_WINDOW", 4)
+    seal, brought = Writing._seal, []
+
+    def killed(writing: Writing, written: Any) -> None:
+        if written.key == "000003":
+            raise KeyboardInterrupt  # which nobody handles, like a kill
+        seal(writing, written)
+
+    monkeypatch.setattr(Writing, "_seal", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ingested(tmp_path, photos)
+    monkeypatch.setattr(Writing, "_seal", seal)
+    decode = image.decode
+    monkeypatch.setattr(image, "decode", lambda data, **named: brought.append(1) or decode(data, **named))
+    dataset, record, _ = ingested(tmp_path, photos)
+
+    assert len(brought) == 20 - 3 * 4
+    assert (record.number, record.rows, len(record.parts)) == (1, 20, 5)
+    straight, _, _ = ingested(tmp_path / "straight", photos)
+    for name in ("image", "label", "id", "split"):
+        np.testing.assert_array_equal(dataset.snapshot().values(name), straight.snapshot().values(name))
+    assert record.splits == straight.record().splits
+    assert record.statistics == straight.record().statistics
+    assert not list((dataset.store.folder / "writing").iterdir())
+
+
+def test_parts_of_a_killed_ingest_of_something_else_are_not_taken(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bring, "PART_BYTES", 1)
+    monkeypatch.setattr(module, "_WINDOW", 4)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for change in (
+        lambda: write(photos / "cat" / "00.png", noise(6, 5, seed=4321)),  # another picture of the same name
+        lambda: (photos / "dog").rename(photos / "wolf"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Dataset, "commit", killed)
+            with pytest.raises(KeyboardInterrupt):
+                ingested(tmp_path, photos)
+        change()
+    dataset, record, _ = ingested(tmp_path, photos, split=ALL_TRAIN)
+    straight, _, _ = ingested(tmp_path / "straight", photos, split=ALL_TRAIN)
+    for name in ("image", "label", "id", "split"):
+        np.testing.assert_array_equal(dataset.snapshot().values(name), straight.snapshot().values(name))
+    assert record.column("label").labels == ("cat", "wolf")
+    assert len(list((dataset.store.folder / "writing").iterdir())) == 2  # garbage in two days
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, lambda: OSError(errno.ENOSPC, "full")])
@@ -549,7 +634,9 @@ def test_an_error_after_the_commit_does_not_take_the_committed_part_away(
         (errno.EACCES, NotWritable, "give this user write permission"),
     ],
 )
-@pytest.mark.parametrize("owner", [(files, "fsync_folder"), (files, "fsync_tree"), (os, "link"), (Path, "write_bytes")])
+@pytest.mark.parametrize(
+    "owner", [(files, "fsync_folder"), (files, "fsync_tree"), (os, "link"), (parts, "_chunk_file")]
+)
 def test_a_disk_that_refuses_in_the_middle_leaves_no_snapshot_and_says_what_to_do(
     tmp_path: Path,
     photos: Path,

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mms_sdk.errors import SnapshotConflict
-from mms_sdk.schema.dataset import Snapshot
+import numpy as np
+import orjson
+
+from mms_sdk.errors import MmsError, SnapshotConflict
+from mms_sdk.schema.dataset import Column, IngestSpec, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import PartWriter
+from mms_sdk.storage.writing import begin
+from mms_sdk.types import Array
 
 Tell = Callable[[Progress], None]
 EXAMPLES = 5
 """Rejects of a step that its report shows; the job keeps all."""
+
+PART_BYTES = 2**30
+"""Of rows, before compression: what a killed ingest writes again, at most, and what a part weighs."""
 
 _ATTEMPTS = 5
 _TELL_EVERY_S = 0.1
@@ -26,7 +35,13 @@ _Item = TypeVar("_Item")
 
 
 def told(
-    items: Iterable[_Item], what: str, total: int, tell: Tell, *, size: Callable[[_Item], int] = lambda _: 1
+    items: Iterable[_Item],
+    what: str,
+    total: int,
+    tell: Tell,
+    *,
+    size: Callable[[_Item], int] = lambda _: 1,
+    done: int = 0,
 ) -> Iterator[_Item]:
     """The items, telling how many of them were taken.
 
@@ -36,8 +51,9 @@ def told(
         total: How many there will be.
         tell: Called at most ten times a second.
         size: How many an item stands for.
+        done: How many were taken before.
     """
-    last, done = 0.0, 0
+    last = 0.0
     for item in items:
         done += size(item)
         if time.monotonic() - last > _TELL_EVERY_S or done == total:
@@ -69,3 +85,73 @@ def commit_part(dataset: Dataset, writer: PartWriter, addition: Addition, *, bas
             with contextlib.suppress(OSError):  # what went wrong on the way here says more
                 dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
         raise
+
+
+def write_rows(
+    dataset: Dataset,
+    addition: Addition,
+    rows: Callable[[int], Iterator[Mapping[str, Any]]],
+    *,
+    base: Snapshot | None,
+    work: str,
+) -> Snapshot:
+    """Writes rows in parts of bounded size, and commits them as one snapshot on what was looked at.
+
+    The parts that a process sealed before it was killed are found by those who do the same work again, and not written
+    again. After an error nothing is left.
+
+    Args:
+        dataset: Where to.
+        addition: What is told of the rows; its parts come from here.
+        rows: Gives the rows from a number on, batch by batch, by column: the same batches whenever it is asked.
+        base: The snapshot that was looked at.
+        work: What the rows are, by `digest_of`.
+
+    Raises:
+        SnapshotConflict: Somebody committed meanwhile.
+    """
+    told = f"{work} on {base.number if base else 0}"
+    writing = begin(dataset, addition.columns, work=hashlib.sha256(told.encode()).hexdigest())
+    try:
+        sealed = [written.rows for written in writing.sealed()]
+        parts = len(sealed)
+        batches = rows(sum(sealed))
+        batch = next(batches, None)
+        while batch is not None:
+            with writing.writer(f"{parts:06}") as writer:
+                size = 0
+                while batch is not None and size < PART_BYTES:
+                    writer.write(batch)
+                    size += sum(map(_bytes, batch.values()))
+                    batch = next(batches, None)
+            parts += 1
+        done = writing.commit(
+            expect=parts,
+            rebase=False,
+            message=addition.message,
+            split_rule=addition.split_rule,
+            provenance=addition.provenance,
+        )
+    except Exception:
+        with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
+            writing.abandon()
+        raise
+    with contextlib.suppress(OSError, MmsError):  # the snapshot is there; what is left of the writing is garbage
+        writing.forget()
+    return done
+
+
+def digest_of(spec: IngestSpec, columns: Sequence[Column], *values: Array | Sequence[str]) -> str:
+    """What tells the rows of one ingest from those of any other: what was asked for, and what each row is."""
+    told = hashlib.sha256(orjson.dumps([spec.model_dump(mode="json"), [each.model_dump() for each in columns]]))
+    for each in values:
+        told.update(orjson.dumps(list(each)) if not isinstance(each, np.ndarray) else np.ascontiguousarray(each).data)
+    return told.hexdigest()
+
+
+def _bytes(values: Any) -> int:
+    return int(values.nbytes) if hasattr(values, "nbytes") else sum(map(_bytes_of_row, values))
+
+
+def _bytes_of_row(value: Any) -> int:
+    return 0 if value is None else int(getattr(value, "nbytes", 0)) or len(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from mms_sdk.compute.data import clean, stored
-from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
+from mms_sdk.compute.data.bring import EXAMPLES, Tell, digest_of, told, tried, write_rows
 from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import as_before, ingest_table
 from mms_sdk.compute.data.kinds.tabular import values_in
@@ -44,6 +44,7 @@ from mms_sdk.schema.sources import AsPictures
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 _WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
@@ -102,6 +103,8 @@ def _ingest_samples(
     def bring() -> tuple[Snapshot, CleaningReport]:
         base = dataset.snapshot() if dataset.snapshots() else None
         plan = _plan(looked, samples, spec, medium, base)
+        if base is None:
+            plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
         _write_rejects(folder, plan.rejects)
         return _write(dataset, plan, spec, medium, base, job, tell), plan.report
 
@@ -172,7 +175,8 @@ def _plan(
         steps=tuple(steps),
         notes=_notes(kept, samples, labels, medium, column, clean.contradictions(new, present)),
     )
-    return _Plan(rows=kept, columns=columns_of(column, labels, base, beside=beside), report=report, rejects=rejects)
+    columns = columns_of(column, labels, base, beside=beside)
+    return _Plan(rows=kept, columns=columns, report=report, rejects=rejects)
 
 
 def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
@@ -313,25 +317,26 @@ def _write(
     record = base.record if base else None
     if not plan.rows:
         return dataset.commit(addition, base=record, rebase=False)
-    with dataset.writer(plan.columns) as writer:
-        at = 0
-        beside = [each for each in plan.columns if each.name not in (column.name, "label", *_OWN)]
-        rows = _in_threads(lambda item: _bring(item, column, medium), plan.rows)
-        for batch in _batches(told(rows, f"{medium.noun}s stored", len(plan.rows), tell)):
+    beside = [each for each in plan.columns if each.name not in (column.name, "label", *_OWN)]
+
+    def rows(start: int) -> Iterator[Mapping[str, Any]]:
+        brought = _in_threads(lambda item: _bring(item, column, medium), plan.rows[start:])
+        at = start
+        for batch in _batches(told(brought, f"{medium.noun}s stored", len(plan.rows), tell, done=start)):
             part = slice(at, at + len(batch))
             decoded = [value for value, _ in batch]
-            writer.write(
-                {
-                    medium.column: decoded if column.varies else np.stack(decoded),
-                    **({"label": classes[part]} if label else {}),
-                    **{each.name: values_in(each, [values[each.name] for _, values in batch]) for each in beside},
-                    "source": [item.entry.source.encode() for item in plan.rows[part]],
-                    "id": ids[part],
-                    "split": splits[part],
-                }
-            )
+            yield {
+                medium.column: decoded if column.varies else np.stack(decoded),
+                **({"label": classes[part]} if label else {}),
+                **{each.name: values_in(each, [values[each.name] for _, values in batch]) for each in beside},
+                "source": [item.entry.source.encode() for item in plan.rows[part]],
+                "id": ids[part],
+                "split": splits[part],
+            }
             at += len(batch)
-        return commit_part(dataset, writer, addition, base=record)
+
+    work = digest_of(spec, plan.columns, ids, classes, splits, [item.entry.source for item in plan.rows])
+    return write_rows(dataset, addition, rows, base=record, work=work)
 
 
 def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from mms_sdk.compute.data import clean_table
-from mms_sdk.compute.data.bring import EXAMPLES, Tell, commit_part, told, tried
+from mms_sdk.compute.data.bring import EXAMPLES, Tell, digest_of, told, tried, write_rows
 from mms_sdk.compute.data.clean_table import ID, Fitted
 from mms_sdk.compute.data.kinds import tabular
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, Table
@@ -39,6 +39,7 @@ from mms_sdk.schema.dataset import (
 from mms_sdk.schema.sources import AsTable
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array
 
@@ -128,6 +129,8 @@ def _ingest(
     steps = clean_table.fit(asked, read)
     seen = _look(steps, read, table, categories, folder, tell)
     plan = _plan(seen, table, names, categories, base)
+    if base is None:
+        plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
     return _write(dataset, spec, plan, steps, read, base, job, tell), plan.report
 
 
@@ -388,19 +391,24 @@ def _write(
     )
     if not len(plan.ids):
         return dataset.commit(addition, base=record, rebase=False)
-    with dataset.writer(addition.columns) as writer:
+
+    def rows(start: int) -> Iterator[Mapping[str, Any]]:
         at = 0
         for batch in told(_taken(plan, steps, read), "rows stored", len(plan.ids), tell, size=len):
             part = slice(at, at + len(batch))
             at += len(batch)
+            if part.start < start or not len(batch):
+                continue
             own = {"row_source": plan.sources[part], "row_id": plan.ids[part], "split": splits[part]}
             values = {
                 column.name: tabular.values_of(column, batch.column(column.name))
                 for column in addition.columns
                 if column.name not in own
             }
-            writer.write({**values, **own})
-        return commit_part(dataset, writer, addition, base=record)
+            yield {**values, **own}
+
+    work = digest_of(spec, addition.columns, plan.ids, plan.sources, splits)
+    return write_rows(dataset, addition, rows, base=record, work=work)
 
 
 def _taken(plan: _Plan, steps: Sequence[Fitted], read: Read) -> Iterator[pa.RecordBatch]:

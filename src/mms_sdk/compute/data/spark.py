@@ -35,6 +35,7 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage.datasets import Dataset, holds
+from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.writing import Writing, begin
 
@@ -132,6 +133,8 @@ def write_pictures(
             return base.record
         raise NothingToIngest(f"a dataset begins with at least one usable picture; all {seen.found} were left out")
     columns = _columns(seen, medium, base)
+    if base is None:
+        columns = laid_out(columns, None, remote=not dataset.store.local)
     writing = begin(dataset, columns)
     return _write(
         writing,

@@ -25,6 +25,7 @@ from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState
 from mms_sdk.storage import edits, retention
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.layout import layout
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -122,7 +123,12 @@ def compact_dataset(service: Service, name: Name, asked: Compact) -> Job:
         before = dataset.snapshot()
         edits.compact(dataset, of=before, max_part_rows=asked.max_part_rows)
         after = dataset.record()
-        return {"snapshot": after.number, "parts_before": len(before.record.parts), "parts": len(after.parts)}
+        return {
+            "snapshot_before": before.record.number,
+            "snapshot": after.number,
+            "parts_before": len(before.record.parts),
+            "parts": len(after.parts),
+        }
 
     return service.jobs.submit("compact", name, asked.model_dump(), work)
 
@@ -164,13 +170,14 @@ def _open(dataset: Dataset, snapshot: str | None) -> OpenSnapshot:
 def _info(service: ServiceState, name: str, snapshot: str | None) -> DatasetInfo:
     dataset = service.workspace.dataset(name)
     opened = _open(dataset, snapshot)
-    record = opened.record
+    record, lies, numbers = opened.record, layout(dataset, opened), dataset.snapshots()
     return DatasetInfo(
         name=name,
         snapshot=record.number,
-        snapshots=len(dataset.snapshots()),
+        snapshots=len(numbers),
+        newest=max(numbers, default=record.number),
         rows=record.rows,
-        bytes=opened.bytes,
+        bytes=lies.bytes,
         columns=record.columns,
         splits=record.splits,
         statistics=record.statistics,
@@ -178,4 +185,5 @@ def _info(service: ServiceState, name: str, snapshot: str | None) -> DatasetInfo
         created_at=record.created_at,
         message=record.message,
         location=dataset.store.url,
+        layout=lies,
     )

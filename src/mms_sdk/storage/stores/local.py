@@ -117,9 +117,10 @@ class LocalStore:
         """Under another name first, which takes all files away at once."""
         path = self.folder / folder
         doomed = path.with_name(f".{path.name}{_GONE}")
-        path.rename(doomed)
-        files.fsync_folder(path.parent)
-        files.remove_tree(doomed)
+        with files.writing(path):
+            path.rename(doomed)
+            files.fsync_folder(path.parent)
+            files.remove_tree(doomed)
 
     def sweep(self, before: float) -> int:
         """Drafts of single files, and folders whose removal was cut short."""

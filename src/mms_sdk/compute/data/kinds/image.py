@@ -65,6 +65,15 @@ def inspect(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, hashed: bool =
     return Facts(size=(image.height, image.width), gray=_is_gray(image), notes=notes, hash=looks)
 
 
+def size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that a picture's file says it has, before it is turned upright; None if it is no picture."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception:  # noqa: BLE001 - a decoder fed with garbage raises whatever it trips over
+        return None
+
+
 def decode(data: bytes, *, color: Color, max_pixels: int = DEFAULT_MAX_PIXELS) -> Array:
     """Decodes a picture.
 

@@ -19,6 +19,7 @@ from mms_sdk.types import Array
 
 RESERVED = ("row_id", "row_source", "split")
 """Columns that every table has beside its own."""
+TIME_UNITS = ("D", "h", "m", "s", "ms", "us", "ns")
 
 
 def column_names(titles: Iterable[str], *, taken: Iterable[str] = RESERVED) -> dict[str, str]:
@@ -201,10 +202,17 @@ def _told(column: Column, value: Any) -> Any:
     if np.ndim(value):
         return f"{value.dtype} {'×'.join(map(str, value.shape))}"
     if column.labels is not None:
-        return column.labels[int(value)]
-    if column.kind == "timestamp":
-        return str(np.asarray(value, "int64").astype(f"M8[{column.unit}]"))
+        return label_of(column.labels, int(value))
+    if column.kind == "timestamp" and column.unit in TIME_UNITS:
+        return re.sub(r"\.0+$", "", str(np.asarray(value, "int64").astype(f"M8[{column.unit}]")))
+    if value.dtype.kind == "f" and value.dtype.itemsize < 8:
+        return float(str(value))  # 0.1, not what a wider float makes of its bits
     return value.item()
+
+
+def label_of(labels: Sequence[str], code: int) -> str:
+    """The name of a code, also of one that names nothing."""
+    return labels[code] if 0 <= code < len(labels) else f"code {code}"
 
 
 def write_arrays(arrays: Mapping[str, Any], path: Path) -> Path:

@@ -1,0 +1,34 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that suits them: `812 bytes`, `1.2 KiB`, `3.4 GiB`."""
+    if count < 1024:
+        return counted(count, "byte")
+    power = min(5, (count.bit_length() - 1) // 10)
+    return f"{count / 1024**power:,.1f} {'KMGTP'[power - 1]}iB"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 part`, `1,412 parts`, `2 classes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def number(value: float) -> str:
+    """A number in at most six significant digits; whole ones in full."""
+    if isinstance(value, int) or (math.isfinite(value) and value == round(value) and abs(value) < 1e6):
+        return f"{int(value):,}"
+    return f"{value:.6g}"
+
+
+def cell(value: object) -> str:
+    """A value in a table: a long fraction in six digits, and a dash for none."""
+    if value is None:
+        return "–"
+    text = str(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(text) > 9 else text
