@@ -445,6 +445,8 @@ class _PartFiles:
         files = -(-found.items // found.file_rows)
         if found.files != files and 0 not in found.shape:
             raise self.odd(array, f"{files} chunks for {found.items} rows", f"{found.files} are in the manifest")
+        if found.sharded and found.bytes < (index := 16 * -(-found.items // found.rows)):
+            raise self.odd(array, f"shards with {index} bytes of index", f"they have {found.bytes} in all")
         return found
 
     def layout(self, array: str) -> _Layout:
@@ -480,8 +482,8 @@ class _PartFiles:
             allowed = " or ".join(" → ".join(chain) for chain in _CODECS)
             raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, inner)))
         paths = manifest.sizes(self._store, what=self.what, expected=self._manifest)
-        files = sum(path.startswith(f"{GROUP}/{array}/c/") for path in paths)
-        return _Layout(file_rows, rows, _CODECS[inner], sharded, items, tuple(shape), dtype, files)
+        files = [size for path, size in paths.items() if path.startswith(f"{GROUP}/{array}/c/")]
+        return _Layout(file_rows, rows, _CODECS[inner], sharded, items, tuple(shape), dtype, len(files), sum(files))
 
     def of_sound_copy(self, array: str, number: int, dimensions: int, read: Callable[[], _Read]) -> _Read:
         """What is read of a file of an array; from the store anew, if this machine's copy of it turns out damaged."""
@@ -526,6 +528,7 @@ class _Layout(NamedTuple):
         shape: Of one of them.
         dtype: Of one value.
         files: How many files the manifest lists.
+        bytes: Their size.
     """
 
     file_rows: int
@@ -536,6 +539,7 @@ class _Layout(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     files: int
+    bytes: int
 
 
 _CODECS: dict[tuple[str, ...], codecs.Codec | None] = {
