@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,32 @@ def test_what_is_shown_of_a_dataset_fits_a_terminal_and_json_has_all_of_it(
     assert len(shown["layout"]["columns"]) == len(shown["columns"]) == 62 + 3
     code, _, err = run(capsys, "datasets", "head", "wide", "--rows", "0")
     assert (code, "a whole number from 1" in err) == (2, True)
+    assert workspace.is_dir()
+
+
+def test_files_and_tar_files_come_in_by_what_their_names_end_with(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "mails.tar", "w") as shard:
+        for label in ("ham", "spam"):
+            (tmp_path / "mails" / label).mkdir(parents=True)
+            (tmp_path / "class").write_text(label)
+            for number in range(4):
+                path = tmp_path / "mails" / label / f"{number}.txt"
+                path.write_text(f"{label} {number % 3}")  # the last is the first again
+                shard.add(path, f"{label}-{number}.txt")
+                shard.add(tmp_path / "class", f"{label}-{number}.cls")
+    (tmp_path / "mails" / "ham" / "bad.txt").write_bytes(b"\xff")
+
+    for source, label, found in (
+        (f"{tmp_path}/mails/**/*.txt", ["--label", "folder"], 9),
+        (f"{tmp_path}/mails.tar", [], 8),
+    ):
+        code, out, err = run(capsys, "datasets", "ingest", f"mails-{found}", source, *label)
+        assert (code, "mms:" in err) == (0, False), err
+        told = dict((*line.split(None, 1), "")[:2] for line in out.splitlines() if line)
+        assert (told["ham"].split()[0], told["spam"].split()[0], told[str(found)]) == ("3", "3", "found, 6 kept")
+        assert told["text"].split()[0] == "text"
     assert workspace.is_dir()
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from mms_sdk.client.models import ModelVersion
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models
+    from mms_sdk.compute.data.follow import Batches
+    from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import image
+    from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.loop import Step
     from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping
@@ -35,7 +38,23 @@ if TYPE_CHECKING:
     from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
     from mms_sdk.schema.dataset import Impute as impute
     from mms_sdk.schema.dataset import KeepWhere as keep_where
-    from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, Arrow, AudioFolder, ImageFolder, Parquet
+    from mms_sdk.schema.sources import (
+        CSV,
+        HTTP,
+        JSONL,
+        SQL,
+        TFDS,
+        Arrow,
+        AudioFolder,
+        Files,
+        HuggingFace,
+        Icechunk,
+        ImageFolder,
+        Parquet,
+        VideoFolder,
+        WebDataset,
+        Zarr,
+    )
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
@@ -44,6 +63,7 @@ _HOME = {
     "Arrow": "schema.sources",
     "AudioFolder": "schema.sources",
     "Backups": "client.backups",
+    "Batches": "compute.data.follow",
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Checkpoints": "compute.training.policies",
@@ -52,22 +72,32 @@ _HOME = {
     "Dataset": "client.datasets",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
+    "HTTP": "schema.sources",
+    "HuggingFace": "schema.sources",
+    "Icechunk": "schema.sources",
+    "Files": "schema.sources",
     "ImageFolder": "schema.sources",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
+    "Kafka": "compute.data.kafka",
     "ModelVersion": "client.models",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Prediction": "client.deployments",
+    "Record": "compute.data.streams",
     "Result": "compute.training.trainer",
     "SQL": "schema.sources",
     "Split": "schema.dataset",
     "Step": "compute.training.loop",
+    "Stream": "compute.data.streams",
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "VideoFolder": "schema.sources",
+    "WebDataset": "schema.sources",
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
+    "Zarr": "schema.sources",
     "clip": "schema.dataset:Clip",
     "connect": "client.workspace",
     "drop_constant": "schema.dataset:DropConstant",
@@ -85,12 +115,14 @@ _MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "model
 
 __all__ = [
     "CSV",
+    "HTTP",
     "JSONL",
     "SQL",
     "TFDS",
     "Arrow",
     "AudioFolder",
     "Backups",
+    "Batches",
     "BulkResult",
     "Checkpoints",
     "Classification",
@@ -98,19 +130,28 @@ __all__ = [
     "Dataset",
     "Deployment",
     "EarlyStopping",
+    "Files",
+    "HuggingFace",
+    "Icechunk",
     "ImageFolder",
     "Job",
+    "Kafka",
     "ModelVersion",
     "Parquet",
     "PartitionRules",
     "Prediction",
+    "Record",
     "Result",
     "Split",
     "Step",
+    "Stream",
     "TrainedCheckpoint",
     "Trainer",
+    "VideoFolder",
+    "WebDataset",
     "WorkspaceClient",
     "Writing",
+    "Zarr",
     "clip",
     "connect",
     "drop_constant",

@@ -35,7 +35,11 @@ _DATASETS = {
     "show": (("NAME",), "one of them"),
     "head": (("NAME",), "its first rows"),
     "describe": (("NAME",), "its columns in numbers"),
-    "ingest": (("NAME", "SOURCE"), "bring in a folder of pictures, or a table"),
+    "ingest": (
+        ("NAME", "SOURCE"),
+        "bring in a folder of pictures, files by a pattern, tar files of samples, or a table",
+    ),
+    "watch": (("NAME", "SOURCE"), "bring in what comes into a folder, until interrupted"),
     "rejects": (("NAME",), "what its ingest left out"),
     "snapshots": (("NAME",), "its snapshots"),
     "diff": (("NAME", "OLDER"), "what became of it since an older snapshot"),
@@ -102,9 +106,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     )
     data.add_argument("name", nargs="?", metavar="NAME", help="dataset, e.g. flowers, flowers@7 or flowers@paper")
     data.add_argument("what", nargs="?", metavar="WHAT", help="the folder, snapshot or tag that the action takes")
-    data.add_argument("--label", metavar="COLUMN", help="for ingest of a table: the class of a row")
+    data.add_argument("--label", metavar="COLUMN", help="for ingest, but of a folder: where the class of a row stands")
     data.add_argument(
-        "--keep-all", action="store_true", help="for ingest of pictures: no cleaning; an unreadable file is an error"
+        "--keep-all", action="store_true", help="for ingest of files: no cleaning; an unreadable one is an error"
     )
     data.add_argument(
         "--profile",
@@ -112,6 +116,8 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
         help="for ingest into a new dataset: fastest, half the room, least room; what suits the place if left out",
     )
     data.add_argument("--rows", type=_positive, default=10, help="for head: how many (10)")
+    data.add_argument("--every", type=_duration, default=2.0, help="for watch: from one look to the next (2s)")
+    data.add_argument("--settle", type=_duration, default=5.0, help="for watch: how long a file stays as it is (5s)")
     data.add_argument("--keep", type=_positive, default=10, help="for expire: how many of the newest stay (10)")
     data.add_argument("--grace", type=_hours, default=48.0, help="for gc: hours since anybody touched it (48)")
 
@@ -319,21 +325,33 @@ def _datasets(asked: argparse.Namespace) -> Any:
             }
             job = work[asked.action](asked.name)
             return job if plain else job.outcome
+        case "watch":
+            source, clean = _source(asked)
+            say = partial(print, flush=True)
+            return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=say)
     dataset = _ingest(workspace, asked) if asked.action == "ingest" else datasets.get(asked.name)
     return dataset if plain else text(dataset, width=terminal_width())
 
 
 def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
+    source, clean = _source(asked)
+    return workspace.datasets.ingest(asked.name, source, clean=clean, profile=asked.profile)
+
+
+def _source(asked: argparse.Namespace) -> tuple[Any, Sequence[Any]]:
     from mms_sdk.client.datasets import source_of
-    from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
-    from mms_sdk.schema.sources import ImageFolder
+    from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable
+    from mms_sdk.schema.sources import Files, ImageFolder, WebDataset
 
     source = source_of(asked.what)
+    clean: list[CleanStep] = []
+    if isinstance(source, ImageFolder | Files | WebDataset) and not asked.keep_all:
+        clean = [DropUnreadable(), DropDuplicates()]
     if isinstance(source, ImageFolder):
-        clean = () if asked.keep_all else (DropUnreadable(), DropDuplicates(), DropOddSizes())
+        clean += [] if asked.keep_all else [DropOddSizes()]
     else:
-        clean, source = (), source.model_copy(update={"label": asked.label})
-    return workspace.datasets.ingest(asked.name, source, clean=clean, profile=asked.profile)
+        source = type(source)(path=source.path, label=asked.label)
+    return source, clean
 
 
 def _train(asked: argparse.Namespace) -> Any:

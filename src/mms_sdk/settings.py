@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+
+from mms_sdk.errors import InvalidRequest
 
 WORKSPACE_VARIABLE = "MMS_WORKSPACE"
 CATALOG_VARIABLE = "MMS_CATALOG"
 DATASETS_VARIABLE = "MMS_DATASETS"
+FETCH_NETWORKS_VARIABLE = "MMS_FETCH_NETWORKS"
 TOKEN_VARIABLE = "MMS_TOKEN"
 HOME_WORKSPACE = Path.home() / "mms-workspace"
 
@@ -26,6 +30,23 @@ def default_catalog() -> str | None:
 def default_datasets() -> str | None:
     """Where a workspace's datasets lie when nobody says: `$MMS_DATASETS`, or None for a folder in the workspace."""
     return os.environ.get(DATASETS_VARIABLE, "").strip() or None
+
+
+def fetch_networks() -> tuple[IPv4Network | IPv6Network, ...]:
+    """Networks that a source may be fetched from though they are not public: `$MMS_FETCH_NETWORKS`, by commas.
+
+    It is a setting of the machine and not of a source, so that nobody who asks for an ingest can switch it on.
+
+    Raises:
+        InvalidRequest: It names what is no network.
+    """
+    told = os.environ.get(FETCH_NETWORKS_VARIABLE, "")
+    try:
+        return tuple(ip_network(each.strip()) for each in told.split(",") if each.strip())
+    except ValueError as error:
+        raise InvalidRequest(
+            f"${FETCH_NETWORKS_VARIABLE} lists networks such as 10.1.0.0/16,fd00::/8; got {told!r}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,6 +96,23 @@ def test_preview_pictures_have_the_pixels_of_the_stored_rows(embedded: mms.Works
     assert title == "3 rows of pets@1"
     assert header.split() == ["row", "caption", "image", "label", "source"]
     assert [line.split()[0] for line in lines] == ["7", "0", "119"]
+
+
+def test_a_preview_of_clips_shows_their_first_frames(tmp_path: Path) -> None:
+    first = np.random.default_rng(0).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    with av.open(str(tmp_path / "1.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 24, 32, "bgr0"
+        for frame in (first, 255 - first):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    datasets = mms.connect(workspace=tmp_path / "workspace").datasets
+    whole = mms.Split(train=1, val=0, test=0)
+    clips = datasets.ingest("clips", mms.Files(tmp_path / "1.mkv"), split=whole, progress=False)
+    page = harmless(clips.preview()._repr_html_())
+    (source,) = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))), first)
+    assert "32×24 rgb" in repr(clips.preview())
 
 
 def test_a_preview_without_rows_shows_two_of_each_class(embedded: mms.WorkspaceClient) -> None:

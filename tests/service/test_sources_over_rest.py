@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -154,6 +155,76 @@ def test_tables_are_read_below_a_root_and_nowhere_else(at: Service, root: Path) 
     for path in ("rows.csv", "*.csv"):
         body = {"source": {"type": "csv", "path": f"{root}/in/{path}"}}
         assert ended(at, at.ask("POST", "/v1/datasets/rows:ingest", json=body))["result"]["rows"] == 20
+
+
+def test_a_saved_dataset_is_read_below_a_root_and_nowhere_else(at: Service, root: Path) -> None:
+    (root.parent / "secret" / "state.json").write_text("{}")
+    (root / "link").symlink_to(root.parent / "secret")
+
+    for path in (root.parent / "secret", root / ".." / "secret", root / "link"):
+        body = {"source": {"type": "hugging-face", "path": str(path)}}
+        check_problem(at.ask("POST", "/v1/datasets/rows:ingest", json=body), 403, "only below")
+
+
+def test_a_list_of_addresses_never_leads_to_this_machine_and_its_file_lies_below_a_root(
+    at: Service, root: Path
+) -> None:
+    def asked(**source: Any) -> Answer:
+        return at.ask("POST", "/v1/datasets/web:ingest", json={"source": {"type": "http", **source}})
+
+    answer = asked(urls=["http://127.0.0.1:1/x.png", "http://169.254.169.254/latest/meta-data"])
+    told = ended(at, answer)["error"]["detail"]
+    assert told.count("is not a public address") == 2
+    check_problem(asked(urls=["file:///etc/passwd"]), 400, "it is none")
+    check_problem(asked(urls=["http://127.0.0.1/x"], networks=["127.0.0.0/8"]), 400, "networks")
+    check_problem(asked(path="/etc/passwd"), 403, "only below")
+    check_problem(asked(path=f"{root}/../secret/list.csv"), 403, "only below")
+    check_problem(asked(urls="/etc/passwd"), 403, "only below")
+
+
+@pytest.mark.parametrize("kind", ["zarr", "icechunk"])
+def test_arrays_are_read_below_a_root_and_nowhere_else(at: Service, root: Path, kind: str) -> None:
+    (root / "link").symlink_to(root.parent / "secret")
+
+    for path in (root.parent / "secret", root / ".." / "secret", root / "link"):
+        body = {"source": {"type": kind, "path": str(path)}}
+        check_problem(at.ask("POST", "/v1/datasets/rows:ingest", json=body), 403, "only below")
+    body = {"source": {"type": kind, "path": str(root / "empty")}}
+    assert ended(at, at.ask("POST", "/v1/datasets/rows:ingest", json=body))["state"] == "failed"
+
+
+def test_files_and_shards_are_read_below_a_root_and_nowhere_else(at: Service, root: Path) -> None:
+    with tarfile.open(root / "in-0.tar", "w") as archive:
+        archive.add(root / "photos" / "ant" / "a.png", "a.png")
+    (root.parent / "secret" / "in-0.tar").write_bytes((root / "in-0.tar").read_bytes())
+    (root / "out.tar").symlink_to(root.parent / "secret" / "in-0.tar")
+
+    def asked(kind: str, path: str, **fields: Any) -> Answer:
+        body = {"source": {"type": kind, "path": path, **fields}, "split": {"train": 1, "val": 0, "test": 0}}
+        return at.ask("POST", f"/v1/datasets/{kind}:ingest", json=body)
+
+    for kind in ("files", "webdataset", "video-folder"):
+        for path in (
+            "{root}/../secret",
+            "{root}/out.tar",
+            "/**",
+            "{root}-too",
+            "/{{0..1}}",
+        ):
+            assert asked(kind, path.format(root=root)).status == 403, (kind, path)
+    for kind in ("files", "webdataset"):
+        for path in (
+            "*/../../secret/*",
+            "{{0..1}}/../../secret/in-0.tar",
+            "in-{{0..0}}/../../secret/x",
+            "../{{0..1}}",
+            "**/..",
+        ):
+            assert asked(kind, f"{root}/{path.format()}").status == 400, (kind, path)
+    (root / "out.tar").unlink()
+    for kind, path in (("files", "photos/**/*.png"), ("webdataset", "in-{0..0}.tar"), ("webdataset", "*.tar")):
+        assert ended(at, asked(kind, f"{root}/{path}"))["result"]["rows"] == 1
+    check_problem(asked("files", f"{root}/photos", label="(?P<label>"), 400, "a class is that of the 'folder'")
 
 
 def ended(service: Service, answer: Answer) -> Any:

@@ -47,7 +47,8 @@ class Steps:
         full = self.how == "enospc" and self.taken > self.fatal and what not in FREES
         if self.taken == self.fatal or full:
             self.told = self.told or f"{what} {Path(name).name}"
-            before()
+            if self.how != "interrupt" or threading.current_thread() is threading.main_thread():
+                before()  # what another thread writes, Ctrl-C does not cut
             self.fail(f"{what} {name}")
 
     def fail(self, what: str) -> None:
@@ -192,6 +193,31 @@ def ingest(folder: Path) -> None:
     )
 
 
+def follow(folder: Path, job: str = "dying") -> None:
+    import asyncio
+
+    from mms_sdk.compute.data.follow import Batches, Following, follow
+    from mms_sdk.compute.data.streams import Record
+    from mms_sdk.schema.dataset import Column
+    from mms_sdk.storage.datasets import Dataset
+    from mms_sdk.storage.stores.local import LocalStore
+
+    class Numbers:
+        name = "numbers"
+
+        async def records(self, after: Any) -> Any:
+            for number in range(after or 0, 7):
+                yield Record(number + 1, {"number": number if number % 3 else None}, str(number))
+
+    (folder / job).mkdir()
+    asked = Following(
+        columns=[Column(name="number", kind="number", dtype="int64")], batches=Batches(rows=3, seconds=60)
+    )
+    dataset = Dataset.open_or_create(LocalStore(folder / "rows"), "rows")
+    stop, tell = threading.Event(), lambda _progress: None
+    asyncio.run(follow(dataset, Numbers(), asked, job=job, folder=folder / job, tell=tell, stop=stop))
+
+
 WORK: dict[str, Callable[[Path], None]] = {
     "workspace": workspace,
     "commit": commit,
@@ -201,6 +227,7 @@ WORK: dict[str, Callable[[Path], None]] = {
     "put together": put_together,
     "tidy": tidy,
     "ingest": ingest,
+    "follow": follow,
 }
 
 
@@ -244,6 +271,7 @@ def main() -> None:
     import small_datasets  # noqa: F401
     import zarr  # noqa: F401
 
+    import mms_sdk.compute.data.follow
     import mms_sdk.compute.data.ingest
     import mms_sdk.storage.workspace  # noqa: F401
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,32 @@ def test_a_batch_of_a_stream_is_committed_once_whoever_repeats_it(dataset: Datas
     assert three.streams == {"photos": 7, "sounds": 0}
     assert [part.id for part in three.parts] == [first.id, other.id, more.id]
     assert dataset.commit(ColumnNames(names={"label": "kind"}), base=three, rebase=True).streams == three.streams
+
+
+def test_the_position_behind_a_batch_is_committed_with_it_and_carried_on(dataset: Dataset) -> None:
+    first, again, more, last = copies(dataset, sealed(dataset, content_of(6)), 4)
+
+    def commit(part: Sealed, base: Snapshot | None, once: tuple[str, int], position: Any) -> Snapshot:
+        change = Addition(parts=[part], columns=COLUMNS)
+        return dataset.commit(change, base=base, rebase=True, once=once, position=position)
+
+    one = commit(first, None, ("photos", 0), {"0": 17, "1": [2**64 - 1, "å", None, 0.1]})
+    assert commit(again, None, ("photos", 0), {"0": 18}) == one
+    two = commit(more, one, ("sounds", 0), None)  # a stream without
+    assert two.positions == one.positions
+    assert commit(last, two, ("photos", 1), "end").positions == {"photos": "end"}
+    renamed = dataset.commit(ColumnNames(names={"label": "kind"}), base=dataset.record(), rebase=True)
+
+    assert one.positions == dataset.record(1).positions == {"photos": {"0": 17, "1": [2**64 - 1, "å", None, 0.1]}}
+    assert renamed.positions == {"photos": "end"}
+
+
+@pytest.mark.parametrize("position", [b"x", {1: 2}, 2**64, {"x": object()}, "\ud800", "x" * 70_000])
+def test_a_position_that_is_no_json_or_too_large_is_refused(dataset: Dataset, position: Any) -> None:
+    change = Addition(parts=[sealed(dataset, content_of(6))], columns=COLUMNS)
+    with pytest.raises(InvalidRequest, match="a stream's position is"):
+        dataset.commit(change, base=None, rebase=False, once=("photos", 0), position=position)
+    assert dataset.snapshots() == []
 
 
 def test_a_dataset_name_is_used_once(dataset: Dataset) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import threading
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +14,18 @@ import numpy as np
 from mms_sdk import html, told
 from mms_sdk.client import pages
 from mms_sdk.client.api import Api
+from mms_sdk.client.arriving import follow_stream, watch_folder
 from mms_sdk.client.descriptions import Description
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table, aligned, terminal_width
 from mms_sdk.compute.data import describe as statistics
 from mms_sdk.compute.data import preview as looking
 from mms_sdk.compute.data import spark
+from mms_sdk.compute.data.follow import Batches, Following
 from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
+from mms_sdk.compute.data.sources.files import SUFFIXES
+from mms_sdk.compute.data.streams import Stream, as_stream
+from mms_sdk.compute.data.watch import Pace
 from mms_sdk.errors import InvalidRequest, MissingExtra
 from mms_sdk.schema.dataset import (
     SPLITS,
@@ -36,7 +44,18 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
-from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, ImageFolder, Parquet, Source
+from mms_sdk.schema.sources import (
+    CSV,
+    JSONL,
+    SQL,
+    Arrow,
+    Files,
+    ImageFolder,
+    Parquet,
+    Source,
+    WebDataset,
+    Zarr,
+)
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage import edits
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -208,15 +227,20 @@ class Dataset:
         return chosen
 
     def rejects(self) -> Table[Reject]:
-        """Every file that the ingest of this snapshot left out, and why.
+        """Every file or record that was left out when this snapshot was made, and why.
 
         Raises:
-            InvalidRequest: It is not an ingest's.
+            InvalidRequest: It was made by neither an ingest nor a stream; or too much had been left out before.
         """
-        job = self.info.provenance.get("job")
+        job, span = (self.info.provenance.get(name) for name in ("job", "rejects"))
         if job is None:
             raise InvalidRequest(f"an ingest's job keeps what was left out; {self.ref} has none; look at .cleaning")
-        lines = self._api.read(f"/v1/jobs/{job}/files/rejects.jsonl").splitlines()
+        if span is None and "rejects" in self.info.provenance:
+            raise InvalidRequest(
+                f"a follower lists what it leaves out up to 64 MiB; {self.ref} came later; .cleaning has the counts"
+            )
+        listed = self._api.read(f"/v1/jobs/{job}/files/rejects.jsonl")
+        lines = listed[slice(*span or (None,))].splitlines()
         found = [Reject.model_validate_json(line) for line in lines]
         return Table(found, title="rejects", rows=(reject.model_dump() for reject in found))
 
@@ -558,19 +582,151 @@ class Datasets:
         done = ray_data.write_columns(self._to_write(name), rows, columns, message=message)
         return self.get(f"{name}@{done.number}")
 
+    def follow(
+        self,
+        name: str,
+        stream: Stream | AsyncIterable[Any],
+        *,
+        columns: Sequence[Column] | None = None,
+        batch: Batches | None = None,
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        named: str | None = None,
+        stop: threading.Event | None = None,
+    ) -> Job:
+        """Brings in what a stream gives, batch by batch, each as one snapshot, until the stream ends.
+
+        An interrupt ends it too, once what was read is committed. With a stream that has positions, such as
+        `mms.Kafka`, each record comes in once, also if this is killed at any moment and called again.
+
+        Args:
+            name: The dataset; made if it is not there.
+            stream: A `Stream`; or an async iterator of mappings of values by column, or of pairs of a position and such
+                a mapping.
+            columns: Which values are taken, as what; None for the columns of the newest snapshot. Labels may be added
+                at their end.
+            batch: When a batch is committed.
+            clean: Steps that look at one record at a time.
+            split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out. Each row is placed by a hash of its
+                content, so that the fractions hold on average.
+            message: Kept with the snapshots.
+            named: What the stream's position is kept under; the stream's own name if left out.
+            stop: Set it to end this from another thread.
+
+        Returns:
+            The finished job; its result counts snapshots, rows and records that were left out.
+
+        Raises:
+            InvalidRequest: No stream; columns that the dataset has not; a step that needs all rows; the workspace is a
+                server's.
+            Conflict: Another follower was first, and the stream is an iterator, which cannot begin again.
+        """
+        ended = stop or threading.Event()
+        work = self.follow_async(
+            name,
+            stream,
+            columns=columns,
+            batch=batch,
+            clean=clean,
+            split=split,
+            message=message,
+            named=named,
+            stop=ended,
+        )
+        # In a thread of its own: where this is called, in a notebook, an event loop may be running.
+        with ThreadPoolExecutor(1, thread_name_prefix="mms-follow") as thread:
+            try:
+                return thread.submit(asyncio.run, work).result()
+            finally:
+                ended.set()
+
+    async def follow_async(
+        self,
+        name: str,
+        stream: Stream | AsyncIterable[Any],
+        *,
+        columns: Sequence[Column] | None = None,
+        batch: Batches | None = None,
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        named: str | None = None,
+        stop: threading.Event | None = None,
+    ) -> Job:
+        """`follow` in the caller's event loop, for iterators that belong to it; cancelling it is the interrupt.
+
+        Args, errors: See `follow`.
+        """
+        asked = Following(
+            columns=columns,
+            batches=batch or Batches(),
+            clean=_steps(clean),
+            split=split or Split(),
+            message=message,
+        )
+        found = as_stream(stream, name=named)
+        workspace = self._here("a stream is followed")
+        job = await follow_stream(
+            workspace, check_name(name, what="dataset"), found, asked, stop=stop or threading.Event()
+        )
+        return Job(self._api, workspace.catalog.jobs.get(job))
+
+    def watch(
+        self,
+        name: str,
+        source: Source | str | Path,
+        *,
+        every_s: float = 2.0,
+        settle_s: float = 5.0,
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        say: Callable[[str], None] = print,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Brings in what is new in a folder, again and again, until it is interrupted or told to stop.
+
+        There is a snapshot whenever something new has settled, and none otherwise. A round that fails is said and tried
+        again, less and less often, at least every five minutes.
+
+        Args:
+            name: The dataset; made if it is not there.
+            source: `mms.ImageFolder("in/")`, `mms.AudioFolder("in/")`, or files of a table, such as `mms.CSV("in/")`.
+            every_s: Seconds from one look to the next.
+            settle_s: Seconds for which a file must have stayed as it is; what is still being copied is left for later.
+            clean: Steps in order. Without `mms.drop_unreadable()` nothing comes in as long as one file is unreadable.
+            split: Fractions of train, val and test; each row is placed by a hash of its content if left out.
+            message: Kept with the snapshots.
+            say: Told about each round that brought something or failed.
+            stop: Set it to end this from another thread.
+
+        Raises:
+            InvalidRequest: No such folder; a step that is not for it; or the workspace is a server's.
+        """
+        workspace = self._here("a folder is watched")
+        spec = self._spec(source, clean, split or Split(by="content"), message)
+        pace = Pace(every_s=every_s, settle_s=settle_s)
+        watch_folder(
+            workspace, check_name(name, what="dataset"), spec, pace=pace, say=say, stop=stop or threading.Event()
+        )
+
     def _to_write(self, name: str) -> storage.Dataset:
+        return self._here("many processes write").open_or_create_dataset(name)
+
+    def _here(self, done: str) -> Workspace:
         if self._workspace is None:
             raise InvalidRequest(
-                "many processes write where the files lie; this workspace is a server's; open its folder there with "
-                "mms.connect(workspace=...), or ingest a source"
+                f"{done} where the files lie; this workspace is a server's; open its folder there with "
+                f"mms.connect(workspace=...), or ingest a source"
             )
-        return self._workspace.open_or_create_dataset(name)
+        return self._workspace
 
     def _source(self, source: Source | str | Path | Mapping[str, Any]) -> Source:
         if isinstance(source, Mapping):
             return Arrow(path=str(self._staged(source)))
         found = source_of(str(source)) if isinstance(source, str | Path) else source
-        if isinstance(found, SQL):
+        if isinstance(found, SQL) or found.path is None:
             return found
         return found.model_copy(update={"path": str(Path(found.path).expanduser().absolute())})
 
@@ -596,7 +752,7 @@ class Datasets:
         Args:
             name: The dataset; made if it is not there.
             source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
-                each class or of a table's file; or arrays by column.
+                each class, or a pattern or path of files whose names say what they are; or arrays by column.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.
@@ -610,28 +766,45 @@ class Datasets:
             StorageFull, NotWritable: It cannot be written; there is no new snapshot.
         """
         check_name(name, what="dataset")
-        steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
-        if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
-            raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
-        spec = IngestSpec(
-            source=self._source(source), clean=steps, split=split or Split(), message=message, profile=profile
-        )
+        spec = self._spec(source, clean, split or Split(), message, profile)
         record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)
         return self.get(f"{name}@{job.result['snapshot']}")
 
+    def _spec(
+        self,
+        source: Source | str | Path | Mapping[str, Any],
+        clean: CleanStep | Sequence[CleanStep],
+        split: Split,
+        message: str,
+        profile: Profile | None = None,
+    ) -> IngestSpec:
+        return IngestSpec(
+            source=self._source(source), clean=_steps(clean), split=split, message=message, profile=profile
+        )
 
-def source_of(path: str) -> ImageFolder | CSV | JSONL | Parquet | Arrow:
+
+def _steps(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
+    steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+    if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
+        raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
+    return steps
+
+
+def source_of(path: str) -> ImageFolder | Files | WebDataset | CSV | JSONL | Parquet | Arrow | Zarr:
     """The source that a path means by what its name ends with; a folder of pictures if by nothing known."""
     suffix = Path(path).suffix.lower()
     return _BY_SUFFIX[suffix](path=path) if suffix in _BY_SUFFIX else ImageFolder(path=path)
 
 
-_BY_SUFFIX: dict[str, Callable[..., CSV | JSONL | Parquet | Arrow]] = {
+_BY_SUFFIX: dict[str, Callable[..., Files | WebDataset | CSV | JSONL | Parquet | Arrow | Zarr]] = {
+    **dict.fromkeys(SUFFIXES, Files),
+    ".tar": WebDataset,
     **dict.fromkeys((".csv", ".tsv", ".tab"), CSV),
     **dict.fromkeys((".jsonl", ".ndjson"), JSONL),
     **dict.fromkeys((".parquet", ".pq"), Parquet),
     **dict.fromkeys((".arrow", ".feather"), Arrow),
+    ".zarr": Zarr,
 }
 
 

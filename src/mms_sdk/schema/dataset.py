@@ -24,6 +24,9 @@ COLUMN_NAME = r"[a-z][a-z0-9_]{0,62}"
 ColumnName = Annotated[str, Field(pattern=f"^{COLUMN_NAME}$")]
 
 
+Position = Any
+"""Where a stream goes on: JSON that means something to the stream alone."""
+
 Profile = Literal["raw", "blosc", "zstd"]
 """How arrays lie: as they are, compressed for reading, or compressed for keeping."""
 
@@ -224,6 +227,7 @@ class Snapshot(Schema):
         split_rule: The rule that placed them.
         statistics: Rows in each class, and what else the writer counted.
         streams: For each stream of batches that came in, the last batch committed.
+        positions: For those that can begin anywhere, where they go on behind that batch.
         provenance: Where the rows came from and what cleaning did.
     """
 
@@ -239,6 +243,7 @@ class Snapshot(Schema):
     split_rule: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
     streams: dict[str, int] = {}
+    positions: dict[str, Position] = {}
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -430,12 +435,15 @@ class Split(Asked):
         val: Share that decides when to stop and which checkpoint is best.
         test: Share that is looked at once, at the end.
         seed: Which of the many possible placements.
+        by: `class` for fractions that are held within each class. `content` places each row by a hash of its content
+            alone, so that they hold on average and a class may have a single row: right where rows come one by one.
     """
 
     train: float = Field(default=0.8, gt=0, le=1)
     val: float = Field(default=0.1, ge=0, lt=1)
     test: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
+    by: Literal["class", "content"] = "class"
 
     @model_validator(mode="after")
     def _adds_up(self) -> Split:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from mms_sdk.schema.base import Schema
 
-JobKind = Literal["ingest", "verify", "compact", "collect", "train", "evaluate", "predict"]
+JobKind = Literal["ingest", "verify", "compact", "collect", "follow", "train", "evaluate", "predict"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "lost"]
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "lost"})
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import SQL, TFDS, AudioFolder, ImageFolder, Source
+from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, WebDataset
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.settings import ServerSettings
@@ -42,7 +42,11 @@ class ServiceState:
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")
-        path = source.path if isinstance(source, ImageFolder | AudioFolder | TFDS) else _before_wildcards(source.path)
+        if isinstance(source, HTTP) and source.path is None:
+            return  # where it leads is looked at when it is connected to
+        path = source.path or ""
+        if isinstance(source, CSV | JSONL | Parquet | Arrow | Files | WebDataset):
+            path = _before_wildcards(path)
         try:
             asked = Path(os.path.realpath(Path(path).expanduser()))
         except (ValueError, RuntimeError) as error:  # a zero byte; the home of a user whom nobody knows
@@ -60,7 +64,7 @@ class ServiceState:
 
 def _before_wildcards(pattern: str) -> str:
     # What a pattern can find lies below the part of it without wildcards, unless it goes up again.
-    begin = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    begin = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     if begin == pattern:
         return pattern
     if ".." in Path(pattern).parts:

@@ -42,7 +42,7 @@ def decode(codec: Codec, data: bytes | memoryview, out: Array) -> None:
     """
     from numcodecs import Blosc, Zstd
 
-    claimed = _blosc_size(data) if codec == "blosc" else _zstd_size(data)
+    claimed = claimed_size(codec, data)
     if claimed != out.nbytes:
         raise ValueError(f"its {codec} header says {claimed} bytes where its array says {out.nbytes}")
     # In a thread that is not the main one, numcodecs gives each Blosc call a context of its own, without Blosc's
@@ -61,6 +61,11 @@ def zarr_codecs(codec: Codec | None, *, item_bytes: int) -> list[Any]:
         shuffled = BloscCodec(typesize=item_bytes, cname="lz4", clevel=_LEVEL[codec], shuffle="shuffle")
         return [shuffled, Crc32cCodec()]
     return [ZstdCodec(level=_LEVEL[codec]), Crc32cCodec()] if codec else [Crc32cCodec()]
+
+
+def claimed_size(codec: Codec, data: bytes | memoryview) -> int | None:
+    """How many bytes a compressed chunk says that it decodes to; None if it does not say, or is none of the codec."""
+    return _blosc_size(data) if codec == "blosc" else _zstd_size(data)
 
 
 def _blosc_size(data: bytes | memoryview) -> int | None:

@@ -21,7 +21,7 @@ from mms_sdk.errors import (
     SnapshotNotFound,
 )
 from mms_sdk.schema.base import reasons
-from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Snapshot
+from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Position, Snapshot
 from mms_sdk.schema.names import check_name
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Change
@@ -32,6 +32,7 @@ from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.clock import DIFFER_S
 
 COMMIT_WITHIN_S = 24 * 3600.0
+MAX_POSITION_BYTES = 64 * 1024
 SNAPSHOT_FILE = re.compile(r"(\d{8})\.json")
 
 
@@ -155,6 +156,7 @@ class Dataset:
         base: Snapshot | None,
         rebase: bool,
         once: tuple[str, int] | None = None,
+        position: Position = None,
         kept_until: float = 0.0,
     ) -> Snapshot:
         """Makes a change visible, all or nothing.
@@ -166,6 +168,7 @@ class Dataset:
                 stands for itself; wrong where it was chosen by looking at what is there.
             once: A stream's name and the number of one of its batches, which count up. If that batch or a later one is
                 committed already, by whomever, nothing is; what was written for it is garbage.
+            position: Where that stream goes on behind the batch, as JSON; None where it has no positions.
             kept_until: When a writing that what is committed belongs to showed life last, in seconds since 1970: no
                 garbage collection took it until then, however long ago it was sealed.
 
@@ -174,15 +177,16 @@ class Dataset:
 
         Raises:
             SnapshotConflict: Somebody committed first and the two do not commute.
-            InvalidRequest: A batch's number is negative.
+            InvalidRequest: A batch's number is negative; or a position is no JSON, or more than 64 KiB.
         """
         if once is not None and once[1] < 0:
             raise InvalidRequest(f"batches of a stream are numbered from 0; got {once[1]} of {once[0]!r}; count up")
+        position = _checked(position)
         if once is not None and holds(base, once):  # a repeated batch may name parts that were collected long ago
             return self.record()
         self._check_fresh(change, kept_until)
         while True:
-            snapshot = self._on_top(change, base, once)
+            snapshot = self._on_top(change, base, once, position)
             try:
                 self.store.create(snapshot_key(snapshot.number), _encode(snapshot))
             except FileExistsError as error:
@@ -216,7 +220,9 @@ class Dataset:
                     f"collected as garbage; {sealed.id} is {age / 3600:.1f} hours old; write it again"
                 )
 
-    def _on_top(self, change: Change, base: Snapshot | None, once: tuple[str, int] | None) -> Snapshot:
+    def _on_top(
+        self, change: Change, base: Snapshot | None, once: tuple[str, int] | None, position: Position
+    ) -> Snapshot:
         number = base.number + 1 if base else 1
         before = {"columns": (), "parts": ()} if base is None else dict(base)
         told = {
@@ -227,6 +233,7 @@ class Dataset:
             "message": change.message,
             "provenance": dict(change.provenance),
             "streams": {**(base.streams if base else {}), **dict([once] if once else [])},
+            "positions": {**(base.positions if base else {}), **_at(once, position)},
         }
         return Snapshot(**{**before, **told, **change.fields(base, number)})
 
@@ -240,6 +247,27 @@ def holds(base: Snapshot | None, once: tuple[str, int]) -> bool:
     """Whether a batch of a stream, or a later one, is committed."""
     stream, batch = once
     return base is not None and base.streams.get(stream, -1) >= batch
+
+
+def _at(once: tuple[str, int] | None, position: Position) -> dict[str, Position]:
+    return {} if once is None or position is None else {once[0]: position}
+
+
+def _checked(position: Position) -> Position:
+    # Every later snapshot carries it, and it is read back as JSON has it.
+    try:
+        data = orjson.dumps(position)
+    except TypeError as error:
+        raise InvalidRequest(
+            f"a stream's position is JSON: texts, whole numbers up to 64 bits, lists and objects; got "
+            f"{str(position)[:200]}: {error}"
+        ) from error
+    if len(data) > MAX_POSITION_BYTES:
+        raise InvalidRequest(
+            f"a stream's position is at most {MAX_POSITION_BYTES // 1024} KiB, for every snapshot carries it; got "
+            f"{len(data) / 1024:.0f} KiB; tell where to begin in fewer words"
+        )
+    return orjson.loads(data)
 
 
 def _encode(snapshot: Snapshot) -> bytes:

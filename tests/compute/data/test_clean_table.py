@@ -206,3 +206,14 @@ def test_no_text_does_anything_but_be_read_or_refused(text):
         expressions.parse(text, columns=["a"])
     except InvalidRequest as error:
         assert "; " in str(error)
+
+
+def test_rows_with_matrices_beside_are_kept_by_a_condition():
+    matrices = np.arange(24).reshape(4, 2, 3)
+    columns = {"n": pa.array(range(4)), "m": pa.FixedShapeTensorArray.from_numpy_ndarray(matrices)}
+    batches = [
+        pa.record_batch({**columns, SOURCE: pa.array(["t"] * 4), ROW: pa.array(range(4)), ID: pa.array([b""] * 4)})
+    ]
+    (fitted,) = clean_table.fit([KeepWhere(expression="n > 1")], lambda: iter(batches))
+    ((kept, _),) = clean_table.through([fitted], batches)
+    np.testing.assert_array_equal(kept.column("m").to_numpy_ndarray(), matrices[2:])

@@ -154,14 +154,25 @@ def test_a_damaged_file_of_array_records_is_never_taken_for_a_good_one(folder: P
     assert refused > 5
 
 
-def test_a_description_that_names_a_class_of_its_own_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelling", ["as it is written", "protobuf's own", "of older versions", "as a text within"])
+def test_a_description_that_names_a_class_of_its_own_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    described = folder / "features.json"
-    described.write_text(
-        described.read_text().replace("tensorflow_datasets.core.features.text_feature.Text", "evil.Text")
-    )
-    with pytest.raises(InvalidRequest, match=r"runs none of its code; .* names the class 'evil\.Text'"):
-        ingested(tmp_path, TFDS(folder))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    old = {"type": "evil.Text", "content": {}}
+    described = {
+        "as it is written": {"pythonClassName": "evil.Text", "text": {}},
+        "protobuf's own": {"python_class_name": "evil.Text", "text": {}},
+        "of older versions": old,
+        "as a text within": {"pythonClassName": own, "jsonFeature": {"json": json.dumps({"a": old})}},
+    }
+    top = {"pythonClassName": own, "featuresDict": {"features": {"a": described[spelling]}}}
+    for told in (top, described[spelling]):
+        (folder / "features.json").write_text(json.dumps(told))
+        with pytest.raises(InvalidRequest, match=r"runs none of its code; .* names the class 'evil\.Text'"):
+            ingested(tmp_path, TFDS(folder))
     assert not (tmp_path / "ran").exists()
 
 

@@ -151,7 +151,8 @@ def test_words_are_words() -> None:
     text = Column(name="t", kind="text", dtype="uint8", shape=None)
     long = "ü" * 1000
     assert looks(text, [b"<b>", long.encode(), b"\xff", None]) == ["<b>", "ü" * 240 + "…", "�", None]
-    assert looks(Column(name="v", kind="encoded-video", dtype="uint8", shape=None), [b"x" * 2048]) == ["2.0 KiB"]
+    (odd,) = looks(Column(name="v", kind="encoded-video", dtype="uint8", shape=None), [b"x" * 2048])
+    assert str(odd).startswith("this is not a readable clip")
     names = Column(name="c", kind="category", dtype="int32", labels=("a", "b"), nullable=True)
     assert looks(names, np.ma.masked_equal(np.array([0, 1, 9], np.int32), 9)) == ["a", "b", None]
     assert looks(names.model_copy(update={"nullable": False}), np.array([-1, 2], np.int32)) == ["code -1", "code 2"]

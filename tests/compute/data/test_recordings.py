@@ -107,7 +107,7 @@ def test_what_does_not_decode_is_dropped_with_the_reason(tmp_path, bring):
 def test_one_unreadable_file_ends_an_ingest_that_does_not_drop_it(tmp_path, bring):
     _wav(tmp_path / "wav/a/good.wav", _noise(40))
     (tmp_path / "wav/a/text.wav").write_text("no sound")
-    with pytest.raises(DataError, match=r"every file of an audio folder decodes; 1 of 2 do not, e\.g\. a/text\.wav"):
+    with pytest.raises(DataError, match=r"every recording of a source decodes; 1 of 2 do not, e\.g\. a/text\.wav"):
         bring()
 
 

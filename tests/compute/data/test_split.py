@@ -184,3 +184,11 @@ def test_by_content_the_fractions_hold_on_average(fractions: tuple[float, float,
 
     for name, share in zip(SPLITS, fractions, strict=True):  # within five standard deviations of a binomial
         assert abs(found.get(name, 0) - rows * share) <= 5 * (rows * share * (1 - share)) ** 0.5
+
+
+def test_by_content_a_class_may_have_one_row_and_a_place_depends_on_nothing_else() -> None:
+    ids, by_content = ids_of(300), Split(by="content", seed=5)
+    codes = place(ids, np.arange(300), split=by_content, before={}, labels=[str(number) for number in range(300)])
+    np.testing.assert_array_equal(codes, place_by_content(ids, split=by_content))
+    alone = place(ids[7:8], np.zeros(1, int), split=by_content, before={0: {"train": 9}}, labels=LABELS)
+    assert alone.tolist() == codes[7:8].tolist()

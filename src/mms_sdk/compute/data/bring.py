@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from mms_sdk.errors import MmsError, SnapshotConflict
-from mms_sdk.schema.dataset import Column, IngestSpec, Snapshot
+from mms_sdk.schema.dataset import Column, IngestSpec, Position, Sealed, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition
@@ -70,21 +70,40 @@ def tried(ingest: Callable[[], _Item]) -> _Item:
     return ingest()
 
 
-def commit_part(dataset: Dataset, writer: PartWriter, addition: Addition, *, base: Snapshot | None) -> Snapshot:
+def commit_part(
+    dataset: Dataset,
+    writer: PartWriter,
+    addition: Addition,
+    *,
+    base: Snapshot | None,
+    rebase: bool = False,
+    once: tuple[str, int] | None = None,
+    position: Position = None,
+) -> Snapshot:
     """Closes a part and commits it on top of what was looked at; if that fails, the part goes too.
 
+    Also if the batch was committed already. See `Dataset.commit`.
+
     Raises:
-        SnapshotConflict: Somebody committed meanwhile.
+        SnapshotConflict: Somebody committed meanwhile, and the two do not commute or `rebase` is false.
     """
     sealed = writer.close()
     try:
-        return dataset.commit(replace(addition, parts=(sealed,)), base=base, rebase=False)
+        made = dataset.commit(
+            replace(addition, parts=(sealed,)), base=base, rebase=rebase, once=once, position=position
+        )
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
-        if not dataset.snapshots() or sealed.id not in {part.id for part in dataset.record().parts}:
-            with contextlib.suppress(OSError):  # what went wrong on the way here says more
-                dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
+        _remove_unused(dataset, sealed, dataset.record() if dataset.snapshots() else None)
         raise
+    _remove_unused(dataset, sealed, made)
+    return made
+
+
+def _remove_unused(dataset: Dataset, sealed: Sealed, newest: Snapshot | None) -> None:
+    if newest is None or sealed.id not in {part.id for part in newest.parts}:
+        with contextlib.suppress(OSError):  # what went wrong on the way here says more
+            dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
 
 
 def write_rows(

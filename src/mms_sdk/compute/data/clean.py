@@ -27,12 +27,14 @@ class Looked:
     Attributes:
         entry: The file.
         id: 16 bytes of BLAKE2b over its bytes: equal content, equal id. Empty if it cannot be read.
-        facts: What the picture or recording is; None if it does not decode.
+        size: Its bytes.
+        facts: What the picture, recording, clip or text is; None if it does not decode.
         reason: Why it does not decode.
     """
 
     entry: Entry
     id: bytes = b""
+    size: int = 0
     facts: Any = None
     reason: str = ""
 

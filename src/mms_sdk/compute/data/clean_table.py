@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mms_sdk.compute.data import expressions
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearTexts, signature
-from mms_sdk.compute.data.sources.rows import ROW, SOURCE
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT
 from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import (
     Clip,
@@ -83,7 +83,7 @@ def through(steps: Sequence[Fitted], batches: Batches) -> Iterator[tuple[pa.Reco
 
 def own_columns(schema: pa.Schema) -> list[str]:
     """Columns of the source."""
-    return [name for name in schema.names if name not in (SOURCE, ROW, ID)]
+    return [name for name in schema.names if name not in (SOURCE, ROW, SPLIT, ID)]
 
 
 def _drop_missing(step: DropMissing, read: Callable[[], Batches]) -> Fitted:
@@ -154,10 +154,10 @@ def _drop_out_of_range(step: DropOutOfRange, read: Callable[[], Batches]) -> Fit
 
 
 def _keep_where(step: KeepWhere, read: Callable[[], Batches]) -> Fitted:
-    schema = _schema(read)
-    condition = expressions.parse(step.expression, columns=own_columns(schema))
+    none = next(iter(read())).slice(0, 0)
+    condition = expressions.parse(step.expression, columns=own_columns(none.schema))
     try:
-        schema.empty_table().filter(condition)
+        pa.Table.from_batches([none]).filter(condition)
     except pa.ArrowException as error:
         told = str(error).splitlines()[0]
         raise InvalidRequest(f"a condition compares what can be compared; {step.expression!r}: {told}") from error
@@ -268,7 +268,10 @@ _FIT: dict[type, Callable[..., Fitted]] = {
 def row_names(batch: pa.RecordBatch) -> list[str]:
     """What rows are called in messages."""
     sources, rows = batch.column(SOURCE).to_pylist(), batch.column(ROW).to_pylist()
-    return [f"{source}, row {row}" for source, row in zip(sources, rows, strict=True)]
+    numbered = pa.types.is_integer(batch.schema.field(ROW).type)  # records of a stream have names
+    return [
+        f"{source}, row {row}" if numbered else f"{source}, {row}" for source, row in zip(sources, rows, strict=True)
+    ]
 
 
 def _without(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +25,10 @@ from mms_sdk.compute.data.bring import EXAMPLES, Tell, digest_of, told, tried, w
 from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import as_before, ingest_table
 from mms_sdk.compute.data.kinds.tabular import values_in
-from mms_sdk.compute.data.media import Medium, Pictures, Recordings
+from mms_sdk.compute.data.media import Medium, medium_of
 from mms_sdk.compute.data.sources.open import open_source
 from mms_sdk.compute.data.sources.rows import Table
-from mms_sdk.compute.data.sources.samples import Collection, Entry
+from mms_sdk.compute.data.sources.samples import OWN, Collection, Entry
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -40,15 +41,14 @@ from mms_sdk.schema.dataset import (
     Reject,
     Snapshot,
 )
-from mms_sdk.schema.sources import AsPictures
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
 
-_WINDOW = 256  # files in flight: enough to keep every core busy, few enough to bound memory
-_OWN = ("source", "id", "split")
+_WINDOW = 256  # samples in flight: enough to keep every core busy, few enough to bound memory
+_WINDOW_BYTES = 2**28
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -84,17 +84,41 @@ def ingest(
         DataError: A file is unreadable and no step drops such files; a class is too small to split; pictures that do
             not fit those in the dataset; a file that changed while it was read.
     """
-    opened = open_source(spec.source, spool=folder)
+    opened = open_source(spec.source, spool=folder, tell=tell)
+    return ingest_opened(dataset, spec, opened, job=job, folder=folder, tell=tell)
+
+
+def ingest_opened(
+    dataset: Dataset,
+    spec: IngestSpec,
+    opened: Collection | Table,
+    *,
+    job: str,
+    folder: Path,
+    tell: Tell,
+    if_nothing: bool = True,
+) -> tuple[Snapshot, CleaningReport]:
+    """`ingest` of a source that was looked through already, or of a part of it.
+
+    Args, errors: See `ingest`; `if_nothing` says whether there is a snapshot too if there is no new row.
+    """
     if isinstance(opened, Table):
-        return ingest_table(dataset, spec, opened, job=job, folder=folder, tell=tell)
-    return _ingest_samples(dataset, spec, opened, job=job, folder=folder, tell=tell)
+        return ingest_table(dataset, spec, opened, job=job, folder=folder, tell=tell, if_nothing=if_nothing)
+    return _ingest_samples(dataset, spec, opened, job=job, folder=folder, tell=tell, if_nothing=if_nothing)
 
 
 def _ingest_samples(
-    dataset: Dataset, spec: IngestSpec, samples: Collection, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset,
+    spec: IngestSpec,
+    samples: Collection,
+    *,
+    job: str,
+    folder: Path,
+    tell: Tell,
+    if_nothing: bool,
 ) -> tuple[Snapshot, CleaningReport]:
     hashed = any(isinstance(step, DropNearDuplicates) for step in spec.clean)
-    medium = _medium_of(samples, hashed=hashed)
+    medium = medium_of(samples.taken, hashed=hashed)
     if wrong := [step for step in spec.clean if not isinstance(step, medium.steps)]:
         raise InvalidRequest(f"step {wrong[0].step} is not for {medium.noun}s; leave it out")
     looks = _in_threads(lambda entry: _look(entry, medium), samples.entries)
@@ -106,15 +130,11 @@ def _ingest_samples(
         if base is None:
             plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
         _write_rejects(folder, plan.rejects)
+        if base is not None and not plan.rows and not if_nothing:
+            return base.record, plan.report
         return _write(dataset, plan, spec, medium, base, job, tell), plan.report
 
     return tried(bring)
-
-
-def _medium_of(samples: Collection, *, hashed: bool) -> Medium:
-    if isinstance(samples.taken, AsPictures):
-        return Pictures(samples.taken, hashed=hashed)
-    return Recordings(samples.taken)
 
 
 def _look(entry: Entry, medium: Medium) -> Looked:
@@ -128,9 +148,9 @@ def _look(entry: Entry, medium: Medium) -> Looked:
     if sample.label != entry.label:
         entry = replace(entry, label=sample.label)
     try:
-        return Looked(entry=entry, id=content, facts=medium.inspect(sample.data))
+        return Looked(entry=entry, id=content, size=len(sample.data), facts=medium.inspect(sample.data))
     except InvalidInput as error:
-        return Looked(entry=entry, id=content, reason=error.message)
+        return Looked(entry=entry, id=content, size=len(sample.data), reason=error.message)
 
 
 def content_id(data: bytes) -> bytes:
@@ -195,7 +215,7 @@ def _refuse_unreadable(kept: Sequence[Looked], medium: Medium) -> None:
     bad = [item for item in kept if item.facts is None]
     if bad:
         raise DataError(
-            f"every file of an {medium.column} folder decodes; {len(bad)} of {len(kept)} do not, e.g. "
+            f"every {medium.noun} of a source decodes; {len(bad)} of {len(kept)} do not, e.g. "
             f"{bad[0].entry.source}: {bad[0].reason}; mend them, or drop such files with clean=[mms.drop_unreadable()]"
         )
 
@@ -222,7 +242,7 @@ def refuse_other_columns(
     """
     there = [column.name for column in base.record.columns]
     label = ["label"] if labelled else []
-    brought = [medium.column, *label, *(column.name for column in beside), *_OWN]
+    brought = [medium.column, *label, *(column.name for column in beside), *OWN]
     if there != brought:
         raise DataError(
             f"an ingest of {medium.noun}s brings the columns {brought}; {base.ref} has {there}; ingest into a new "
@@ -317,12 +337,15 @@ def _write(
     record = base.record if base else None
     if not plan.rows:
         return dataset.commit(addition, base=record, rebase=False)
-    beside = [each for each in plan.columns if each.name not in (column.name, "label", *_OWN)]
+    beside = [each for each in plan.columns if each.name not in (column.name, "label", *OWN)]
 
     def rows(start: int) -> Iterator[Mapping[str, Any]]:
-        brought = _in_threads(lambda item: _bring(item, column, medium), plan.rows[start:])
+        left = plan.rows[start:]
+        brought = _in_threads(lambda item: _bring(item, column, medium), left, size=attrgetter("size"))
+        stored = told(brought, f"{medium.noun}s stored", len(plan.rows), tell, done=start)
         at = start
-        for batch in _batches(told(brought, f"{medium.noun}s stored", len(plan.rows), tell, done=start)):
+        for window in _windows(left, size=attrgetter("size")):
+            batch = list(islice(stored, len(window)))
             part = slice(at, at + len(batch))
             decoded = [value for value, _ in batch]
             yield {
@@ -363,17 +386,26 @@ def _bring(item: Looked, column: Column, medium: Medium) -> tuple[Any, dict[str,
     return medium.decode(sample.data, column), {**sample.values, **medium.values(item.facts)}
 
 
-def _in_threads(work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
+def _in_threads(
+    work: Callable[[_In], _Out], items: Sequence[_In], *, size: Callable[[_In], int] = lambda _: 0
+) -> Iterator[_Out]:
     # A window at a time: `map` over everything would hold every result that nobody has taken yet.
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="mms-ingest") as pool:
-        for start in range(0, len(items), _WINDOW):
-            yield from pool.map(work, items[start : start + _WINDOW])
+        for window in _windows(items, size=size):
+            yield from pool.map(work, window)
 
 
-def _batches(items: Iterable[_In]) -> Iterator[list[_In]]:
-    waiting = iter(items)
-    while batch := list(islice(waiting, _WINDOW)):
-        yield batch
+def _windows(items: Iterable[_In], *, size: Callable[[_In], int]) -> Iterator[list[_In]]:
+    window: list[_In] = []
+    room = _WINDOW_BYTES
+    for item in items:
+        if window and (len(window) == _WINDOW or size(item) > room):
+            yield window
+            window, room = [], _WINDOW_BYTES
+        window.append(item)
+        room -= size(item)
+    if window:
+        yield window
 
 
 def _write_rejects(folder: Path, rejects: Sequence[Reject]) -> None:

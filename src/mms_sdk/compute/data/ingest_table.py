@@ -21,7 +21,7 @@ from mms_sdk.compute.data import clean_table
 from mms_sdk.compute.data.bring import EXAMPLES, Tell, digest_of, told, tried, write_rows
 from mms_sdk.compute.data.clean_table import ID, Fitted
 from mms_sdk.compute.data.kinds import tabular
-from mms_sdk.compute.data.sources.rows import ROW, SOURCE, Table
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import (
@@ -44,9 +44,9 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array
 
 LABEL = "label"
-_SOURCE_COLUMN = Column(name="row_source", kind="category", dtype="int32", labels=())
-_ID_COLUMN = Column(name="row_id", kind="id", dtype="uint8", shape=(16,))
-_SPLIT_COLUMN = Column(name="split", kind="split", dtype="uint8", labels=SPLITS)
+SOURCE_COLUMN = Column(name="row_source", kind="category", dtype="int32", labels=())
+ID_COLUMN = Column(name="row_id", kind="id", dtype="uint8", shape=(16,))
+SPLIT_COLUMN = Column(name="split", kind="split", dtype="uint8", labels=SPLITS)
 
 Read = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -77,6 +77,7 @@ class _Seen:
     ids: list[Array] = field(default_factory=list)
     sources: _Codes = field(default_factory=_Codes)
     classes: _Codes = field(default_factory=_Codes)
+    splits: _Codes = field(default_factory=_Codes)
     categories: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     missing: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -94,6 +95,7 @@ class _Plan:
         ids: Their digests, uint8, shape (rows, 16).
         classes: Their class codes.
         sources: Their codes among the sources.
+        splits: Their codes among the splits, where the source says them.
         report: For the snapshot.
     """
 
@@ -102,20 +104,21 @@ class _Plan:
     ids: Array
     classes: Array
     sources: Array
+    splits: Array | None
     report: CleaningReport
 
 
 def ingest_table(
-    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool = True
 ) -> tuple[Snapshot, CleaningReport]:
-    """Brings what is new in a table into a dataset, as one snapshot. See `ingest` for arguments and errors."""
+    """Brings what is new in a table into a dataset, as one snapshot. See `ingest_opened` for arguments and errors."""
     if not table.rows:
         raise NothingToIngest(f"a table has at least one row; there is none{_first(table.rejects)}; check the source")
-    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell))
+    return tried(lambda: _ingest(dataset, spec, table, job=job, folder=folder, tell=tell, if_nothing=if_nothing))
 
 
 def _ingest(
-    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell
+    dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool
 ) -> tuple[Snapshot, CleaningReport]:
     base = dataset.snapshot() if dataset.snapshots() else None
     chosen, categories = _chosen(table.taken, table.schema)
@@ -129,6 +132,8 @@ def _ingest(
     steps = clean_table.fit(asked, read)
     seen = _look(steps, read, table, categories, folder, tell)
     plan = _plan(seen, table, names, categories, base)
+    if base is not None and not len(plan.ids) and not if_nothing:
+        return base.record, plan.report
     if base is None:
         plan = replace(plan, columns=laid_out(plan.columns, spec.profile, remote=not dataset.store.local))
     return _write(dataset, spec, plan, steps, read, base, job, tell), plan.report
@@ -169,8 +174,9 @@ def _prepared(batch: pa.RecordBatch, names: dict[str, str], categories: set[str]
     ids = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(16), len(own), [None, pa.py_buffer(tabular.digests(own, own.schema.names))]
     )
-    columns = [*own.columns, batch.column(SOURCE), batch.column(ROW), ids]
-    return pa.RecordBatch.from_arrays(columns, names=[*own.schema.names, SOURCE, ROW, ID])
+    beside = [name for name in (SOURCE, ROW, SPLIT) if name in batch.schema.names]
+    columns = [*own.columns, *(batch.column(name) for name in beside), ids]
+    return pa.RecordBatch.from_arrays(columns, names=[*own.schema.names, *beside, ID])
 
 
 def _look(steps: Sequence[Fitted], read: Read, table: Table, categories: set[str], folder: Path, tell: Tell) -> _Seen:
@@ -201,6 +207,8 @@ def _see(seen: _Seen, batch: pa.RecordBatch, categories: set[str]) -> None:
     seen.schema = batch.schema
     seen.ids.append(np.frombuffer(b"".join(batch.column(ID).to_pylist()), np.uint8).reshape(-1, 16))
     seen.sources.add(batch.column(SOURCE))
+    if SPLIT in batch.schema.names:
+        seen.splits.add(batch.column(SPLIT))
     for name in clean_table.own_columns(batch.schema):
         column = batch.column(name)
         seen.missing[name] += column.null_count
@@ -208,8 +216,8 @@ def _see(seen: _Seen, batch: pa.RecordBatch, categories: set[str]) -> None:
             seen.classes.add(column)
         elif name in categories:
             seen.categories[name] |= set(column.unique().drop_null().to_pylist())
-        elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            seen.lengths[name] |= set(column.value_lengths().unique().drop_null().to_pylist())
+        else:
+            seen.lengths[name] |= tabular.lengths(column)
 
 
 def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str], base: OpenSnapshot | None) -> _Plan:
@@ -223,11 +231,14 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
     source_codes = seen.sources.as_of(sources)
     new = _is_new(ids, source_codes, base)
     labelled = LABEL in seen.schema.names
-    labels = _grown(base, LABEL, seen.classes.texts) if labelled else ("",)
+    named = {names[title]: labels for title, labels in table.labels.items() if title in names}
+    labels = _grown(base, LABEL, seen.classes.texts, named.get(LABEL, ())) if labelled else ("",)
     classes = seen.classes.as_of(labels) if labelled else np.zeros(len(ids), np.int32)
-    columns, notes = _columns(seen, names, categories, labels, base)
+    columns, notes = _columns(seen, names, {name: named.get(name, ()) for name in categories}, labels, base)
+    notes += table.notes
     if table.rejects:
         notes.append(f"{len(table.rejects):,} × left out{_first(table.rejects)}")
+    notes += table.notes
     report = CleaningReport(
         found=table.rows + len(table.rejects),
         already_present=int(np.count_nonzero(~new)),
@@ -235,13 +246,14 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
         steps=tuple(seen.steps),
         notes=tuple(notes),
     )
-    own = (_SOURCE_COLUMN.model_copy(update={"labels": sources}), _ID_COLUMN, _SPLIT_COLUMN)
+    own = (SOURCE_COLUMN.model_copy(update={"labels": sources}), ID_COLUMN, SPLIT_COLUMN)
     return _Plan(
         columns=_in_order((*columns, *own), base),
         take=new,
         ids=ids[new],
         classes=classes[new],
         sources=source_codes[new],
+        splits=seen.splits.as_of(SPLITS)[new].astype(np.uint8) if SPLIT in seen.schema.names else None,
         report=report,
     )
 
@@ -257,11 +269,14 @@ def _first(rejects: Sequence[Reject]) -> str:
     return f", e.g. {rejects[0].source}: {rejects[0].reason}" if rejects else ""
 
 
-def _grown(base: OpenSnapshot | None, name: str, texts: dict[str, int] | set[str]) -> tuple[str, ...]:
-    # Labels that were there keep their codes; new ones follow by name.
+def _grown(
+    base: OpenSnapshot | None, name: str, texts: dict[str, int] | set[str], named: Sequence[str] = ()
+) -> tuple[str, ...]:
+    # Labels that were there keep their codes; then those that the source names, in its order; others follow by name.
     column = base.record.column(name) if base else None
     before = (column.labels or ()) if column else ()
-    return (*before, *sorted(set(texts) - set(before)))
+    known = (*before, *(label for label in named if label not in before))
+    return (*known, *sorted(set(texts) - set(known)))
 
 
 def _is_new(ids: Array, sources: Array, base: OpenSnapshot | None) -> Array:
@@ -298,7 +313,11 @@ def _keys(ids: Array, sources: Array) -> Array:
 
 
 def _columns(
-    seen: _Seen, names: dict[str, str], categories: set[str], labels: tuple[str, ...], base: OpenSnapshot | None
+    seen: _Seen,
+    names: dict[str, str],
+    categories: dict[str, Sequence[str]],
+    labels: tuple[str, ...],
+    base: OpenSnapshot | None,
 ) -> tuple[list[Column], list[str]]:
     titles = {name: title for title, name in names.items()}
     columns, notes = [], []
@@ -310,7 +329,7 @@ def _columns(
             column = Column(name=name, kind="label", dtype="int32", labels=labels, title=title)
         elif name in categories:
             title = titles[name] if titles[name] != name else None
-            grown = _grown(base, name, seen.categories[name])
+            grown = _grown(base, name, seen.categories[name], categories[name])
             nullable = seen.missing[name] > 0
             column = Column(name=name, kind="category", dtype="int32", labels=grown, title=title, nullable=nullable)
         elif pa.types.is_null(kind):
@@ -374,7 +393,9 @@ def _write(
 ) -> Snapshot:
     label = next((column for column in plan.columns if column.name == LABEL), None)
     labels = (label.labels if label else None) or ("all rows",)
-    splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
+    splits = plan.splits
+    if splits is None:
+        splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
     record = base.record if base else None
     addition = Addition(
         parts=(),
@@ -382,7 +403,7 @@ def _write(
         message=spec.message or f"ingest of {spec.source.told}",
         splits=Counter(SPLITS[code] for code in splits.tolist()),
         classes=Counter(labels[code] for code in plan.classes.tolist()) if label else {},
-        split_rule=spec.split.model_dump(),
+        split_rule=spec.split.model_dump() if plan.splits is None else {"by": "source"},
         provenance={
             "job": job,
             "ingest": spec.model_dump(mode="json"),

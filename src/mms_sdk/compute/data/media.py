@@ -1,4 +1,4 @@
-"""What the files of a folder are: pictures or recordings; what is asked of them, and the column they become."""
+"""What samples are: pictures, recordings, clips or texts; what is asked of them, and the columns they become."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mms_sdk.compute.data.clean import Looked
-from mms_sdk.compute.data.kinds import audio, image
+from mms_sdk.compute.data.kinds import audio, image, text, video
+from mms_sdk.compute.data.sources.samples import OWN
 from mms_sdk.errors import DataError
 from mms_sdk.schema.dataset import Column, DropDuplicates, DropNearDuplicates, DropOddSizes, DropUnreadable
-from mms_sdk.schema.sources import AsPictures, AsRecordings
+from mms_sdk.schema.sources import AsClips, AsPictures, AsRecordings, AsTexts
 
 # Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.
 MAX_DECODED_BYTES = 256 * 256 * 3
@@ -178,3 +179,105 @@ class Recordings:
     def notes(self, facts: Sequence[audio.Facts], column: Column) -> Counter[str]:
         """Files without a sample."""
         return Counter(note for fact in facts for note in fact.notes)
+
+
+class Clips:
+    """Files that decode to frames. See `Medium`."""
+
+    column = "video"
+    noun = "clip"
+    steps: tuple[type, ...] = (DropUnreadable, DropDuplicates)
+    beside: tuple[Column, ...] = (
+        Column(name="seconds", kind="number", dtype="float64", unit="s"),
+        Column(name="frames", kind="number", dtype="int64"),
+        Column(name="rate_hz", kind="number", dtype="float64", unit="Hz"),
+        Column(name="height", kind="number", dtype="int32"),
+        Column(name="width", kind="number", dtype="int32"),
+    )
+
+    def __init__(self, source: AsClips) -> None:
+        self._source = source
+
+    def inspect(self, data: bytes) -> video.Facts:
+        """Codec, size, frames and length."""
+        return video.inspect(data, max_seconds=self._source.max_seconds, max_pixels=self._source.max_pixels)
+
+    def describe(self, facts: Sequence[video.Facts]) -> Column:
+        """The bytes of the files: decoded, a clip takes a hundred times the room."""
+        return Column(name="video", kind="encoded-video", dtype="uint8", shape=None)
+
+    def refuse(self, kept: Sequence[Looked], column: Column) -> None:
+        """Nothing: files of any form are kept as they are."""
+
+    def decode(self, data: bytes, column: Column) -> Any:
+        """The bytes as they are."""
+        return data
+
+    def values(self, facts: video.Facts) -> dict[str, Any]:
+        """Length, frames, rate and size."""
+        height, width = facts.size
+        return {
+            "seconds": facts.seconds,
+            "frames": facts.frames,
+            "rate_hz": facts.rate_hz,
+            "height": height,
+            "width": width,
+        }
+
+    def notes(self, facts: Sequence[video.Facts], column: Column) -> Counter[str]:
+        """Files that are shown turned."""
+        return Counter(note for fact in facts for note in fact.notes)
+
+
+class Texts:
+    """Files of text. See `Medium`."""
+
+    column = "text"
+    noun = "text"
+    steps: tuple[type, ...] = (DropUnreadable, DropDuplicates)
+    beside: tuple[Column, ...] = ()
+
+    def __init__(self, source: AsTexts) -> None:
+        self._source = source
+
+    def inspect(self, data: bytes) -> text.Facts:
+        """Characters, and whether there is a byte order mark."""
+        return text.inspect(data, encoding=self._source.encoding)
+
+    def describe(self, facts: Sequence[text.Facts]) -> Column:
+        """UTF-8."""
+        return Column(name="text", kind="text", dtype="uint8", shape=None)
+
+    def refuse(self, kept: Sequence[Looked], column: Column) -> None:
+        """Nothing: texts of any length are kept."""
+
+    def decode(self, data: bytes, column: Column) -> Any:
+        """As UTF-8, without a byte order mark."""
+        return text.decode(data, encoding=self._source.encoding).encode()
+
+    def values(self, facts: text.Facts) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def notes(self, facts: Sequence[text.Facts], column: Column) -> Counter[str]:
+        """Files without a character, and those with a byte order mark."""
+        return Counter(note for fact in facts for note in fact.notes)
+
+
+def medium_of(taken: AsPictures | AsRecordings | AsClips | AsTexts, *, hashed: bool) -> Medium:
+    """The medium of samples that are taken so.
+
+    Args:
+        taken: What they are taken as.
+        hashed: Whether near duplicates are looked for.
+    """
+    if isinstance(taken, AsPictures):
+        return Pictures(taken, hashed=hashed)
+    if isinstance(taken, AsRecordings):
+        return Recordings(taken)
+    return Clips(taken) if isinstance(taken, AsClips) else Texts(taken)
+
+
+def reserved_names(medium: Medium) -> tuple[str, ...]:
+    """Names of the columns that an ingest of a medium brings of its own, and none beside can have."""
+    return (medium.column, "label", *(column.name for column in medium.beside), *OWN)

@@ -6,8 +6,6 @@ is passed on.
 
 from __future__ import annotations
 
-import io
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mms_sdk import drawings, told
-from mms_sdk.compute.data.kinds import audio, image
+from mms_sdk.compute.data.kinds import audio, image, video
 from mms_sdk.compute.data.kinds.tabular import told_values
 from mms_sdk.errors import InvalidInput, MissingExtra
 from mms_sdk.schema.dataset import Column
@@ -86,6 +84,11 @@ def _picture(column: Column, value: Any, caption: str, _: int) -> Look:
     return Look(text=text, drawing=drawing, told=column.varies)
 
 
+def _clip(column: Column, value: bytes, caption: str, count: int) -> Look:
+    look = _picture(column, video.poster(value), caption, count)
+    return Look(text=f"{look.text}, {told.size(len(value))}", drawing=look.drawing, told=True)
+
+
 def _sound(column: Column, value: Any, _: str, count: int) -> Look | str:
     if isinstance(value, bytes):
         samples, rate, seconds = audio.beginning(value, seconds=_SOUND_SECONDS)
@@ -98,7 +101,7 @@ def _sound(column: Column, value: Any, _: str, count: int) -> Look | str:
     mono = _mono(samples)
     frames = max(1, min(int(rate * _SOUND_SECONDS), _SOUND_BYTES // (2 * count)))
     heard = f"the first {frames / rate:.1f} s of {text}" if frames < seconds * rate - 1 else text
-    played = drawings.sound(_wav(mono[:frames], round(rate)), heard)
+    played = drawings.sound(_wav(mono[:frames], rate), heard)
     return Look(text=text, drawing=f"{drawings.wave(_peaks(mono[:frames]), f'waveform of {heard}')}{played}")
 
 
@@ -108,14 +111,8 @@ def _mono(samples: Array) -> Array:
     return np.clip(mixed, -1, 1)
 
 
-def _wav(mono: Array, rate: int) -> bytes:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(max(1, rate))
-        file.writeframes((mono * 32767).astype("<i2").tobytes())
-    return out.getvalue()
+def _wav(mono: Array, rate: float) -> bytes:
+    return audio.encode_wav((mono * 32767).astype("<i2"), rate_hz=max(1, round(rate)))
 
 
 def _peaks(mono: Array) -> list[tuple[float, float]]:
@@ -190,7 +187,7 @@ _LOOKS: dict[str, Callable[[Column, Any, str, int], Look | str]] = {
     "encoded-image": _picture,
     "audio": _sound,
     "encoded-audio": _sound,
-    "encoded-video": _bytes,
+    "encoded-video": _clip,
     "bytes": _bytes,
     "text": _text,
 }

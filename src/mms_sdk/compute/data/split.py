@@ -33,6 +33,8 @@ def place(
     Raises:
         DataError: A class has fewer rows than there are splits.
     """
+    if split.by == "content":
+        return place_by_content(ids, split=split)
     names = list(split.fractions)
     codes = np.array([SPLITS.index(name) for name in names], np.uint8)
     out = np.zeros(len(ids), np.uint8)

@@ -6,13 +6,19 @@ Sixteen-bit samples become int16, all others float32 in [-1, 1], of shape (frame
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from mms_sdk.errors import InvalidInput, MissingExtra
 from mms_sdk.types import Array
 
 _BLOCK_FRAMES = 2**16
+# Of a WAV file (Multimedia Programming Interface and Data Specifications 1.0, chapter 3, and mmreg.h).
+_PCM, _FLOAT = 1, 3
+_MAX_WAV_BYTES = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,34 @@ def beginning(data: bytes, *, seconds: float) -> tuple[Array, float, float]:
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip().rstrip(".")
         raise InvalidInput(f"this is not a readable recording ({reason}); look at the file it came from") from error
+
+
+def encode_wav(samples: Array, *, rate_hz: int) -> bytes:
+    """The bytes of a WAV file that holds samples as they are: the same samples, the same bytes.
+
+    Args:
+        samples: Whole numbers of up to 32 bits, or float32; shape (frames,) or (frames, channels).
+        rate_hz: Frames in a second.
+
+    Raises:
+        InvalidInput: They do not fit.
+    """
+    form, narrowed = _PCM, samples
+    if samples.dtype.kind == "f":
+        form, narrowed = _FLOAT, samples.astype("<f4")
+    elif samples.dtype.kind in "iu":
+        sixteen = samples.size == 0 or (samples.min() >= -(2**15) and samples.max() < 2**15)
+        narrowed = samples.astype("<i2" if sixteen else "<i4")
+    data = narrowed.tobytes()
+    if samples.dtype.kind not in "iuf" or not np.array_equal(narrowed, samples, equal_nan=form == _FLOAT):
+        raise InvalidInput(f"samples are whole numbers of up to 32 bits or float32; these are {samples.dtype}")
+    if len(data) > _MAX_WAV_BYTES:
+        raise InvalidInput(f"a WAV file has at most {_MAX_WAV_BYTES:,} bytes of samples; these have {len(data):,}")
+    channels = samples.shape[1] if samples.ndim == 2 else 1
+    size = narrowed.itemsize
+    described = struct.pack("<HHIIHH", form, channels, rate_hz, rate_hz * channels * size, channels * size, 8 * size)
+    head = struct.pack("<4sI4s4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", len(described)) + described
+    return head + struct.pack("<4sI", b"data", len(data)) + data
 
 
 def _soundfile() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def column_of(name: str, title: str, kind: pa.DataType, *, nullable: bool, lengt
             f"a column holds numbers, truth values, times, texts, bytes, or lists of numbers; {title!r} has "
             f"{kind}; leave it out with columns=, or convert it first"
         )
+    if name == "image" and fields["dtype"] == "uint8" and (fields["shape"] or ())[2:] in ((1,), (3,)):
+        fields |= {"kind": "image", "color": "gray" if fields["shape"][2] == 1 else "rgb"}
     return Column(name=name, title=title if title != name else None, nullable=nullable, **fields)
 
 
@@ -74,19 +77,29 @@ def _fields(kind: pa.DataType, length: int | None) -> dict[str, Any] | None:
     if types.is_decimal(kind):
         return {"kind": "number", "dtype": "float64"}
     if isinstance(kind, pa.FixedShapeTensorType):
-        return {"kind": "embedding", "dtype": _dtype(kind.value_type), "shape": tuple(kind.shape)}
+        return {"kind": "embedding", "dtype": item_dtype(kind.value_type), "shape": tuple(kind.shape)}
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        if (dtype := _dtype(kind.value_type)) is None:
+        if (dtype := item_dtype(kind.value_type)) is None:
             return None
         return {"kind": "series" if length is None else "embedding", "dtype": dtype, "shape": (length,)}
-    dtype = _dtype(kind)
+    dtype = item_dtype(kind)
     return None if dtype is None else {"kind": "number", "dtype": dtype}
 
 
-def _dtype(kind: pa.DataType) -> str | None:
+def item_dtype(kind: pa.DataType) -> str | None:
+    """NumPy's dtype of Arrow's numbers and truth values; None for all else."""
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return str(np.dtype(kind.to_pandas_dtype()))
     return None
+
+
+def lengths(array: pa.Array) -> set[int]:
+    """How many items the lists of an array have; none for what is no list."""
+    if pa.types.is_fixed_size_list(array.type):
+        return {array.type.list_size}
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return set(array.value_lengths().unique().drop_null().to_pylist())
+    return set()
 
 
 def values_in(column: Column, values: Sequence[Any]) -> Any:
@@ -179,6 +192,9 @@ def _plain(array: pa.Array) -> list[Any]:
         array = array.cast(pa.int64())
     elif pa.types.is_dictionary(array.type):
         array = _texts(array)
+    elif isinstance(array.type, pa.FixedShapeTensorType) and not array.null_count:
+        items = np.asarray(array.storage.flatten()).reshape(len(array), prod(array.type.shape))
+        return [row.tobytes() for row in items]  # as lists of Python's numbers, they would take thirty times the room
     elif isinstance(array, pa.ExtensionArray):
         array = array.storage
     return list(array.to_pylist())
@@ -234,7 +250,14 @@ def write_arrays(arrays: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def tensors(values: Array) -> pa.Array:
+    """An array of each row, as one of Arrow's."""
+    items = pa.array(np.ascontiguousarray(values).reshape(-1))
+    kind = pa.fixed_shape_tensor(items.type, values.shape[1:])
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(items, prod(values.shape[1:])))
+
+
 def _as_arrow(values: Array) -> pa.Array:
     if values.ndim > 1:
-        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+        return tensors(values)
     return pa.array(values, from_pandas=isinstance(values, np.ma.MaskedArray))

@@ -1,17 +1,24 @@
-"""Sources: what lies where, listed lazily and without following anything in circles."""
+"""Folders: what lies where, listed lazily and without following anything in circles."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
+from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample, refuse_large
 from mms_sdk.errors import InvalidRequest, NothingToIngest
 from mms_sdk.schema.dataset import Reject
-from mms_sdk.schema.sources import AudioFolder, ImageFolder
+from mms_sdk.schema.sources import AudioFolder, ImageFolder, VideoFolder
+
+Folder = ImageFolder | AudioFolder | VideoFolder
+_TOLD = {
+    ImageFolder: ("an image", "pictures"),
+    AudioFolder: ("an audio", "recordings"),
+    VideoFolder: ("a video", "clips"),
+}
 
 # Files that operating systems put into folders; nobody means them.
 _CLUTTER = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|__macosx|\._.*|\.ipynb_checkpoints", re.IGNORECASE)
@@ -19,7 +26,7 @@ _CLUTTER = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|__macosx|\._.*|\.ipyn
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry(Entry):
-    """One file of a source; its name there is `class/file`, and its class the name of the sub-folder.
+    """One file of a source; its name there is its path within.
 
     Attributes:
         path: Where it is.
@@ -29,16 +36,17 @@ class FileEntry(Entry):
 
     def read(self) -> Sample:
         """Its bytes."""
+        refuse_large(self.path.stat().st_size)
         return Sample(data=self.path.read_bytes(), label=self.label)
 
 
-def open_folder(folder: ImageFolder | AudioFolder) -> Collection:
+def open_folder(folder: Folder) -> Collection:
     """Looks through a folder with one sub-folder for each class. See `list_folder` for errors."""
     entries, rejects = list_folder(folder)
     return Collection(taken=folder, entries=entries, rejects=rejects)
 
 
-def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> tuple[list[FileEntry], list[Reject]]:
+def list_folder(folder: Folder, *, labelled: bool = True) -> tuple[list[FileEntry], list[Reject]]:
     """All files of a folder, in an order that does not depend on the file system.
 
     Args:
@@ -52,14 +60,14 @@ def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> 
         InvalidRequest: There is no such folder.
         NothingToIngest: No file is in it.
     """
-    kind, what = ("image", "pictures") if isinstance(folder, ImageFolder) else ("audio", "recordings")
+    kind, what = _TOLD[type(folder)]
     root = Path(folder.path).expanduser()
     if not root.is_dir():
         seen = "a file" if root.exists() else "not there"
-        raise InvalidRequest(f"an {kind} folder is a folder; {root} is {seen}; check the path")
+        raise InvalidRequest(f"{kind} folder is a folder; {root} is {seen}; check the path")
     rejects: list[Reject] = []
     entries: list[FileEntry] = []
-    for path in _walk(root, rejects):
+    for path in walk(root, rejects):
         inside = path.relative_to(root)
         source = printable(inside.as_posix())
         label = printable(inside.parts[0]) if len(inside.parts) > 1 else ""
@@ -70,7 +78,7 @@ def list_folder(folder: ImageFolder | AudioFolder, *, labelled: bool = True) -> 
     if not entries:
         hint = f"; {len(rejects)} left out, e.g. {rejects[0].source}: {rejects[0].reason}" if rejects else ""
         shape = f"one sub-folder of {what} for each class" if labelled else what
-        raise NothingToIngest(f"an {kind} folder holds {shape}; no such file is in {root}{hint}")
+        raise NothingToIngest(f"{kind} folder holds {shape}; no such file is in {root}{hint}")
     return sorted(entries, key=lambda entry: entry.source), rejects
 
 
@@ -82,7 +90,21 @@ def printable(name: str) -> str:
     return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _walk(root: Path, rejects: list[Reject]) -> Iterator[Path]:
+def is_clutter(name: str) -> bool:
+    """Whether an operating system put a file of that name there, and nobody means it."""
+    return any(_CLUTTER.fullmatch(part) for part in name.split("/"))
+
+
+def walk(
+    root: Path, rejects: list[Reject], *, wanted: Callable[[Path, bool], bool] = lambda *_: True
+) -> Iterator[Path]:
+    """All files below a folder, each once: links are followed, but not in circles.
+
+    Args:
+        root: The folder.
+        rejects: Where what cannot be taken is put, with the reason.
+        wanted: Whether a file is asked for, or, if it is a folder, anything in it; what is not is passed over.
+    """
     seen = {_identity(root)}
     inside = root.resolve()
     pending = [root]
@@ -95,9 +117,11 @@ def _walk(root: Path, rejects: list[Reject]) -> Iterator[Path]:
             continue
         for entry in found:
             path = Path(entry.path)
-            if _CLUTTER.fullmatch(entry.name):
+            if is_clutter(entry.name):
                 continue
             try:
+                if not wanted(path, entry.is_dir()):
+                    continue
                 if entry.is_dir():
                     if entry.is_symlink() and _overlap(path.resolve(), inside):
                         rejects.append(

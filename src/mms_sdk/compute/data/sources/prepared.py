@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
+import pyarrow as pa
 
-from mms_sdk.compute.data.kinds.tabular import column_names
-from mms_sdk.compute.data.sources import tfrecords
+from mms_sdk.compute.data.sources import examples, tfrecords
+from mms_sdk.compute.data.sources.descriptions import Description, read_description
+from mms_sdk.compute.data.sources.rows import BATCH_ROWS, ROW, SOURCE, SPLIT, Table
 from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
-from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, MissingExtra, NothingToIngest
-from mms_sdk.schema.dataset import SPLITS, Column
+from mms_sdk.compute.data.sources.splits import chosen_splits, places_of
+from mms_sdk.errors import DataError, InvalidInput, MissingExtra, NothingToIngest
+from mms_sdk.schema.dataset import Reject
 from mms_sdk.schema.sources import TFDS
-
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-_OWN = "tensorflow_datasets."  # a description names a class to import, which may be any
 
 
 class _Shard:
@@ -44,8 +42,11 @@ class _Shard:
                     return bytes(self._reader.read([number])[0])
             except (RuntimeError, ValueError, IndexError) as error:
                 raise InvalidInput(f"its record cannot be read: {error}") from error
-        with self.path.open("rb", buffering=0) as file:
-            return tfrecords.read_record(file.fileno(), int(self._offsets[number]), int(self._offsets[number + 1]))
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                return tfrecords.read_record(file.fileno(), int(self._offsets[number]), int(self._offsets[number + 1]))
+        except OSError as error:
+            raise InvalidInput(f"its file cannot be read: {error.strerror}") from error
 
     @cached_property
     def _reader(self) -> Any:
@@ -78,180 +79,102 @@ class _Example(Entry):
     decode: Callable[[bytes], Sample]
 
     def read(self) -> Sample:
-        """The picture's bytes, its class and what stands beside."""
+        """The bytes of its picture or recording, its class and what stands beside."""
         return self.decode(self.shard.read(self.number))
 
 
-def open_prepared(source: TFDS) -> Collection:
+def open_prepared(source: TFDS) -> Collection | Table:
     """Looks through a folder that tensorflow-datasets prepared.
 
     Raises:
-        InvalidRequest: It is none; has no pictures, or several in a row; or no split of the name asked for.
+        InvalidRequest: It is none; has several pictures or recordings in a row; or no split or class of the name asked
+            for.
         MissingExtra: tensorflow-datasets is not installed.
         DataError: A split has not as many rows as its description says.
     """
     root = Path(source.path).expanduser()
-    info = _described(root)
-    chosen = [name for name in info.splits if source.splits is None or name in source.splits]
-    if missing := set(source.splits or ()) - set(chosen):
-        raise InvalidRequest(f"splits of {root} are {list(info.splits)}; got {sorted(missing)}; choose among them")
-    decode = _decoder(info)
-    notes = [f"left out: {name}, {kind}" for name, kind in decode.left_out.items()]
-    places = {name: _SPLITS.get(name, "") for name in chosen}
-    if len(chosen) == 1 or "" in places.values():
-        # One split says nothing of how to divide it, and another's name nothing of what it is for.
-        if len(chosen) > 1:
-            notes.append(f"splits {chosen} are none of train, validation and test; rows are placed by the split rule")
-        places = dict.fromkeys(chosen, "")
-    entries: list[Entry] = []
-    for name in chosen:
-        entries += _entries(info, name, places[name], decode)
-    if not entries:
+    description = read_description(root)
+    chosen = chosen_splits(list(description.info.splits), source.splits, of=root)
+    places, notes = places_of(chosen)
+    shards = {name: _shards(description, name) for name in chosen}
+    if not any(shard.count for each in shards.values() for shard in each):
         raise NothingToIngest(f"a prepared dataset has at least one row; {root} has none; prepare it again")
+    features = examples.features_of(description, source)
+    if features.main is None:
+        return _table(features, shards, places, notes)
+    entries = [
+        _Example(source=f"{name}/{row:08d}", split=places[name], shard=shard, number=number, decode=features.sample)
+        for name in chosen
+        for row, (shard, number) in enumerate((shard, at) for shard in shards[name] for at in range(shard.count))
+    ]
     return Collection(
-        taken=source,
+        taken=features.taken,
         entries=entries,
         rejects=[],
-        labelled=decode.label is not None,
-        labels=decode.labels,
-        columns=tuple(decode.columns.values()),
-        notes=tuple(notes),
+        labelled=features.label is not None,
+        labels=features.labels,
+        columns=tuple(features.columns.values()),
+        notes=(*features.notes, *notes),
     )
 
 
-def _described(root: Path) -> Any:
+def _table(
+    features: examples.Features, shards: Mapping[str, Sequence[_Shard]], places: Mapping[str, str], notes: Sequence[str]
+) -> Table:
+    rejects: list[Reject] = []
+    good = {name: list(_readable(name, each, features, rejects)) for name, each in shards.items()}
+
+    def read() -> Iterator[pa.RecordBatch]:
+        for name, each in shards.items():
+            for start in range(0, len(good[name]), BATCH_ROWS):
+                part = good[name][start : start + BATCH_ROWS]
+                batch = features.batch([each[shard].read(number) for _, shard, number in part])
+                beside = {
+                    SOURCE: pa.array([name] * len(part)).dictionary_encode(),
+                    ROW: pa.array([row for row, _, _ in part], pa.int64()),
+                    **({SPLIT: pa.array([places[name]] * len(part))} if places[name] else {}),
+                }
+                yield pa.RecordBatch.from_arrays(
+                    [*batch.columns, *beside.values()], names=[*batch.schema.names, *beside]
+                )
+
+    return Table(
+        taken=features.as_table,
+        schema=features.schema,
+        rows=sum(map(len, good.values())),
+        rejects=rejects,
+        read=read,
+        labels={features.as_table.label: features.labels} if features.as_table.label else {},
+        notes=(*features.notes, *notes),
+    )
+
+
+def _readable(
+    name: str, shards: Sequence[_Shard], features: examples.Features, rejects: list[Reject]
+) -> Iterator[tuple[int, int, int]]:
+    # For each row that can be read its number, from 1, the shard's, and its number there.
+    row = 0
+    for at, shard in enumerate(shards):
+        for number in range(shard.count):
+            row += 1
+            try:
+                features.row(shard.read(number))
+            except InvalidInput as error:
+                rejects.append(Reject(source=f"{name}, row {row}", reason=error.message))
+            else:
+                yield row, at, number
+
+
+def _shards(description: Description, name: str) -> list[_Shard]:
+    form = "array_record" if "array_record" in str(description.info.file_format).lower() else "tfrecord"
+    shards = [_Shard(path, form) for path in description.files(name)]
+    said = description.info.splits[name].num_examples
     try:
-        import tensorflow_datasets as tfds
-        from google.protobuf.json_format import ParseError
-    except ImportError as error:
-        raise MissingExtra("tensorflow-datasets", extra="tfds") from error
-    described = root / "features.json"
-    if not described.is_file() or not (root / "dataset_info.json").is_file():
-        raise InvalidRequest(
-            f"a prepared dataset is a folder with dataset_info.json and features.json, e.g. "
-            f"~/tensorflow_datasets/mnist/3.0.1; {root} has none; name the folder of a version"
-        )
-    try:
-        _refuse_foreign_classes(orjson.loads(described.read_bytes()), described)
-        return tfds.builder_from_directory(str(root)).info
-    except InvalidRequest:
-        raise
-    except (ParseError, KeyError, TypeError, ValueError) as error:
+        rows = sum(shard.count for shard in shards)
+    except (InvalidInput, OSError) as error:
+        raise DataError(f"split {name!r} cannot be read: {error}; prepare the dataset again") from error
+    if rows != said:
         raise DataError(
-            f"{root} is not a description that tensorflow-datasets wrote: {error}; prepare it again"
-        ) from error
-
-
-def _refuse_foreign_classes(told: Any, path: Path) -> None:
-    if isinstance(told, Mapping):
-        name = told.get("pythonClassName", _OWN)
-        if not str(name).startswith(_OWN):
-            raise InvalidRequest(
-                f"opening data runs none of its code; {path} names the class {name!r}; MMS reads those that come with "
-                f"tensorflow-datasets"
-            )
-        for each in told.values():
-            _refuse_foreign_classes(each, path)
-    elif isinstance(told, list):
-        for each in told:
-            _refuse_foreign_classes(each, path)
-
-
-class _Decoder:
-    """Makes samples of serialised examples: the picture as it is encoded, its class by name, and plain values."""
-
-    def __init__(self, features: Any, image: str, label: str | None, columns: dict[str, Column], skip: Any) -> None:
-        self._features = features
-        self._image = image
-        self.label = label
-        self.labels = tuple(features[label].names) if label else ()
-        self.columns = columns
-        self._skip = skip
-        self.left_out: dict[str, str] = {}
-
-    def __call__(self, data: bytes) -> Sample:
-        try:
-            found = self._features.deserialize_example_np(data, decoders={self._image: self._skip})
-            label = ""
-            if self.label:
-                code = int(found[self.label])
-                if not 0 <= code < len(self.labels):
-                    raise InvalidInput(f"its class has the code {code}; there are {len(self.labels)} classes")
-                label = self.labels[code]
-            values = {column.name: _plain(found[column.title or column.name]) for column in self.columns.values()}
-            return Sample(data=bytes(found[self._image]), label=label, values=values)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InvalidInput):
-                raise
-            raise InvalidInput(f"it is no example of the features described: {error}") from error
-
-
-def _decoder(info: Any) -> _Decoder:
-    from tensorflow_datasets import decode
-    from tensorflow_datasets.core import features as kinds
-
-    features = dict(info.features.items()) if isinstance(info.features, kinds.FeaturesDict) else {}
-    images = [name for name, feature in features.items() if isinstance(feature, kinds.Image)]
-    if len(images) != 1:
-        raise InvalidRequest(
-            f"a row of a prepared dataset has one picture; of the features {sorted(features)} of {info.name} pictures "
-            f"are {images}; write others to Parquet and ingest that"
+            f"split {name!r} has {said} rows by its description; its files hold {rows}; prepare the dataset again"
         )
-    supervised = info.supervised_keys[1] if info.supervised_keys else "label"
-    classes = [name for name, feature in features.items() if isinstance(feature, kinds.ClassLabel)]
-    label = supervised if supervised in classes else classes[0] if len(classes) == 1 else None
-    columns, left_out = {}, {}
-    beside = {name: feature for name, feature in features.items() if name not in (images[0], label)}
-    names = column_names(beside)
-    for name, feature in beside.items():
-        column = _column(names[name], name, feature, kinds)
-        if column is None:
-            left_out[name] = type(feature).__name__
-        else:
-            columns[name] = column
-    made = _Decoder(info.features, images[0], label, columns, decode.SkipDecoding())
-    made.left_out = left_out
-    return made
-
-
-def _column(name: str, title: str, feature: Any, kinds: Any) -> Column | None:
-    told: dict[str, Any] = {"name": name, "title": title if title != name else None}
-    if isinstance(feature, kinds.Text):
-        return Column(kind="text", dtype="uint8", shape=None, **told)
-    if isinstance(feature, kinds.ClassLabel):
-        return Column(kind="category", dtype="int32", labels=tuple(feature.names), **told)
-    if not isinstance(feature, kinds.Tensor) or isinstance(feature, kinds.Image | kinds.Audio | kinds.Video):
-        return None
-    dtype = np.dtype(feature.np_dtype)
-    if dtype.kind not in "biuf" or any(size is None for size in feature.shape):
-        return None
-    return Column(kind="embedding" if feature.shape else "number", dtype=str(dtype), shape=feature.shape, **told)
-
-
-def _entries(info: Any, name: str, place: str, decode: _Decoder) -> Sequence[_Example]:
-    assert not place or place in SPLITS
-    split = info.splits[name]
-    form = "array_record" if "array_record" in str(info.file_format).lower() else "tfrecord"
-    made: list[_Example] = []
-    for path in split.filepaths:
-        shard = _Shard(Path(str(path)), form)
-        try:
-            count = shard.count
-        except (InvalidInput, OSError) as error:
-            raise DataError(f"split {name!r} cannot be read: {error}; prepare the dataset again") from error
-        for number in range(count):
-            made.append(
-                _Example(source=f"{name}/{len(made):08d}", split=place, shard=shard, number=number, decode=decode)
-            )
-    if len(made) != split.num_examples:
-        raise DataError(
-            f"split {name!r} has {split.num_examples} rows by its description; its files hold {len(made)}; prepare the "
-            f"dataset again"
-        )
-    return made
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return shards

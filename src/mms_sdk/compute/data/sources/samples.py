@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mms_sdk.errors import InvalidInput
 from mms_sdk.schema.dataset import Column, Reject
-from mms_sdk.schema.sources import AsPictures, AsRecordings
+from mms_sdk.schema.sources import AsClips, AsPictures, AsRecordings, AsTexts
+
+OWN = ("source", "id", "split")
+"""Columns that an ingest of samples brings whatever they are, beside those of `Medium` and `label`."""
+
+MAX_BYTES = 2**30
+"""Of a sample: it is in memory as a whole, one for each core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +22,7 @@ class Sample:
     """One sample, as it was read.
 
     Attributes:
-        data: The bytes of a picture, a recording or a clip.
+        data: The bytes of a picture, a recording, a clip or a text.
         label: Its class; empty where the source has none.
         values: What it has beside, by column.
     """
@@ -54,7 +61,7 @@ class Collection:
     """A source of samples that was looked through.
 
     Attributes:
-        taken: What its samples are, pictures or recordings, and how they are taken.
+        taken: What its samples are, pictures, recordings, clips or texts, and how they are taken.
         entries: The samples, in order.
         rejects: What was left out, and why.
         labelled: Whether they have classes.
@@ -63,10 +70,27 @@ class Collection:
         notes: What is to be said about all of it.
     """
 
-    taken: AsPictures | AsRecordings
+    taken: AsPictures | AsRecordings | AsClips | AsTexts
     entries: Sequence[Entry]
     rejects: Sequence[Reject]
     labelled: bool = True
     labels: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def refuse_large(size: int) -> None:
+    """Refuses a sample of so many bytes before it is read.
+
+    Raises:
+        InvalidInput: They are too many.
+    """
+    if size > MAX_BYTES:
+        raise InvalidInput(f"a sample has at most {MAX_BYTES:,} bytes; this one has {size:,}; cut it into several")
+
+
+def hint(rejects: Sequence[Reject]) -> str:
+    """What to say of rejects, or of where to look, where nothing is left to ingest."""
+    if not rejects:
+        return "; check the path"
+    return f"; {len(rejects):,} left out, e.g. {rejects[0].source}: {rejects[0].reason}"

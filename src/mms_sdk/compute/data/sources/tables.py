@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,15 @@ _SPOOL_ROWS = 65536
 _CSV_BLOCK = 8 * 2**20  # bytes, and the longest row that can be read
 
 
-def open_table(source: CSV | JSONL | Parquet | Arrow | SQL, *, spool: Path) -> Table:
+def open_table(
+    source: CSV | JSONL | Parquet | Arrow | SQL, *, spool: Path, only: Container[Path] | None = None
+) -> Table:
     """Looks through a source.
 
     Args:
         source: Where the rows are.
         spool: A folder for what can be read only once.
+        only: Which of its files; None for all.
 
     Raises:
         InvalidRequest: There is no such file, database or query.
@@ -49,7 +52,16 @@ def open_table(source: CSV | JSONL | Parquet | Arrow | SQL, *, spool: Path) -> T
             raise NothingToIngest("a source has at least one row; the query gives none; check its conditions")
         return _open_files(_Arrow(), files, source)
     form = _CSV(source) if isinstance(source, CSV) else _FORMATS[type(source)]()
-    return _open_files(form, list_files(source.path, _SUFFIXES[source.type]), source)
+    return _open_files(form, [file for file in files_of(source) if only is None or file.path in only], source)
+
+
+def files_of(source: CSV | JSONL | Parquet | Arrow) -> list[File]:
+    """The files of a source, in order of name.
+
+    Raises:
+        NothingToIngest: There is none.
+    """
+    return list_files(source.path, _SUFFIXES[source.type])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""A follower fails at any step and the next one goes on: each record is in one row, or once among the rejects."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.stores.local import LocalStore
+
+DRIVER = Path(__file__).parents[2] / "storage" / "dies_at_step.py"
+FOLLOW = (
+    "import sys, pathlib, dies_at_step; [dies_at_step.follow(pathlib.Path(each), job='next') for each in sys.argv[1:]]"
+)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory where the system has one, for work that syncs to disk some thousand times."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="mms-", dir=memory) as made:
+        yield Path(made)
+
+
+def _told(folder: Path) -> tuple[list[int], list[int]]:
+    """Numbers in rows, and numbers of records that the snapshots list as left out."""
+    dataset = Dataset.open(LocalStore(folder / "rows"), "rows")
+    if not dataset.snapshots():
+        return [], []
+    dataset.verify()
+    left_out = []
+    for number in dataset.snapshots():
+        provenance = dataset.record(number).provenance
+        begin, end = provenance["rejects"]
+        lines = (folder / provenance["job"] / "rejects.jsonl").read_bytes()[begin:end].splitlines()
+        left_out += [int(json.loads(line)["source"].removeprefix("numbers, ")) for line in lines]
+    return dataset.snapshot().values("number").tolist(), left_out
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("how", "stride"), [("kill", 1), ("enospc", 3), ("interrupt", 3)], ids=["kill", "enospc", "interrupt"]
+)
+def test_a_follower_that_fails_at_any_step_and_the_next_bring_each_record_once(
+    folder: Path, how: str, stride: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, out = folder / "template", folder / "out"
+    for each in (template, out):
+        each.mkdir()
+    command = [sys.executable, "-W", "ignore", str(DRIVER), "follow", how, str(template), str(out), str(stride)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    told = [json.loads(line) for line in ran.stdout.splitlines()]
+
+    folders = [out / f"{attempt['step']:03d}" for attempt in told]
+    for left in folders:
+        if (left / "rows" / "dataset.json").exists():  # else it failed before there was one
+            rows, left_out = _told(left)
+            assert (rows, left_out) in [([], []), ([1, 2], [0]), ([1, 2, 4, 5], [0, 3]), ([1, 2, 4, 5], [0, 3, 6])]
+    again = [sys.executable, "-c", FOLLOW, *map(str, folders)]
+    done = subprocess.run(again, cwd=DRIVER.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for left in folders:
+        assert _told(left) == ([1, 2, 4, 5], [0, 3, 6])
+    assert len(told) > 100 / stride
+    with capsys.disabled():
+        print(f"\n{how}: {len(told) - 1} steps")
