@@ -185,8 +185,8 @@ class Folder:
         if isinstance(self._source, Files):
             return open_files(self._source)
         raise InvalidRequest(
-            f"what is watched is a folder of pictures, recordings or clips, files by a pattern, or files of a table; got "
-            f"{type(self._source).__name__}; ingest it"
+            f"what is watched is a folder of pictures, recordings or clips, files by a pattern, or files of a table; "
+            f"got {type(self._source).__name__}; ingest it"
         )
 
 
