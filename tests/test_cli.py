@@ -440,6 +440,32 @@ def test_a_workspace_is_backed_up_verified_restored_and_promoted(
         assert run(capsys, *words)[0] == 2
 
 
+@pytest.mark.parametrize("verb", ["restore", "promote"])
+@pytest.mark.parametrize("variable", ["MMS_DATASETS", "MMS_CATALOG"])
+def test_nothing_is_restored_while_the_environment_names_another_place(
+    capsys: pytest.CaptureFixture[str],
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    variable: str,
+) -> None:
+    place, again = str(tmp_path / "place"), tmp_path / "again"
+    assert run(capsys, "backup", place)[0] == 0
+    monkeypatch.setenv(variable, "postgresql://mms:secret@127.0.0.1/mms")
+    code, _, err = run(capsys, verb, place, "--workspace", str(again))
+    assert code == 1
+    assert f"${variable} is set, by which it could not be opened afterwards; unset it, or give" in err
+    assert "secret" not in err
+    assert not again.exists()
+    monkeypatch.delenv(variable)
+    assert run(capsys, "backup", place)[0] == 0  # nobody was promoted
+    if variable == "MMS_DATASETS":
+        monkeypatch.setenv(variable, str(tmp_path / "old"))
+        assert run(capsys, verb, place, "--workspace", str(again), "--datasets", str(tmp_path / "new"))[0] == 0
+        assert not (tmp_path / "old").exists()
+
+
 def test_a_replica_is_made_until_it_is_interrupted(workspace: Path, tmp_path: Path) -> None:
     words = ["replicate", str(tmp_path / "place"), "--every", "1s", "--keep", "2"]
     process = subprocess.Popen([sys.executable, "-m", "mms_sdk.cli", *words], stdout=subprocess.PIPE, text=True)

@@ -31,6 +31,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return LocalStore(tmp_path / "store") if request.param == "local" else _in_bucket(request, tmp_path)
 
 
+@pytest.fixture(params=["local", pytest.param("ceph", marks=pytest.mark.slow)])
+def real_store(request: pytest.FixtureRequest, memory_path: Path, tmp_path: Path) -> Store:
+    """Of these, what is no imitation; the folder is in memory."""
+    return LocalStore(memory_path / "store") if request.param == "local" else _in_bucket(request, tmp_path)
+
+
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.slow)])
 def far_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Of these, one that is not a folder."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -503,3 +504,20 @@ def test_a_copy_whose_contents_were_let_go_while_it_was_made_is_none(
     monkeypatch.undo()
     place.take(workspace)
     place.verify()
+
+
+@pytest.mark.parametrize("path", ["../../outside", "/outside", "datasets/flowers/../../../outside", "jobs//x", ""])
+def test_a_copy_that_would_leave_its_folder_is_not_restored(workspace: Workspace, tmp_path: Path, path: str) -> None:
+    place = Copies(LocalStore(tmp_path / "place"))
+    record = place.take(workspace)
+    held = place.files(record)
+    held.append(held[-1]._replace(path=path))
+    lines = b"".join(orjson.dumps(each._asdict()) + b"\n" for each in held)
+    digest = hashlib.sha256(lines).hexdigest()
+    place.store.replace(copies._object(digest), lines)
+    wrong = record.model_copy(update={"index": digest})
+    place.store.replace(f"backups/{record.id}.json", copies._signed(wrong))
+    for call in (lambda: restore(place, tmp_path / "deep" / "again"), place.verify):
+        with pytest.raises(Damaged, match="what a backup holds lies in its workspace"):
+            call()
+    assert not list(tmp_path.rglob("outside*"))

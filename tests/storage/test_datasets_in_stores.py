@@ -21,7 +21,7 @@ from small_datasets import COLUMNS, IMAGE, Content, add, content_of
 from ceph_server import CephServer
 from mms_sdk.errors import Conflict, Damaged, InvalidRequest, NotWritable, Unavailable
 from mms_sdk.schema.dataset import Column, Sealed
-from mms_sdk.storage import parts
+from mms_sdk.storage import parts, retention
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import compact, delete_rows, write_column
@@ -99,7 +99,7 @@ def test_edits_and_collection_are_as_on_disk(in_store: Dataset, monkeypatch: pyt
     assert gone == [1, 2, 3, 4]
     assert collect_garbage(in_store).folders == 0
     later = time.time() + 49 * 3600
-    monkeypatch.setattr(time, "time", lambda: later)
+    monkeypatch.setattr(retention, "agreed_time", lambda _: later)
     # Of two parts the rows, what was deleted of them and the new column; and what nobody committed.
     assert collect_garbage(in_store).folders == 2 * 3 + 1
     assert abandoned.id not in in_store.store.names("parts")

@@ -95,7 +95,7 @@ def test_a_column_of_the_name_of_the_list_of_deleted_rows_is_not_taken_for_it(da
 def test_groups_of_many_parts_are_those_of_adding_up_again_and_again() -> None:
     rng = np.random.default_rng(0)
     parts = [
-        Part(id=str(at), rows=rows, manifest="", since=(Run(rows=rows, snapshot=1),))
+        Part(id=f"{at:026}", rows=rows, manifest="0" * 64, since=(Run(rows=rows, snapshot=1),))
         for at, rows in enumerate(rng.integers(0, 60, 5_000).tolist())
     ]
     expected: list[list[Part]] = [[]]

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mms_sdk.client.tables import Table
+from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.backup import Backup, Verified
+from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE, default_catalog, default_datasets
 from mms_sdk.storage.backup.copies import Copies
 from mms_sdk.storage.backup.restoring import promote, restore
 from mms_sdk.storage.stores.opening import store_at
@@ -78,10 +80,11 @@ class Backups:
 
         Raises:
             BackupNotFound: There is none.
-            InvalidRequest: The folder holds something else.
+            InvalidRequest: The folder holds something else; or the environment names a place, and no argument does.
             Conflict: The catalog's database holds something.
             Damaged: An object is gone or not what was written.
         """
+        _refuse_other_places(datasets, catalog)
         restore(self._copies, Path(workspace), backup=backup, datasets=datasets, catalog=catalog)
         return _opened(workspace, datasets, catalog)
 
@@ -92,12 +95,26 @@ class Backups:
 
         Args, errors: See `restore`; a `Conflict` also if they became another workspace before.
         """
+        _refuse_other_places(datasets, catalog)
         promote(self._copies, Path(workspace), datasets=datasets, catalog=catalog)
         return _opened(workspace, datasets, catalog)
 
     def prune(self, keep: int) -> int:
         """Lets all but the newest go, and what they alone held after 48 hours; returns how many went."""
         return self._copies.prune(keep)
+
+
+def _refuse_other_places(datasets: str | None, catalog: str | None) -> None:
+    # Not taken for an answer: the place that it names may be the one that the copies are of.
+    for given, named, variable, argument in (
+        (datasets, default_datasets(), DATASETS_VARIABLE, "datasets="),
+        (catalog, default_catalog(), CATALOG_VARIABLE, "catalog="),
+    ):
+        if given is None and named is not None:
+            raise InvalidRequest(
+                f"all of a restored workspace lies in its folder unless {argument} says where; ${variable} is set, by "
+                f"which it could not be opened afterwards; unset it, or give {argument}"
+            )
 
 
 def _opened(workspace: str | Path, datasets: str | None, catalog: str | None) -> WorkspaceClient:

@@ -26,7 +26,7 @@ from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
 from mms_sdk.compute.data.sources.files import SUFFIXES
 from mms_sdk.compute.data.streams import Stream, as_stream
 from mms_sdk.compute.data.watch import Pace
-from mms_sdk.errors import InvalidRequest
+from mms_sdk.errors import InvalidRequest, MissingExtra
 from mms_sdk.schema.dataset import (
     SPLITS,
     CleaningReport,
@@ -580,6 +580,31 @@ class Datasets:
             done = spark.write_columns(dataset, given, columns)
         else:
             done = spark.write_pictures(dataset, given, color=color, clean=steps, split=split or Split())
+        return self.get(f"{name}@{done.number}")
+
+    def write_ray(self, name: str, rows: Any, *, columns: Sequence[Column] | None = None, message: str = "") -> Dataset:
+        """Writes the rows of a Ray Data dataset from Ray's tasks, as one new snapshot.
+
+        Args:
+            name: The dataset; made if it is not there. Every worker sees the workspace's folder.
+            rows: A `ray.data.Dataset`. Tensors are written as they are; texts become the codes of a column with labels.
+            columns: Columns of it, by name, as they are kept; None for the columns of the newest snapshot. Others are
+                left out.
+            message: Kept with the snapshot.
+
+        Returns:
+            The dataset at the new snapshot.
+
+        Raises:
+            DataError: A value does not fit its column; nothing is committed.
+            InvalidRequest: The workspace is a server's; or columns that Ray's dataset or this one does not have.
+            MissingExtra: Ray is not installed.
+        """
+        try:
+            from mms_sdk.compute.data import ray_data
+        except ModuleNotFoundError as error:
+            raise MissingExtra("ray", extra="ray") from error
+        done = ray_data.write_columns(self._to_write(name), rows, columns, message=message)
         return self.get(f"{name}@{done.number}")
 
     def follow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,9 @@ Profile = Literal["raw", "blosc", "zstd"]
 """How arrays lie: as they are, compressed for reading, or compressed for keeping."""
 
 Dtype = Annotated[str, Field(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))$")]  # little-endian; no objects
+
+
+Rows = Annotated[int, Field(ge=0, le=2**48)]  # more bytes than a part could have, and few enough to count with
 
 
 class Column(Schema):
@@ -128,9 +132,9 @@ class Sealed(Schema):
         manifest: SHA-256 of its `MANIFEST.json`, which in turn lists the digest of every file.
     """
 
-    id: str
-    rows: int
-    manifest: str
+    id: Annotated[str, Field(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
+    rows: Rows
+    manifest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Written(Schema):
@@ -172,8 +176,8 @@ class Run(Schema):
         snapshot: Which snapshot brought them.
     """
 
-    rows: int
-    snapshot: int
+    rows: Rows
+    snapshot: Annotated[int, Field(ge=1)]
 
 
 class Part(Sealed):
@@ -188,6 +192,18 @@ class Part(Sealed):
     since: tuple[Run, ...]
     layers: tuple[Layer, ...] = ()
     deleted: Sealed | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Part:
+        came = sum(run.rows for run in self.since)
+        layers = [layer.rows for layer in self.layers if layer.rows != self.rows]
+        if came != self.rows or layers or self.live < 0:
+            raise ValueError(
+                f"a part has as many rows as came in with its snapshots, and as its layers, and no more are deleted; "
+                f"part {self.id} has {self.rows}, of which {came} came in and {self.rows - self.live} are deleted, and "
+                f"layers of other lengths {layers}"
+            )
+        return self
 
     @property
     def live(self) -> int:
@@ -217,8 +233,8 @@ class Snapshot(Schema):
 
     format_version: int = FORMAT_VERSION
     dataset: Name
-    number: int
-    parent: int | None
+    number: Annotated[int, Field(ge=1, le=99_999_999)]
+    parent: Annotated[int, Field(ge=1)] | None
     created_at: str
     message: str
     columns: tuple[Column, ...]
@@ -229,6 +245,18 @@ class Snapshot(Schema):
     streams: dict[str, int] = {}
     positions: dict[str, Position] = {}
     provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Snapshot:
+        parts = Counter(part.id for part in self.parts)
+        names = Counter(column.name for column in self.columns)
+        arrays = Counter(array for column in self.columns for array in column.arrays)
+        for what, found in (("part", parts), ("column", names), ("array", arrays)):
+            if twice := [each for each, count in found.items() if count > 1]:
+                raise ValueError(f"a {what} is in a snapshot once; {twice[0]!r} is there {found[twice[0]]} times")
+        if self.parent is not None and self.parent >= self.number:
+            raise ValueError(f"a snapshot is made from an earlier one; {self.number} says it is from {self.parent}")
+        return self
 
     @property
     def rows(self) -> int:

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from mms_sdk.errors import (
     Conflict,
@@ -19,6 +20,7 @@ from mms_sdk.errors import (
     SnapshotConflict,
     SnapshotNotFound,
 )
+from mms_sdk.schema.base import reasons
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Position, Snapshot
 from mms_sdk.schema.names import check_name
 from mms_sdk.storage import manifest
@@ -27,6 +29,7 @@ from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.clock import DIFFER_S
 
 COMMIT_WITHIN_S = 24 * 3600.0
 MAX_POSITION_BYTES = 64 * 1024
@@ -206,6 +209,11 @@ class Dataset:
                 age = time.time() - max(self.store.stat(made).modified, kept_until)
             except FileNotFoundError as error:
                 raise Damaged(f"what is committed is there; {self.store.url}/{made} is gone; write it again") from error
+            if age < -DIFFER_S:
+                raise Conflict(
+                    f"what was written is committed by clocks that agree within a day; {sealed.id} was sealed "
+                    f"{-age / 3600:.1f} hours after now; set the clock of this machine, or that of {self.store.url}"
+                )
             if age > COMMIT_WITHIN_S:
                 raise Conflict(
                     f"what was written is committed within {COMMIT_WITHIN_S / 3600:g} hours, after which it may be "
@@ -279,7 +287,7 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
     try:
         told = orjson.loads(data)
         body, digest = told["snapshot"], told["sha256"]
-        intact = _digest(body) == digest
+        intact = isinstance(body, dict) and _digest(body) == digest
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise Damaged(f"{path} is not a snapshot description; restore it from a backup") from error
     if not intact:
@@ -287,7 +295,13 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
     if body.get("format_version") != FORMAT_VERSION:
         version = body.get("format_version")
         raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
-    return Snapshot.model_validate(body)
+    try:
+        snapshot = Snapshot.model_validate(body)
+    except ValidationError as error:
+        raise Damaged(f"{path} is no snapshot that could be: {reasons(error.errors())}; restore it") from error
+    if snapshot_key(snapshot.number) != f"snapshots/{key.rpartition('/')[2]}":
+        raise Damaged(f"{path} describes snapshot {snapshot.number}; restore it from a backup under its own name")
+    return snapshot
 
 
 def _digest(body: Any) -> str:

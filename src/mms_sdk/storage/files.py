@@ -8,13 +8,16 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
-from mms_sdk.errors import NotWritable, StorageFull
+from mms_sdk.errors import Damaged, NotWritable, StorageFull
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+PIECE_BYTES = 2**20
 _DRAFT = re.compile(r"\..+\.\d+\.[0-9a-f]{12}")
 
 
@@ -138,6 +141,34 @@ def copy(source: Path, path: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
+def is_below(path: str) -> bool:
+    """Whether a path leads below whatever folder it is put to: names with `/` between them, none of them `..`."""
+    return all(name not in ("", ".", "..") for name in path.split("/")) and "\0" not in path
+
+
+def open_plain(path: Path) -> FileIO:
+    """Opens a file to read, unbuffered; never one that a link leads to, or that would be waited for.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Damaged: It is a link, a pipe or a device.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise
+    else:
+        file = FileIO(handle)
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISREG(mode):
+            return file
+        file.close()
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise Damaged(f"what is stored is plain files; {path} is a link, a pipe or a device; put a copy in its place")
+
+
 def is_draft(path: Path) -> bool:
     """Whether a file is, or was left behind by, a `publish` or `replace` that has not ended well."""
     return _DRAFT.fullmatch(path.name) is not None
@@ -165,7 +196,7 @@ def remove_tree(path: Path) -> None:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -6,6 +6,7 @@ Parts, checkpoints and model artefacts are all such folders.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import orjson
 from mms_sdk.errors import Damaged
 from mms_sdk.storage import files
 from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.remote import of_sound_copy
 
 NAME = "MANIFEST.json"
 VERSION = 1
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def seal(folder: Path) -> str:
@@ -62,7 +65,10 @@ def check(tree: Store, *, what: str, expected: str | None = None, content: bool 
     Raises:
         Damaged: Something is missing, extra, of another size, or (with `content`) of other bytes.
     """
-    entries, digest = _read(tree.read if content else _copied(tree), tree.url, what=what, expected=expected)
+    if content:
+        entries, digest = _read(tree.read, tree.url, what=what, expected=expected)
+    else:
+        entries, digest = _copied_entries(tree, what=what, expected=expected)
     present = {each.key: each.bytes for each in tree.walk("") if not each.key.endswith("/")}
     listed = {entry["path"] for entry in entries}
     for name in sorted(listed - present.keys()):
@@ -102,9 +108,8 @@ def sizes(tree: Store, *, what: str, expected: str) -> dict[str, int]:
     Raises:
         Damaged: There is no manifest, or it is not what was written.
     """
-    copied = _copied(tree)
-    entries, _ = _read(copied, tree.url, what=what, expected=expected)
-    return {**{entry["path"]: entry["bytes"] for entry in entries}, NAME: len(copied(NAME))}
+    entries, _ = _copied_entries(tree, what=what, expected=expected)
+    return {**{entry["path"]: entry["bytes"] for entry in entries}, NAME: len(_copied(tree)(NAME))}
 
 
 def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
@@ -113,18 +118,25 @@ def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     Raises:
         Damaged: The file is missing or has other bytes.
     """
-    copied = _copied(tree)
-    entries, _ = _read(copied, tree.url, what=what, expected=expected)
+    entries, _ = _copied_entries(tree, what=what, expected=expected)
     entry = next((entry for entry in entries if entry["path"] == name), None)
-    data = _content(copied, name) if entry is not None else None
-    if entry is None or data is None:
-        raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise Damaged(
-            f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; restore it from a "
-            f"backup"
-        )
-    return data
+
+    def read() -> bytes:
+        data = _content(_copied(tree), name) if entry is not None else None
+        if entry is None or data is None:
+            raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise Damaged(
+                f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; restore it from a "
+                f"backup"
+            )
+        return data
+
+    return of_sound_copy(tree, name, read)
+
+
+def _copied_entries(tree: Store, *, what: str, expected: str | None) -> tuple[list[dict[str, Any]], str]:
+    return of_sound_copy(tree, NAME, lambda: _read(_copied(tree), tree.url, what=what, expected=expected))
 
 
 def _read(
@@ -150,7 +162,22 @@ def _read(
             f"{what} cannot be checked: {url}/{NAME} has version {version!r}, this MMS reads {VERSION}; upgrade "
             f"mms-sdk, or restore it from a backup"
         )
+    if (wrong := _unfit(entries)) is not None:
+        raise Damaged(f"{what} is damaged: {url}/{NAME} lists {wrong}; restore the folder from a backup")
     return entries, digest
+
+
+def _unfit(entries: list[dict[str, Any]]) -> str | None:
+    # A name may lead nowhere but below the folder, and to one file.
+    seen: set[str] = set()
+    for entry in entries:
+        path, size, digest = entry["path"], entry["bytes"], entry["sha256"]
+        if not isinstance(path, str) or not files.is_below(path) or path in seen or path == NAME:
+            return f"{str(path)[:80]!r}, which is no name of a file in it, or one twice"
+        if type(size) is not int or size < 0 or not isinstance(digest, str) or _SHA256.fullmatch(digest) is None:
+            return f"{path!r} with {str(size)[:40]} bytes and the digest {str(digest)[:80]!r}"
+        seen.add(path)
+    return None
 
 
 def _content(read: Callable[[str], bytes], name: str) -> bytes | None:

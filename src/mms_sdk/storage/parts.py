@@ -123,7 +123,7 @@ class PartWriter:
             raise InvalidRequest(
                 f"a batch has exactly the columns {sorted(self._writers)}; got {sorted(batch)}; add or remove columns"
             )
-        counts = {name: len(values) for name, values in batch.items()}
+        counts = {name: _length(name, values) for name, values in batch.items()}
         if len(set(counts.values())) != 1:
             raise InvalidRequest(f"all columns of a batch have the same number of rows; got {counts}")
         checked = {column.name: _checked(column, batch[column.name]) for column in self._columns}
@@ -176,6 +176,25 @@ def refuse_shared_arrays(columns: Sequence[Column]) -> None:
             owners[array] = column.name
 
 
+def _length(name: str, values: Any) -> int:
+    try:
+        return len(values)
+    except TypeError as error:
+        raise InvalidRequest(
+            f"a batch has one value a row for each column; for {name!r} it has {type(values).__name__}, which has no "
+            f"length; give an array or a list"
+        ) from error
+
+
+def _array(column: Column, values: Any) -> Array:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"values of column {column.name!r} have one shape; NumPy says of these: {error}; convert them first"
+        ) from error
+
+
 @dataclass(frozen=True)
 class _Nullable:
     """Values with something in the place of those that are missing, and which are there."""
@@ -219,8 +238,8 @@ def _checked_values(column: Column, values: Any) -> Any:
             raise InvalidRequest(f"column {column.name!r} takes bytes, one value a row; got {type(wrong).__name__}")
         return values
     if column.varies:
-        return [_checked_row(column, np.asarray(value)) for value in values]
-    array = np.asarray(values)
+        return [_checked_row(column, _array(column, value)) for value in values]
+    array = _array(column, values)
     if array.dtype != np.dtype(column.dtype) or array.shape[1:] != column.shape:
         raise InvalidRequest(
             f"column {column.name!r} takes {column.dtype} rows of shape {column.shape}; got {array.dtype} rows of "

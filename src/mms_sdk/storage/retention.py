@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from dataclasses import dataclass
 
 import orjson
@@ -19,6 +18,7 @@ from mms_sdk.schema.names import parse_snapshot
 from mms_sdk.storage import manifest
 from mms_sdk.storage.datasets import SNAPSHOT_FILE, Dataset, read_snapshot, snapshot_key
 from mms_sdk.storage.ids import is_id, now
+from mms_sdk.storage.stores.clock import agreed_time
 from mms_sdk.storage.writing import BEGUN, WRITINGS, parts_of
 
 GRACE_S = 48 * 3600.0
@@ -165,11 +165,12 @@ def collect_garbage(dataset: Dataset, *, grace_s: float = GRACE_S) -> Collected:
         grace_s: Seconds for which nobody may have touched something; 0 if nobody else is at work.
 
     Raises:
+        Conflict: This machine's clock and the store's differ by more than a day; nothing was removed.
         Damaged: A snapshot cannot be read, so that it is not known what is still in use; nothing was removed.
     """
     if grace_s < 0:
         raise InvalidRequest(f"a grace is 0 seconds or more; got grace_s={grace_s}")
-    before = time.time() - grace_s
+    before = agreed_time(dataset.store) - grace_s
     # Folders first, what names them after: what is sealed or committed in between is then seen as in use.
     candidates = [name for name in dataset.store.names("parts") if is_id(name)]
     writings = {name: _is_live(dataset, name, before) for name in dataset.store.names(WRITINGS) if is_id(name)}

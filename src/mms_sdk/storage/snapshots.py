@@ -6,21 +6,23 @@ import mmap
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from math import prod
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
+import psutil
 
 from mms_sdk import html, told
-from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
+from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound, TooLarge
 from mms_sdk.schema.dataset import Column, Part, Sealed, Snapshot
 from mms_sdk.storage import codecs, manifest
 from mms_sdk.storage.parts import CRC_BYTES, DELETED, GROUP, crc32c, is_compressed, is_raw
 from mms_sdk.storage.stores.base import Store
-from mms_sdk.storage.stores.remote import at_once
+from mms_sdk.storage.stores.remote import at_once, of_sound_copy
 from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
@@ -29,6 +31,7 @@ _TABLE_BYTES = 16 * 2**20  # of each array of a long table: chunks that are kept
 _KEPT_ROWS = 2**20  # of shorter tables a whole column is kept, whoever asks for rows of it
 _PIECE_BYTES = 2**20
 _LARGE_ROW_BYTES = 2**14
+_Read = TypeVar("_Read")
 
 
 class Chunked(NamedTuple):
@@ -62,7 +65,7 @@ class OpenSnapshot:
 
     def __init__(self, parts: Store, record: Snapshot) -> None:
         self.record = record
-        self._parts = [_OpenPart(parts, part, record.dataset) for part in record.parts]
+        self._parts = [_OpenPart(parts, part, record) for part in record.parts]
         self._starts = np.cumsum([0, *(part.live for part in record.parts)])
         self._tables: dict[str, Array] = {}
         self._valid_rows: dict[str, Array] = {}
@@ -112,11 +115,24 @@ class OpenSnapshot:
             raise InvalidRequest(f"column {name!r} has rows of varying length; read them with gather()")
         if name not in self._tables:
             if is_raw(column):
-                self._tables[name] = self.gather(name, np.arange(self.rows))
+                self._tables[name] = self.gather(name, self._all_rows())
             else:
                 values = self._table(column, column.stored, column.fixed, column.dtype)
-                self._tables[name] = _masked(values, self._valid(column)) if column.nullable else values
+                values = _masked(values, self._valid(column)) if column.nullable else values
+                self._refuse_codes_without_labels(column, values)
+                self._tables[name] = values
         return self._tables[name]
+
+    def _refuse_codes_without_labels(self, column: Column, values: Array) -> None:
+        # Classes and splits are counted by them; what a category's code names is only looked at.
+        if column.labels is None or column.kind not in ("label", "split"):
+            return
+        codes = np.ma.compressed(values) if column.nullable else values
+        if codes.size and not 0 <= codes.min() <= codes.max() < len(column.labels):
+            raise Damaged(
+                f"{self.ref} is damaged: codes of column {column.name!r} are those of its labels, 0 to "
+                f"{len(column.labels) - 1}; there are {codes.min()} to {codes.max()}; restore it from a backup"
+            )
 
     def gather(self, name: str, rows: Rows | Sequence[int]) -> Any:
         """Rows of a column, in the order asked for.
@@ -294,11 +310,16 @@ class OpenSnapshot:
             SplitNotFound: The snapshot has no such split, or it is empty.
         """
         if split is None:
-            return np.arange(self.rows, dtype=np.int64)
+            return self._all_rows()
         if split not in self.split_names:
             raise SplitNotFound(f"{self.ref} has no rows in split {split!r}; its splits are {dict(self.record.splits)}")
         labels = self.column("split").labels or ()
         return np.flatnonzero(self.values("split") == labels.index(split))
+
+    def _all_rows(self) -> Rows:
+        for part in self._parts:
+            part.refuse_absent_rows()
+        return np.arange(self.rows, dtype=np.int64)
 
     def verify(self) -> int:
         """Reads every byte of every part and compares digests.
@@ -356,9 +377,10 @@ class OpenSnapshot:
 class _OpenPart:
     """A part with its layers, and which of its rows are still there."""
 
-    def __init__(self, parts: Store, part: Part, dataset: str) -> None:
+    def __init__(self, parts: Store, part: Part, snapshot: Snapshot) -> None:
         self.record = part
-        what = "part {} of dataset " + repr(dataset)
+        self._columns = snapshot.columns
+        what = "part {} of dataset " + repr(snapshot.dataset)
         self.files = [_PartFiles(parts.below(each.id), each, what.format(each.id)) for each in part.folders]
 
     def files_of(self, column: Column) -> _PartFiles:
@@ -372,11 +394,31 @@ class _OpenPart:
     def physical(self, rows: Rows) -> Rows:
         return rows if self.record.deleted is None else self.live[rows]
 
+    def refuse_absent_rows(self) -> None:
+        """Makes sure that there are as many rows as are told of before there is a number for each.
+
+        Raises:
+            Damaged: There are not.
+        """
+        for column in self._columns[:1]:
+            array = f"{column.stored}_offsets" if column.varies else column.stored
+            bounds = (self.record.rows + 1, (), "uint64")
+            rows, shape, dtype = bounds if column.varies else (self.record.rows, column.fixed, column.dtype)
+            self.files_of(column).lies_as(array, rows, shape, dtype)
+
     @cached_property
     def live(self) -> Rows:
+        self.refuse_absent_rows()
+        if self.record.deleted is None:
+            return np.arange(self.record.rows)
+        gone = _read_table(self.files[-1], DELETED.name, (), DELETED.dtype, self.record.deleted.rows)
+        if len(gone) and (gone[0] < 0 or gone[-1] >= self.record.rows or (gone[:-1] >= gone[1:]).any()):
+            raise Damaged(
+                f"{self.files[-1].what} is damaged: it lists rows of a part of {self.record.rows}, ascending; it has "
+                f"others; restore the part from a backup"
+            )
         there = np.ones(self.record.rows, bool)
-        if self.record.deleted is not None:
-            there[_read_table(self.files[-1], DELETED.name, (), DELETED.dtype, self.record.deleted.rows)] = False
+        there[gone] = False
         return np.flatnonzero(there)
 
     @cached_property
@@ -393,6 +435,7 @@ class _PartFiles:
         self.rows = part.rows
         self.what = what
         self._manifest = part.manifest
+        self._layouts: dict[str, _Layout] = {}
 
     def check(self, *, content: bool) -> None:
         manifest.check(self._store, what=self.what, expected=self._manifest, content=content)
@@ -406,28 +449,69 @@ class _PartFiles:
             place = path.split("/")
             yield place[1] if place[0] == GROUP and len(place) > 2 else "", size
 
+    def lies_as(self, array: str, items: int | None, shape: Sequence[int], dtype: str) -> _Layout:
+        """How an array lies in its files, once that is what its column says, and so many files are there.
+
+        Args:
+            array: Which.
+            items: How many it has along its first axis; None for as many as it says.
+            shape: Of one of them.
+            dtype: Of one value.
+
+        Raises:
+            Damaged: The metadata says otherwise, or has what no reader reads.
+        """
+        found = self.layout(array)
+        wanted = (found.items if items is None else items, tuple(shape), dtype)
+        if (found.items, found.shape, found.dtype) != wanted:
+            rule = f"data_type {dtype}, shape {(wanted[0], *shape)} and chunks of whole rows, as its column"
+            raise self.odd(array, rule, f"{found.dtype} and {(found.items, *found.shape)}, or parts of rows")
+        files = -(-found.items // found.file_rows)
+        if found.files != files and 0 not in found.shape:
+            raise self.odd(array, f"{files} chunks for {found.items} rows", f"{found.files} are in the manifest")
+        if found.sharded and found.bytes < (index := 16 * -(-found.items // found.rows)):
+            raise self.odd(array, f"shards with {index} bytes of index", f"they have {found.bytes} in all")
+        return found
+
     def layout(self, array: str) -> _Layout:
         """How the array lies in its files."""
         # Read, not computed: a part stays readable when the sizes that new parts are written with change.
-        body = self._metadata(array)
+        if array not in self._layouts:
+            self._layouts[array] = self._read_layout(array)
+        return self._layouts[array]
+
+    def _read_layout(self, array: str) -> _Layout:
+        name = f"{GROUP}/{array}/zarr.json"
+        body = manifest.check_file(self._store, name, what=self.what, expected=self._manifest)
         try:
             told = orjson.loads(body)
-            file_rows, chain = told["chunk_grid"]["configuration"]["chunk_shape"][0], told["codecs"]
+            (items, *shape), dtype = told["shape"], told["data_type"]
+            (file_rows, *file_shape), chain = told["chunk_grid"]["configuration"]["chunk_shape"], told["codecs"]
             names = tuple(each["name"] for each in chain)
             sharded = names == ("sharding_indexed",)
-            rows = chain[0]["configuration"]["chunk_shape"][0] if sharded else file_rows
+            rows, *chunk_shape = chain[0]["configuration"]["chunk_shape"] if sharded else (file_rows, *file_shape)
             inner = tuple(each["name"] for each in chain[0]["configuration"]["codecs"]) if sharded else names
-        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise self.odd(array, "chunk_shape and codecs", "nothing that can be read") from error
+        except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+            raise self.odd(array, "shape, data_type, chunk_shape and codecs", "nothing that can be read") from error
         for each in (file_rows, rows):
             if type(each) is not int or each < 1:
                 raise self.odd(array, "chunk_shape[0], at least 1", each)
+        if type(items) is not int or items < 0:
+            raise self.odd(array, "shape[0], 0 or more", items)
         if file_rows % rows:
             raise self.odd(array, "shards of whole chunks", f"{file_rows} and {rows} rows")
+        if not shape == file_shape == chunk_shape:
+            raise self.odd(array, "chunks of whole rows", f"{shape}, {file_shape} and {chunk_shape}")
         if inner not in _CODECS:
             allowed = " or ".join(" → ".join(chain) for chain in _CODECS)
             raise self.odd(array, f"codecs {allowed}", " → ".join(map(str, inner)))
-        return _Layout(file_rows, rows, _CODECS[inner], sharded)
+        paths = manifest.sizes(self._store, what=self.what, expected=self._manifest)
+        files = [size for path, size in paths.items() if path.startswith(f"{GROUP}/{array}/c/")]
+        return _Layout(file_rows, rows, _CODECS[inner], sharded, items, tuple(shape), dtype, len(files), sum(files))
+
+    def of_sound_copy(self, array: str, number: int, dimensions: int, read: Callable[[], _Read]) -> _Read:
+        """What is read of a file of an array; from the store anew, if this machine's copy of it turns out damaged."""
+        return of_sound_copy(self._store, _chunk_key(array, number, dimensions), read)
 
     def odd(self, array: str, rule: str, value: Any) -> Damaged:
         return Damaged(
@@ -447,10 +531,6 @@ class _PartFiles:
             raise self._gone(key)
         return data
 
-    def _metadata(self, array: str) -> bytes:
-        name = f"{GROUP}/{array}/zarr.json"
-        return manifest.check_file(self._store, name, what=self.what, expected=self._manifest)
-
     def _gone(self, key: str) -> Damaged:
         where = f"{self._store.url}/{key}"
         return Damaged(f"{self.what} is damaged: {where} is gone or cut short; restore the part from a backup")
@@ -468,12 +548,22 @@ class _Layout(NamedTuple):
         rows: Rows of a chunk; a shard has several of them.
         codec: How chunks are compressed.
         sharded: Whether files are shards.
+        items: How many rows, or items of rows, it says it has.
+        shape: Of one of them.
+        dtype: Of one value.
+        files: How many files the manifest lists.
+        bytes: Their size.
     """
 
     file_rows: int
     rows: int
     codec: codecs.Codec | None
     sharded: bool
+    items: int
+    shape: tuple[int, ...]
+    dtype: str
+    files: int
+    bytes: int
 
 
 _CODECS: dict[tuple[str, ...], codecs.Codec | None] = {
@@ -512,7 +602,7 @@ class _RawColumn:
         self._column = column
         self._shape = column.fixed
         self._row_bytes = column.row_bytes
-        self._shard_rows = part.layout(column.stored).file_rows
+        self._shard_rows = part.lies_as(column.stored, part.rows, column.fixed, column.dtype).file_rows
         self._shards: dict[int, tuple[Array, Array]] = {}
         self._unverified = np.ones(part.rows, bool)
         self._left = True  # whether any is unverified
@@ -556,22 +646,48 @@ class _RawColumn:
     def _verify(self, values: Array, sums: Array, rows: Rows, *, first: int) -> None:
         if not self._left:
             return
-        fresh = np.flatnonzero(self._unverified[rows])
-        for place in fresh.tolist():
+        unverified = self._unverified
+        fresh = np.flatnonzero(unverified[rows])
+        if self._wrong(values, sums, rows, fresh, first) is not None:
+            self._read_anew(values, rows, first)
+            return
+        unverified[rows[fresh]] = False
+        if len(fresh):
+            self._left = bool(unverified.any())
+
+    def _wrong(self, values: Array, sums: Array, rows: Rows, places: Rows, first: int) -> Damaged | None:
+        for place in places.tolist():
             if crc32c(values[place].tobytes()) != sums[rows[place] - first]:
-                raise Damaged(
+                return Damaged(
                     f"row {rows[place]} of column {self._column.name!r} in {self._part.what} is damaged: its checksum "
                     f"does not fit its bytes; restore the part from a backup"
                 )
-        self._unverified[rows[fresh]] = False
-        if len(fresh):
-            self._left = bool(self._unverified.any())
+        return None
+
+    def _read_anew(self, values: Array, rows: Rows, first: int) -> None:
+        shard = first // self._shard_rows
+
+        def read() -> None:
+            mapped, sums = self._mapped(shard)
+            values[:] = mapped[rows - first]
+            if (wrong := self._wrong(values, sums, rows, np.arange(len(rows)), first)) is not None:
+                self._shards.pop(shard, None)
+                self._unverified, self._left = np.ones(self._part.rows, bool), True  # of another copy, none is verified
+                raise wrong
+
+        self._part.of_sound_copy(self._column.stored, shard, 1 + len(self._shape), read)
 
     def _mapped(self, shard: int) -> tuple[Array, Array]:
         if shard not in self._shards:
             rows = min(self._shard_rows, self._part.rows - shard * self._shard_rows)
             stride = self._row_bytes + CRC_BYTES
-            data = self._part.chunk(self._column.stored, shard, 1 + len(self._shape), size=rows * stride)
+            dimensions = 1 + len(self._shape)
+            data = self._part.of_sound_copy(
+                self._column.stored,
+                shard,
+                dimensions,
+                lambda: self._part.chunk(self._column.stored, shard, dimensions, size=rows * stride),
+            )
             # A void dtype makes one row one element, so that fancy indexing copies whole rows.
             values = np.ndarray((rows,), f"V{self._row_bytes}", data, 0, (stride,))
             sums = np.ndarray((rows,), "<u4", data, self._row_bytes, (stride,))
@@ -588,6 +704,7 @@ class _CompressedColumn:
         self._column = column
         self._row_bytes = column.row_bytes
         self._chunks = _Chunks(part, column.stored, 1 + len(column.fixed), column.row_bytes)
+        part.lies_as(column.stored, part.rows, column.fixed, column.dtype)
         self.chunk_rows = self._chunks.rows
 
     def gather(self, rows: Rows) -> Array:
@@ -660,12 +777,26 @@ class _Chunks:
         return sum(len(self._verified_chunk(number)) for number in range(count))
 
     def _verified_chunk(self, number: int) -> memoryview:
+        shard = number // self._in_shard
+
+        def read() -> memoryview:
+            try:
+                return self._compared(number)
+            except Damaged:
+                self._shards.pop(shard, None)
+                self._verified = set()  # of another copy, none is verified
+                raise
+
+        return self._part.of_sound_copy(self._array, shard, self._dimensions, read)
+
+    def _compared(self, number: int) -> memoryview:
+        verified = self._verified
         framed = self._framed(number)
         data = framed[:-CRC_BYTES]
-        if number not in self._verified:
+        if number not in verified:
             if crc32c(data.tobytes()) != int.from_bytes(framed[-CRC_BYTES:], "little"):
                 raise _bad_sum(self._part, self._array, number)
-            self._verified.add(number)
+            verified.add(number)
         return data
 
     def _framed(self, number: int) -> memoryview:
@@ -755,9 +886,13 @@ class _RaggedColumn:
         self._part = part
         self._column = column
         self._name = f"{column.stored}_data"
-        bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1).astype(np.int64)
-        self._bounds = bounds * column.item_bytes
-        self._chunk_bytes = part.layout(self._name).rows * column.item_bytes
+        items = part.lies_as(self._name, None, column.fixed, column.dtype)
+        bounds = _read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1)
+        if bounds[0] != 0 or bounds[-1] > items.items or (bounds[:-1] > bounds[1:]).any():
+            rule = f"rows of column {column.name!r} lie one after another in {items.items} items"
+            raise Damaged(f"{part.what} is damaged: {rule}; its offsets say otherwise; restore the part from a backup")
+        self._bounds = bounds.astype(np.int64) * column.item_bytes
+        self._chunk_bytes = items.rows * column.item_bytes
         self._chunks: dict[int, memoryview] = {}
         self._compressed = (
             None if column.profile == "raw" else _Chunks(part, self._name, 1 + len(column.fixed), column.item_bytes)
@@ -787,6 +922,7 @@ class _RaggedColumn:
         return size
 
     def _slice(self, start: int, end: int) -> bytes:
+        _refuse_beyond_memory(f"a row of column {self._column.name!r} in {self._part.what}", end - start)
         pieces = []
         while start < end:
             number, offset = divmod(start, self._chunk_bytes)
@@ -810,6 +946,15 @@ def _with_missing(column: Column, values: Any, valid: Array) -> Any:
     return [value if there else None for value, there in zip(values, valid, strict=True)]
 
 
+def _refuse_beyond_memory(what: str, size: int) -> None:
+    # What is compressed may be a thousand times what lies there.
+    if size > MAX_CHUNK_BYTES and size > (free := psutil.virtual_memory().available):
+        raise TooLarge(
+            f"what is read in one piece fits into memory; {what} takes {size:,} bytes, of which {free:,} are free; if "
+            f"it is meant to be so large, read it on a machine with more"
+        )
+
+
 def _masked(values: Array, valid: Array) -> Array:
     mask = np.broadcast_to(~valid.reshape(-1, *(1 for _ in values.shape[1:])), values.shape)
     return np.ma.MaskedArray(values, mask)
@@ -817,9 +962,10 @@ def _masked(values: Array, valid: Array) -> Array:
 
 def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, rows: int) -> Array:
     # Chunk files by number, each of the full length: the last one is padded.
-    layout = part.layout(array)
+    layout = part.lies_as(array, rows, shape, dtype)
     chunk_rows = layout.rows
-    values = int(np.prod(shape, dtype=np.int64))
+    values = prod(shape)
+    _refuse_beyond_memory(f"array {array!r} in {part.what}", rows * values * np.dtype(dtype).itemsize)
     if layout.codec is not None:
         chunks = _Chunks(part, array, 1 + len(shape), values * np.dtype(dtype).itemsize)
         return chunks.all(-(-rows // chunks.rows)).view(dtype)[: rows * values].reshape(rows, *shape)
@@ -831,11 +977,17 @@ def _read_table(part: _PartFiles, array: str, shape: Sequence[int], dtype: str, 
 
 
 def _checked_chunk(part: _PartFiles, array: str, number: int, dimensions: int, size: int) -> memoryview:
-    whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
-    data, stored = whole[:size], whole[size : size + CRC_BYTES]
-    if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
-        raise _bad_sum(part, array, number)
-    return data
+    if size > MAX_CHUNK_BYTES:
+        raise part.odd(array, f"chunks of at most {MAX_CHUNK_BYTES} bytes", f"{size} bytes")
+
+    def read() -> memoryview:
+        whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
+        data, stored = whole[:size], whole[size : size + CRC_BYTES]
+        if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
+            raise _bad_sum(part, array, number)
+        return data
+
+    return part.of_sound_copy(array, number, dimensions, read)
 
 
 def _bad_sum(part: _PartFiles, array: str, number: int) -> Damaged:

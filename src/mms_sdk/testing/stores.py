@@ -144,6 +144,18 @@ class StoreConformance:
         with store.open("parts/1/data/c/0") as file:
             assert file.read() == b"chunk"
 
+    def test_a_copy_that_is_forgotten_is_fetched_anew(self, store: Store) -> None:
+        """And where `open` gives the file itself, nothing is forgotten."""
+        store.create("a/b", b"as written")
+        with store.open("a/b") as file:
+            opened = Path(f"/proc/self/fd/{file.fileno()}").resolve()
+        if not store.local:
+            opened.write_bytes(b"damaged")
+        for key in ("b", "b", "none"):
+            assert store.below("a").forget(key) is not store.local
+        with store.open("a/b") as file:
+            assert file.read() == b"as written"
+
     def test_a_folder_is_removed(self, store: Store) -> None:
         """With everything in it and nothing beside it."""
         for key in ("a/b/1", "a/b/deep/2", "a/bc"):

@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mms_sdk.compute.data.bring import EXAMPLES
+from mms_sdk.compute.data.declared import values_as
 from mms_sdk.compute.data.ingest import columns_of, content_id, refuse_other_columns
 from mms_sdk.compute.data.kinds import image
-from mms_sdk.compute.data.kinds.tabular import values_of
 from mms_sdk.compute.data.media import Pictures
 from mms_sdk.compute.data.split import place_by_content
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
@@ -35,7 +34,6 @@ from mms_sdk.schema.dataset import (
     Split,
 )
 from mms_sdk.schema.sources import ImageFolder
-from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset, holds
 from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -90,7 +88,7 @@ def write_columns(dataset: Dataset, given: Frame, columns: Sequence[Column]) -> 
         )
 
     def values(batch: pa.RecordBatch) -> dict[str, Any]:
-        return {column.name: _values(column, batch.column(column.name)) for column in writing.columns}
+        return {column.name: values_as(column, batch.column(column.name)) for column in writing.columns}
 
     return _write(writing, given, given.frame.select(*names), values)
 
@@ -202,41 +200,6 @@ def _slices(batches: _Batches) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS):
             yield batch.slice(start, _ROWS)
-
-
-# Rows that have their columns -----------------------------------------------------------------------------------------
-
-
-def _values(column: Column, array: pa.Array) -> Any:
-    if column.labels is not None and _is_text(array.type):
-        known = pa.array(column.labels, pa.string())
-        codes = pc.index_in(array.cast(pa.string()), known)
-        unknown = pc.filter(array, pc.and_(codes.is_null(), array.is_valid()))
-        if len(unknown):
-            raise DataError(
-                f"labels of column {column.name!r} are {list(column.labels)}; got {unknown[0].as_py()!r}; add it at "
-                f"the end of the column's labels"
-            )
-        return values_of(column, array)
-    if column.labels is not None:
-        by_label(column, array.drop_null().to_numpy(zero_copy_only=False))
-        return values_of(column.model_copy(update={"kind": "number"}), array)
-    if column.shape and not column.varies and (lengths := set(pc.list_value_length(array).drop_null().to_pylist())):
-        size = column.item_bytes // np.dtype(column.dtype).itemsize
-        if lengths != {size}:
-            raise DataError(f"lists of column {column.name!r} have {size} values; some have {min(lengths - {size})}")
-    if column.shape == () and column.kind != "timestamp":
-        try:
-            array = array.cast(pa.from_numpy_dtype(np.dtype(column.dtype)))
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"values of column {column.name!r} are {column.dtype}; {error}; convert them first"
-            ) from error
-    return values_of(column, array)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------

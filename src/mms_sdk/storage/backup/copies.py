@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,7 @@ from mms_sdk.storage.backup import catalog_rows
 from mms_sdk.storage.backup.contents import Content, contents_of
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.stores.base import Store
+from mms_sdk.storage.stores.clock import agreed_time
 from mms_sdk.storage.stores.remote import at_once
 from mms_sdk.storage.workspace import Workspace
 
@@ -104,7 +104,13 @@ class Copies:
             Damaged: The list is not what was written.
         """
         data = self._read_object(backup.index, what=f"the list of files of backup {backup.id}")
-        return [Held(**orjson.loads(line)) for line in data.splitlines()]
+        held = [Held(**orjson.loads(line)) for line in data.splitlines()]
+        outside = next((each.path for each in held if not files.is_below(each.path)), None)
+        if outside is not None:
+            raise Damaged(
+                f"what a backup holds lies in its workspace; {outside!r} of {backup.id} would not; take a new backup"
+            )
+        return held
 
     def take(self, workspace: Workspace, *, tell: Tell = lambda *_: None) -> Backup:
         """Copies a workspace as it is now, while jobs go on.
@@ -181,17 +187,18 @@ class Copies:
             How many copies went.
 
         Raises:
+            Conflict: This machine's clock and the store's differ by more than a day; nothing went.
             Damaged: The list of files of one that stays is not what was written; nothing went.
         """
         if keep < 1:
             raise InvalidRequest(f"at least the newest backup stays; got keep={keep}")
+        before = agreed_time(self.store) - grace_s
         backups = self.records()
         # Read before anything goes: if one that stays is damaged, an older one may be the last that is whole.
         used = {each.index for each in backups[-keep:]}
         used |= {held.sha256 for each in backups[-keep:] for held in self.files(each)}
         for gone in backups[:-keep]:
             self.store.delete(f"backups/{gone.id}.json")
-        before = time.time() - grace_s
         for each in self.store.walk("objects"):
             digest = each.key.rsplit("/", 1)[-1]
             if not each.key.endswith("/") and digest not in used and each.modified <= before:

@@ -100,6 +100,9 @@ class Store(Protocol):
             FileNotFoundError: There is none.
         """
 
+    def forget(self, key: str) -> bool:
+        """Drops this machine's copy of a file, if `open` may give one; False where it gives the file itself."""
+
     def draft(self, folder: str) -> Path:
         """An empty folder of this machine, to fill with what `keep` will keep as `folder`."""
 

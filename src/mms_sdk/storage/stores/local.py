@@ -37,7 +37,8 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """See `Store.read`."""
-        return (self.folder / key).read_bytes()
+        with self.open(key) as file:
+            return file.read()
 
     def create(self, key: str, data: bytes) -> None:
         """See `Store.create`."""
@@ -62,9 +63,9 @@ class LocalStore:
         source = self.folder / key
         if not source.is_file():
             raise FileNotFoundError(f"{source} is not there")
-        with files.writing(file):
-            shutil.copyfile(source, file)
+        with files.open_plain(source) as content, files.writing(file), file.open("xb") as out:
             file.chmod(files.FILE_MODE)
+            shutil.copyfileobj(content, out, files.PIECE_BYTES)
 
     def stat(self, key: str) -> Stored:
         """See `Store.stat`."""
@@ -89,7 +90,11 @@ class LocalStore:
 
     def open(self, key: str) -> BinaryIO:
         """See `Store.open`."""
-        return (self.folder / key).open("rb", buffering=0)
+        return files.open_plain(self.folder / key)
+
+    def forget(self, key: str) -> bool:
+        """There are no copies."""
+        return False
 
     def draft(self, folder: str) -> Path:
         """The folder itself: what is written there need not be copied."""

@@ -1,7 +1,8 @@
 """A store that is not on this machine, and the copies kept here of what was read from it.
 
 Files of a part never change, so that a copy is right for ever. It is brought whole the first time it is asked for, and
-read like a file of this machine from then on; the oldest copies go when there is no room for more.
+read like a file of this machine from then on; the oldest copies go when there is no room for more, and one that turns
+out damaged is fetched anew.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
+from mms_sdk.errors import Damaged
 from mms_sdk.storage import files
-from mms_sdk.storage.stores.base import Stored
+from mms_sdk.storage.stores.base import Store, Stored
 
 PIECE_BYTES = 16 * 2**20  # of a large file, asked for at a time
+_Read = TypeVar("_Read")
 _AT_ONCE = 16  # requests: more than cores, since they wait for the network
 _FULL = 0.9  # what is left of the room for copies when the oldest had to go
 
@@ -155,6 +158,11 @@ class RemoteStore:
                 return path.open("rb", buffering=0)
             self._bring(self._prefix + key, path)
 
+    def forget(self, key: str) -> bool:
+        """See `Store.forget`; whoever has the copy mapped reads on."""
+        (self._copies / "files" / (self._prefix + key)).unlink(missing_ok=True)
+        return True
+
     def draft(self, folder: str) -> Path:
         """A folder among the copies."""
         return files.make_folder(self._copies / "drafts" / f"{time.time_ns()}-{os.urandom(6).hex()}")
@@ -224,6 +232,29 @@ def at_once(work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
         return [work(item) for item in items]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(work, items))
+
+
+def of_sound_copy(store: Store, key: str, read: Callable[[], _Read]) -> _Read:
+    """What is read of a file; of one that was fetched anew, if this machine's copy of it turns out damaged.
+
+    Args:
+        store: Where the file lies.
+        key: Which.
+        read: Opens it, reads, and compares.
+
+    Raises:
+        Damaged: It is damaged where it lies.
+    """
+    try:
+        return read()
+    except Damaged:
+        if not store.forget(key):
+            raise
+    try:
+        return read()
+    except Damaged as error:
+        where = f"{store.url}/{key}"
+        raise Damaged(f"{error.message}; it was fetched anew, so that it is {where} itself that is damaged") from error
 
 
 def _again(make: Callable[[], Objects], copies: Path, max_bytes: int, prefix: str) -> RemoteStore:
