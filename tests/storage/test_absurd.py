@@ -20,7 +20,7 @@ from small_datasets import COLUMNS, SPLIT, add, content_of
 
 from mms_sdk.errors import Damaged, TooLarge
 from mms_sdk.schema.dataset import Column, Sealed
-from mms_sdk.storage import manifest, parts, snapshots
+from mms_sdk.storage import chunks, manifest, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import delete_rows, write_column
@@ -416,7 +416,7 @@ def damage_of_column(dataset: Dataset, name: str) -> str:
 def test_small_chunks_of_much_are_not_decoded_where_there_is_no_room(
     real_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
 ) -> None:
-    monkeypatch.setattr(snapshots, "MAX_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(chunks, "MAX_CHUNK_BYTES", 2**20)
     monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 2**20)
     column = Column(name="zeros", kind="number", dtype="uint8", profile=profile)
     texts = Column(name="text", kind="text", dtype="uint8", shape=None, profile=profile)
@@ -441,7 +441,7 @@ def test_a_chunk_beyond_the_limit_is_not_read_though_it_is_there(
     real_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = put(real_store, tmp_path, lambda folder: None)
-    monkeypatch.setattr(snapshots, "MAX_CHUNK_BYTES", 4 * ROWS - 1)
+    monkeypatch.setattr(chunks, "MAX_CHUNK_BYTES", 4 * ROWS - 1)
     with pytest.raises(Damaged, match="chunks of at most 51 bytes; it says 52 bytes"):
         dataset.snapshot().values("label")
 

@@ -15,7 +15,8 @@ from small_datasets import COLUMNS, add, content_of
 
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage import snapshots
+from mms_sdk.storage import chunks
+from mms_sdk.storage import columns as gathering
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.permutation import permuted
 from mms_sdk.storage.reader import Batch, Memory, Reader, Rung
@@ -310,7 +311,8 @@ def test_after_a_warm_up_no_checksum_is_compared_any_more(
     def refused(_: bytes) -> int:
         raise AssertionError("a checksum was compared")
 
-    monkeypatch.setattr(snapshots, "crc32c", refused)
+    monkeypatch.setattr(chunks, "crc32c", refused)
+    monkeypatch.setattr(gathering, "crc32c", refused)
     assert sum(len(valid(batch)) for batch in reader.epoch()) == 46
 
 
