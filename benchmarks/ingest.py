@@ -22,8 +22,9 @@ from benchmarks.storage import pictures
 from benchmarks.table import Row, in_turns, speedup
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.kinds import image
-from mms_sdk.schema.dataset import Column, IngestSpec
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
 

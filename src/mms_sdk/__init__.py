@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mms_sdk import errors
     from mms_sdk.client.backups import Backups
-    from mms_sdk.client.datasets import Dataset
+    from mms_sdk.client.dataset import Dataset
     from mms_sdk.client.deployments import Deployment, Prediction
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.schedules import warmup_cosine
     from mms_sdk.compute.training.tasks import Classification
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
-    from mms_sdk.schema.dataset import Clip as clip
-    from mms_sdk.schema.dataset import Column, Split
-    from mms_sdk.schema.dataset import Convert as convert
-    from mms_sdk.schema.dataset import DropConstant as drop_constant
-    from mms_sdk.schema.dataset import DropDuplicates as drop_duplicates
-    from mms_sdk.schema.dataset import DropMissing as drop_missing
-    from mms_sdk.schema.dataset import DropNearDuplicates as drop_near_duplicates
-    from mms_sdk.schema.dataset import DropOddSizes as drop_odd_sizes
-    from mms_sdk.schema.dataset import DropOutOfRange as drop_out_of_range
-    from mms_sdk.schema.dataset import DropUnreadable as drop_unreadable
-    from mms_sdk.schema.dataset import Impute as impute
-    from mms_sdk.schema.dataset import KeepWhere as keep_where
+    from mms_sdk.schema.cleaning import Clip as clip
+    from mms_sdk.schema.cleaning import Convert as convert
+    from mms_sdk.schema.cleaning import DropConstant as drop_constant
+    from mms_sdk.schema.cleaning import DropDuplicates as drop_duplicates
+    from mms_sdk.schema.cleaning import DropMissing as drop_missing
+    from mms_sdk.schema.cleaning import DropNearDuplicates as drop_near_duplicates
+    from mms_sdk.schema.cleaning import DropOddSizes as drop_odd_sizes
+    from mms_sdk.schema.cleaning import DropOutOfRange as drop_out_of_range
+    from mms_sdk.schema.cleaning import DropUnreadable as drop_unreadable
+    from mms_sdk.schema.cleaning import Impute as impute
+    from mms_sdk.schema.cleaning import KeepWhere as keep_where
+    from mms_sdk.schema.dataset import Column
     from mms_sdk.schema.sources import (
         CSV,
         HTTP,
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         WebDataset,
         Zarr,
     )
+    from mms_sdk.schema.specs import Split
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
@@ -71,7 +72,7 @@ _HOME = {
     "Checkpoints": "compute.training.policies",
     "Classification": "compute.training.tasks",
     "Column": "schema.dataset",
-    "Dataset": "client.datasets",
+    "Dataset": "client.dataset",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
     "HTTP": "schema.sources",
@@ -89,7 +90,7 @@ _HOME = {
     "Record": "compute.data.streams",
     "Result": "compute.training.trainer",
     "SQL": "schema.sources",
-    "Split": "schema.dataset",
+    "Split": "schema.specs",
     "Step": "compute.training.loop",
     "Stream": "compute.data.streams",
     "TFDS": "schema.sources",
@@ -101,18 +102,18 @@ _HOME = {
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
     "Zarr": "schema.sources",
-    "clip": "schema.dataset:Clip",
+    "clip": "schema.cleaning:Clip",
     "connect": "client.workspace",
-    "convert": "schema.dataset:Convert",
-    "drop_constant": "schema.dataset:DropConstant",
-    "drop_duplicates": "schema.dataset:DropDuplicates",
-    "drop_missing": "schema.dataset:DropMissing",
-    "drop_near_duplicates": "schema.dataset:DropNearDuplicates",
-    "drop_odd_sizes": "schema.dataset:DropOddSizes",
-    "drop_out_of_range": "schema.dataset:DropOutOfRange",
-    "drop_unreadable": "schema.dataset:DropUnreadable",
-    "impute": "schema.dataset:Impute",
-    "keep_where": "schema.dataset:KeepWhere",
+    "convert": "schema.cleaning:Convert",
+    "drop_constant": "schema.cleaning:DropConstant",
+    "drop_duplicates": "schema.cleaning:DropDuplicates",
+    "drop_missing": "schema.cleaning:DropMissing",
+    "drop_near_duplicates": "schema.cleaning:DropNearDuplicates",
+    "drop_odd_sizes": "schema.cleaning:DropOddSizes",
+    "drop_out_of_range": "schema.cleaning:DropOutOfRange",
+    "drop_unreadable": "schema.cleaning:DropUnreadable",
+    "impute": "schema.cleaning:Impute",
+    "keep_where": "schema.cleaning:KeepWhere",
     "warmup_cosine": "compute.training.schedules",
 }
 _MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}

@@ -26,7 +26,7 @@ import mms_sdk
 from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
 
 if TYPE_CHECKING:
-    from mms_sdk.client.datasets import Dataset
+    from mms_sdk.client.dataset import Dataset
     from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
 
@@ -379,7 +379,7 @@ def _made(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
 
 def _step(text: str) -> Any:
     # A step and its fields: by place, or name=value. Values are JSON where they read like it.
-    from mms_sdk.schema.dataset import PictureStep, TableStep
+    from mms_sdk.schema.cleaning import PictureStep, TableStep
 
     kinds = {kind.model_fields["step"].default: kind for kind in (*get_args(PictureStep), *get_args(TableStep))}
     try:
@@ -417,7 +417,7 @@ def _ingest(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
 
 def _source(asked: argparse.Namespace) -> tuple[Any, Sequence[Any]]:
     from mms_sdk.client.datasets import source_of
-    from mms_sdk.schema.dataset import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable
+    from mms_sdk.schema.cleaning import CleanStep, DropDuplicates, DropOddSizes, DropUnreadable
     from mms_sdk.schema.sources import Files, ImageFolder, WebDataset
 
     source = source_of(asked.what)

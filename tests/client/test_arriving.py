@@ -19,7 +19,7 @@ from PIL import Image
 
 import mms_sdk as mms
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 
 X = mms.Column(name="x", kind="number", dtype="int64")
 FAST = {"every_s": 0.1, "settle_s": 0.4}

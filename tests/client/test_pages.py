@@ -14,7 +14,7 @@ from test_shown import HOSTILE, QUOTED, harmless
 import mms_sdk as mms
 from mms_sdk import html
 from mms_sdk.client import pages
-from mms_sdk.client.datasets import Dataset
+from mms_sdk.client.dataset import Dataset
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import mms_sdk as mms
 from mms_sdk import html
-from mms_sdk.client.datasets import Dataset
+from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.deployments import Deployment, Prediction
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.models import ModelVersion

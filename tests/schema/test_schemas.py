@@ -14,11 +14,12 @@ import mms_sdk.schema
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.access import ROLES, allows
 from mms_sdk.schema.base import Asked, Schema
-from mms_sdk.schema.dataset import Column, IngestSpec, Split
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.deployment import CreateDeployment
 from mms_sdk.schema.job import Job
 from mms_sdk.schema.model import RegisterVersion, SetAlias
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.specs import IngestSpec, Split
 
 
 def all_schemas() -> list[type[Schema]]:

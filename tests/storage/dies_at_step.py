@@ -168,7 +168,8 @@ def put_together(folder: Path) -> None:
 
 def clean(folder: Path) -> None:
     from mms_sdk.compute.data.clean_stored import clean
-    from mms_sdk.schema.dataset import CleanSpec, Convert, KeepWhere
+    from mms_sdk.schema.cleaning import Convert, KeepWhere
+    from mms_sdk.schema.specs import CleanSpec
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.stores.local import LocalStore
 
@@ -179,7 +180,7 @@ def clean(folder: Path) -> None:
 
 def join(folder: Path) -> None:
     from mms_sdk.compute.data.join import join
-    from mms_sdk.schema.dataset import JoinSpec
+    from mms_sdk.schema.specs import JoinSpec
     from mms_sdk.storage.datasets import Dataset
     from mms_sdk.storage.stores.local import LocalStore
 
@@ -201,8 +202,9 @@ def tidy(folder: Path) -> None:
 
 def ingest(folder: Path) -> None:
     from mms_sdk.compute.data.ingest import ingest
-    from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, IngestSpec
+    from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
     from mms_sdk.schema.sources import ImageFolder
+    from mms_sdk.schema.specs import IngestSpec
     from mms_sdk.storage.workspace import Workspace
 
     spec = IngestSpec(source=ImageFolder(folder.parent / "photos"), clean=(DropUnreadable(), DropDuplicates()))

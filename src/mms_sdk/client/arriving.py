@@ -17,8 +17,8 @@ from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.streams import Stream
 from mms_sdk.compute.data.watch import Pace, watch
 from mms_sdk.errors import MmsError
-from mms_sdk.schema.dataset import IngestSpec
 from mms_sdk.schema.job import Job, JobKind
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.service.problems import as_problem
 from mms_sdk.storage.workspace import Workspace
 

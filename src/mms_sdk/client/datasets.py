@@ -1,4 +1,4 @@
-"""Datasets: bringing data in, and looking at what is there."""
+"""Datasets: bringing data in, making new ones of what is there, and looking after them."""
 
 from __future__ import annotations
 
@@ -9,42 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from mms_sdk import html, told
-from mms_sdk.client import pages
+from mms_sdk import told
 from mms_sdk.client.api import Api
 from mms_sdk.client.arriving import follow_stream, watch_folder
-from mms_sdk.client.descriptions import Description
+from mms_sdk.client.dataset import Dataset, steps_of
 from mms_sdk.client.jobs import Job
-from mms_sdk.client.tables import Table, aligned, terminal_width
-from mms_sdk.compute.data import describe as statistics
-from mms_sdk.compute.data import preview as looking
+from mms_sdk.client.tables import Table
 from mms_sdk.compute.data import spark
 from mms_sdk.compute.data.follow import Batches, Following
-from mms_sdk.compute.data.kinds.tabular import told_values, write_arrays
+from mms_sdk.compute.data.kinds.tabular import write_arrays
 from mms_sdk.compute.data.sources.files import SUFFIXES
 from mms_sdk.compute.data.streams import Stream, as_stream
 from mms_sdk.compute.data.watch import Pace
 from mms_sdk.errors import InvalidRequest, MissingExtra
-from mms_sdk.schema.dataset import (
-    SPLITS,
-    CleaningReport,
-    CleanSpec,
-    CleanStep,
-    Column,
-    ConcatSpec,
-    DatasetInfo,
-    IngestSpec,
-    JoinSpec,
-    PictureStep,
-    Profile,
-    Reject,
-    SnapshotDiff,
-    SnapshotInfo,
-    Split,
-    TableStep,
-)
+from mms_sdk.schema.cleaning import CleanStep
+from mms_sdk.schema.dataset import SPLITS, Column, DatasetInfo, Profile, SnapshotInfo
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import check_name, parse_dataset_ref, parse_snapshot
 from mms_sdk.schema.sources import (
@@ -60,357 +39,13 @@ from mms_sdk.schema.sources import (
     WebDataset,
     Zarr,
 )
+from mms_sdk.schema.specs import ConcatSpec, IngestSpec, JoinSpec, Split
 from mms_sdk.storage import datasets as storage
-from mms_sdk.storage import edits
-from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
-from mms_sdk.types import Rows
 
 AnySource = Source | str | Path | Mapping[str, Any]
 """What an ingest takes: a source, a path that means one, or arrays by column."""
-
-
-class Dataset:
-    """A dataset at one snapshot. It stays the same whatever is ingested later."""
-
-    def __init__(self, api: Api, info: DatasetInfo, workspace: Workspace | None) -> None:
-        self._api = api
-        self.info = info
-        self._workspace = workspace
-
-    def __repr__(self) -> str:
-        classes = f", {told.counted(self.num_classes, 'class')}" if self.labels else ""
-        splits = ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items())
-        return f"<dataset {self.ref}: {told.counted(self.rows, 'row')}{classes}{splits and '; '}{splits}>"
-
-    def _repr_html_(self) -> str:
-        return pages.page(self)
-
-    def facts(self) -> dict[str, Any]:
-        """What matters about it, by name."""
-        return pages.facts(self)
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.info.name
-
-    @property
-    def ref(self) -> str:
-        """The reference that names exactly these rows, e.g. `flowers@7`."""
-        return f"{self.info.name}@{self.info.snapshot}"
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.info.rows
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """Rows in each split."""
-        return {name: self.info.splits[name] for name in ("train", "val", "test") if self.info.splits.get(name)}
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """Rows in each class, in order of the labels' codes."""
-        counts = self.info.statistics.get("classes", {})
-        return {label: counts.get(label, 0) for label in self.labels}
-
-    def classes_by_split(self) -> dict[str, dict[str, int]]:
-        """Rows of each class in each split, counted now; two small columns are read whole.
-
-        Raises:
-            ColumnNotFound: It has no classes, or no splits.
-            InvalidRequest: It lies on a server.
-        """
-        opened = self.open()
-        columns = [opened.column(name).labels or () for name in ("label", "split")]
-        return pages.by_split(opened.values("label"), opened.values("split"), *columns)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names in order of their codes."""
-        return next((column.labels or () for column in self.info.columns if column.name == "label"), ())
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.labels)
-
-    @property
-    def picture_shape(self) -> tuple[int, ...] | None:
-        """(height, width, channels) of its pictures, or None where they differ in size."""
-        column = next((column for column in self.info.columns if column.name == "image"), None)
-        return None if column is None or column.varies else column.fixed
-
-    @property
-    def cleaning(self) -> CleaningReport | None:
-        """What cleaning found when this snapshot was ingested."""
-        told = self.info.provenance.get("cleaning")
-        return None if told is None else CleaningReport.model_validate(told)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether its rows can be read here."""
-        return self._workspace is not None
-
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace folder it lies in.
-
-        Raises:
-            InvalidRequest: It lies on a server.
-        """
-        if self._workspace is None:
-            raise InvalidRequest(
-                f"training and looking at rows need a dataset of this machine's workspace; {self.ref} lies on a "
-                f"server; run it there, with mms.connect() without a URL"
-            )
-        return self._workspace
-
-    def head(self, rows: int = 10) -> Table[dict[str, Any]]:
-        """The first rows, as a table: texts and labels by name, arrays by their shape.
-
-        Args:
-            rows: How many.
-        """
-        opened = self.open()
-        numbers = np.arange(min(rows, opened.rows))
-        columns = [column for column in opened.record.columns if column.kind != "id"]
-        shown = {column.name: told_values(column, opened.gather(column.name, numbers)) for column in columns}
-        found = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
-        return Table(found, title="rows", rows=found)
-
-    def describe(self, split: str | None = None) -> Description:
-        """Its columns in numbers, ids left out. Every row is read, twice, some at a time.
-
-        Of numbers: how many there are, the ends, mean, standard deviation and a histogram, over all items where a row
-        has several; of names and texts: how many different ones and the commonest; of times the first and last; of rows
-        of varying length, how long they are; of pictures their sizes.
-
-        Args:
-            split: Of its rows only; of all if left out.
-
-        Raises:
-            SplitNotFound: There is no such split.
-            InvalidRequest: It lies on a server.
-        """
-        opened = self.open()
-        found = statistics.describe(opened, opened.split_rows(split))
-        return Description(found, title=f"columns of {self.ref}{f'/{split}' if split else ''}")
-
-    def preview(
-        self,
-        rows: Sequence[int] | None = None,
-        *,
-        split: str | None = None,
-        captions: Sequence[str] | None = None,
-    ) -> Preview:
-        """Some rows to look at: pictures, sounds to hear, series as lines, and words, numbers and times as they are.
-
-        Args:
-            rows: Row numbers; some of each class if left out, or some from everywhere where there are no classes.
-            split: Of its rows only, where `rows` is left out.
-            captions: What to write below each instead of its class.
-
-        Raises:
-            SplitNotFound: There is no such split.
-            InvalidRequest: A row number is out of range or none; `rows` and `split` at once; another number of
-                captions than rows; or it lies on a server.
-        """
-        opened = self.open()
-        numbers = self._to_show(opened, split) if rows is None else _row_numbers(rows)
-        if rows is not None and split is not None:
-            raise InvalidRequest(f"rows are given by number or by split; got rows and split={split!r}; leave one out")
-        if captions is not None and len(captions) != len(numbers):
-            raise InvalidRequest(f"there is one caption for each row; got {len(captions)} for {len(numbers)} rows")
-        return Preview(opened, numbers, captions)
-
-    def _to_show(self, opened: OpenSnapshot, split: str | None) -> Rows:
-        rows = opened.split_rows(split)
-        codes = opened.values("label")[rows] if self.labels else None
-        chosen: Rows = looking.choose(codes, rows, classes=self.num_classes, most=24 if self.labels else 12)
-        return chosen
-
-    def rejects(self) -> Table[Reject]:
-        """Every file or record that was left out when this snapshot was made, and why.
-
-        Raises:
-            InvalidRequest: It was made by neither an ingest nor a stream; or too much had been left out before.
-        """
-        job, span = (self.info.provenance.get(name) for name in ("job", "rejects"))
-        if job is None:
-            raise InvalidRequest(f"an ingest's job keeps what was left out; {self.ref} has none; look at .cleaning")
-        if span is None and "rejects" in self.info.provenance:
-            raise InvalidRequest(
-                f"a follower lists what it leaves out up to 64 MiB; {self.ref} came later; .cleaning has the counts"
-            )
-        listed = self._api.read(f"/v1/jobs/{job}/files/rejects.jsonl")
-        lines = listed[slice(*span or (None,))].splitlines()
-        found = [Reject.model_validate_json(line) for line in lines]
-        return Table(found, title="rejects", rows=(reject.model_dump() for reject in found))
-
-    def delete_rows(self, rows: Sequence[int], *, message: str = "") -> Dataset:
-        """The dataset without some rows, as a new snapshot; this one stays as it is.
-
-        Args:
-            rows: Row numbers in this snapshot. Rows that somebody added meanwhile stay.
-            message: Kept with the snapshot.
-
-        Raises:
-            InvalidRequest: A row number is out of range, or there is none.
-            SnapshotConflict: Somebody deleted from the same parts meanwhile.
-        """
-        body = {"snapshot": self.info.snapshot, "rows": [int(row) for row in rows], "message": message}
-        return self._now(self._api.send("POST", f"/v1/datasets/{self.name}:delete-rows", DatasetInfo, body))
-
-    def rename_columns(self, names: Mapping[str, str | None], *, message: str = "") -> Dataset:
-        """The dataset with other names for columns, or, with None, without them; no value is written.
-
-        Raises:
-            ColumnNotFound: There is no such column.
-            InvalidRequest: Two columns would have one name, or none is left.
-        """
-        body = {"snapshot": self.info.snapshot, "names": dict(names), "message": message}
-        return self._now(self._api.send("POST", f"/v1/datasets/{self.name}:rename-columns", DatasetInfo, body))
-
-    def write_column(
-        self, column: Column, derive: Callable[[Mapping[str, Any]], Any], *, inputs: Sequence[str], message: str = ""
-    ) -> Dataset:
-        """The dataset with one column more, or other values in one that is there, as a new snapshot.
-
-        Args:
-            column: Name, kind, dtype, shape and labels.
-            derive: Called with a few thousand rows at a time: values of `inputs` by name, as arrays of shape
-                (rows, *column.shape) or lists of bytes; returns the new values for them, in the same order.
-            inputs: Columns that `derive` is given.
-            message: Kept with the snapshot.
-
-        Raises:
-            ColumnNotFound: An input is not there.
-            InvalidRequest: Values that do not fit the column; or the dataset lies on a server.
-            SnapshotConflict: Somebody changed which rows there are meanwhile.
-        """
-        of, dataset = self.open(), self.workspace.dataset(self.name)
-        done = edits.write_column(dataset, column, derive, inputs=inputs, of=of, message=message)
-        return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=done.number))
-
-    def clean(self, clean: CleanStep | Sequence[CleanStep], *, message: str = "", progress: bool = True) -> Dataset:
-        """The dataset's newest snapshot, cleaned: rows that go and values that change, as one new snapshot.
-
-        Args:
-            clean: Steps in order, e.g. `[mms.drop_missing(), mms.clip("age", min=0)]`.
-            message: Kept with the snapshot.
-            progress: Show a bar on a terminal.
-
-        Raises:
-            InvalidRequest: A step does not suit what the dataset holds.
-            ColumnNotFound: A step names a column that is not there.
-            SnapshotConflict: Others changed the dataset meanwhile, time after time.
-        """
-        spec = CleanSpec(clean=_steps(clean), message=message)
-        record = self._api.send("POST", f"/v1/datasets/{self.name}:clean", JobRecord, spec.model_dump(mode="json"))
-        job = Job(self._api, record).wait(progress=progress)
-        return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=job.result["snapshot"]))
-
-    def tag(self, name: str) -> None:
-        """Gives this snapshot a name that stays with it: `flowers@paper`. A tagged snapshot does not expire.
-
-        Raises:
-            InvalidName: The name is none, or begins like a number.
-            Conflict: The name is taken.
-        """
-        parse_snapshot(name)
-        body = {"snapshot": self.info.snapshot}
-        self._api.send("PUT", f"/v1/datasets/{self.name}/tags/{name}", DatasetInfo, body)
-
-    def diff(self, older: int | str) -> SnapshotDiff:
-        """What became of the dataset from an older snapshot, by number or tag, to this one."""
-        query = {"older": older, "newer": self.info.snapshot}
-        return self._api.get(f"/v1/datasets/{self.name}:diff", SnapshotDiff, **query)
-
-    def _now(self, info: DatasetInfo) -> Dataset:
-        return Dataset(self._api, info, self._workspace)
-
-    def open(self) -> OpenSnapshot:
-        """The rows themselves: NumPy arrays by column, gathered by row number."""
-        return self.workspace.dataset(self.name).snapshot(self.info.snapshot)
-
-
-class Preview:
-    """Some rows of a dataset, to look at. Pictures and sounds are re-encoded: only pixels and samples come along.
-
-    Args:
-        opened: The snapshot.
-        rows: Row numbers.
-        captions: What is written below each; None for its class.
-    """
-
-    def __init__(self, opened: OpenSnapshot, rows: Rows, captions: Sequence[str] | None = None) -> None:
-        self._ref = opened.ref
-        self._rows = [int(row) for row in rows]
-        columns = [column for column in opened.record.columns if column.kind not in ("id", "split")]
-        self._given = None if captions is None else list(captions)
-        label = opened.record.column("label")
-        if self._given is not None:
-            self._captions = self._given
-        elif label is not None:
-            self._captions = [told.cell(name) for name in looking.looks(label, opened.gather("label", rows))]
-        else:
-            self._captions = [f"row {row}" for row in self._rows]
-        # A class is the caption, and a file is known by the number of its row.
-        self._left_out = {"row_source", *(["source"] if opened.record.column("id") else [])}
-        self._left_out |= {"label"} if self._given is None else set()
-        self._looks = {
-            column.name: looking.looks(column, opened.gather(column.name, rows), caption=self._captions.__getitem__)
-            for column in columns
-        }
-
-    def __repr__(self) -> str:
-        rows = self._table()
-        return "\n".join([self._title, *([aligned(rows, width=terminal_width())] if rows else [])])
-
-    def _repr_html_(self) -> str:
-        if not any(isinstance(look, looking.Look) for looks in self._looks.values() for look in looks):
-            rows = self._table()
-            return html.table(self._title, list(rows[0]) if rows else [], [list(row.values()) for row in rows])
-        return html.grid(self._title, map(self._figure, range(len(self._rows))))
-
-    @property
-    def _title(self) -> str:
-        return f"{told.counted(len(self._rows), 'row')} of {self._ref}"
-
-    def _table(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "row": row,
-                **({"caption": self._given[at]} if self._given else {}),
-                **{name: looks[at] for name, looks in self._looks.items()},
-            }
-            for at, row in enumerate(self._rows)
-        ]
-
-    def _figure(self, at: int) -> tuple[list[looking.Look], str, list[str]]:
-        shown = {name: looks[at] for name, looks in self._looks.items() if name not in self._left_out}
-        drawn = {name: look for name, look in shown.items() if isinstance(look, looking.Look)}
-        said = [f"{name}: {look}" if len(drawn) > 1 else str(look) for name, look in drawn.items() if look.told]
-        number = f"row {self._rows[at]}"
-        words = [f"{name}: {told.cell(look)}" for name, look in shown.items() if not isinstance(look, looking.Look)]
-        short = [word if len(word) <= _DETAIL_SIGNS else f"{word[: _DETAIL_SIGNS - 1]}…" for word in words[:_DETAILS]]
-        rest = [f"and {told.counted(len(words) - _DETAILS, 'column')} more"] if len(words) > _DETAILS else []
-        caption = self._captions[at]
-        return list(drawn.values()), caption, [*([number] if caption != number else []), *said, *short, *rest]
-
-
-_DETAILS, _DETAIL_SIGNS = 6, 90  # lines below a drawing, and how long they are
-
-
-def _row_numbers(rows: Sequence[int]) -> Rows:
-    numbers = [row for row in rows if isinstance(row, int | np.integer) and not isinstance(row, bool)]
-    if len(numbers) < len(rows) or any(abs(int(row)) >= 2**63 for row in numbers):
-        raise InvalidRequest(f"rows are given by their numbers, e.g. [3, 17]; got {str(rows)[:80]}")
-    return np.array(numbers, np.int64)
 
 
 class Datasets:
@@ -686,7 +321,7 @@ class Datasets:
         asked = Following(
             columns=columns,
             batches=batch or Batches(),
-            clean=_steps(clean),
+            clean=steps_of(clean),
             split=split or Split(),
             message=message,
         )
@@ -812,7 +447,7 @@ class Datasets:
         profile: Profile | None = None,
     ) -> IngestSpec:
         return IngestSpec(
-            source=self._source(source), clean=_steps(clean), split=split, message=message, profile=profile
+            source=self._source(source), clean=steps_of(clean), split=split, message=message, profile=profile
         )
 
     def join(
@@ -892,13 +527,6 @@ class Datasets:
         spec = ConcatSpec(datasets=tuple(_ref(each) for each in datasets), missing=missing, message=message)
         job = self._work(name, "concat", spec.model_dump(mode="json"), progress)
         return self.get(f"{name}@{job.result['snapshot']}")
-
-
-def _steps(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
-    steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
-    if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
-        raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
-    return steps
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:

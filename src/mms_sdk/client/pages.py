@@ -10,10 +10,11 @@ import numpy as np
 from mms_sdk import html, told
 from mms_sdk.client.tables import aligned, on_one_line, pairs, wrapped
 from mms_sdk.errors import MmsError
-from mms_sdk.schema.dataset import CleaningReport, Column, DatasetInfo, Layout
+from mms_sdk.schema.cleaning import CleaningReport
+from mms_sdk.schema.dataset import Column, DatasetInfo, Layout
 
 if TYPE_CHECKING:
-    from mms_sdk.client.datasets import Dataset
+    from mms_sdk.client.dataset import Dataset
 
 Counts = Mapping[str, Mapping[str, int]]
 """Rows of each class in each split; in one split without a name where those were not counted apart."""

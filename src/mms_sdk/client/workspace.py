@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from mms_sdk import html
 from mms_sdk.client.api import Api
-from mms_sdk.client.datasets import Dataset, Datasets
+from mms_sdk.client.dataset import Dataset
+from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of

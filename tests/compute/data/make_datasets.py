@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mms_sdk.compute.data.ingest import ingest
-from mms_sdk.schema.dataset import CleaningReport, IngestSpec, Snapshot
+from mms_sdk.schema.cleaning import CleaningReport
+from mms_sdk.schema.dataset import Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

@@ -24,8 +24,9 @@ from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.sources import fetching
 from mms_sdk.compute.data.sources.fetching import Fetcher, address_problem
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest, StorageFull
-from mms_sdk.schema.dataset import DropUnreadable, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropUnreadable
 from mms_sdk.schema.sources import HTTP
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

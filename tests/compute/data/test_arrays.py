@@ -24,8 +24,9 @@ from mms_sdk.client.datasets import source_of
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.sources.arrays import open_arrays
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import DropMissing, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropMissing
 from mms_sdk.schema.sources import Icechunk, Zarr
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.local import LocalStore

@@ -7,7 +7,7 @@ import pytest
 from mms_sdk.compute.data.clean import Looked, Present, apply, contradictions
 from mms_sdk.compute.data.kinds.image import Facts
 from mms_sdk.compute.data.sources.folders import FileEntry
-from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable
+from mms_sdk.schema.cleaning import DropDuplicates, DropOddSizes, DropUnreadable
 
 
 def looked(source: str, content: str = "", *, size: tuple[int, int] | None = (4, 6), reason: str = "") -> Looked:

@@ -19,12 +19,9 @@ from stored_tables import CODE, FLOAT, NUMBER, TEXT, append, made, named, plain
 
 from mms_sdk.compute.data import clean_stored
 from mms_sdk.errors import ColumnNotFound, DataError, InvalidRequest, SnapshotConflict
-from mms_sdk.schema.dataset import (
-    SPLITS,
+from mms_sdk.schema.cleaning import (
     CleaningReport,
-    CleanSpec,
     Clip,
-    Column,
     Convert,
     DropConstant,
     DropDuplicates,
@@ -35,8 +32,9 @@ from mms_sdk.schema.dataset import (
     DropUnreadable,
     Impute,
     KeepWhere,
-    Snapshot,
 )
+from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
+from mms_sdk.schema.specs import CleanSpec
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import compact, delete_rows
 from mms_sdk.storage.stores.local import LocalStore

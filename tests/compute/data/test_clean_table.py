@@ -15,15 +15,7 @@ from mms_sdk.compute.data.clean_table import ID
 from mms_sdk.compute.data.kinds.tabular import digests
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import (
-    Clip,
-    DropConstant,
-    DropDuplicates,
-    DropMissing,
-    DropOutOfRange,
-    Impute,
-    KeepWhere,
-)
+from mms_sdk.schema.cleaning import Clip, DropConstant, DropDuplicates, DropMissing, DropOutOfRange, Impute, KeepWhere
 
 
 def _batches(columns: dict, size: int = 2) -> list[pa.RecordBatch]:

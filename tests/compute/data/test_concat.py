@@ -15,7 +15,8 @@ from stored_tables import CODE, FLOAT, NUMBER, TEXT, append, made, named, plain
 
 from mms_sdk.compute.data import concat as module
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import SPLITS, Column, ConcatSpec, Snapshot
+from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
+from mms_sdk.schema.specs import ConcatSpec
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

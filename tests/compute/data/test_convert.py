@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mms_sdk.compute.data.convert import converter
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import Convert
+from mms_sdk.schema.cleaning import Convert
 
 INTS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 FLOATS = ("float16", "float32", "float64")

@@ -13,8 +13,9 @@ import pytest
 from make_pictures import noise, write, write_classes
 
 from mms_sdk.compute.data.ingest import ingest
-from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, IngestSpec
+from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage.workspace import Workspace
 
 DRIVER = Path(__file__).parents[2] / "storage" / "dies_at_step.py"

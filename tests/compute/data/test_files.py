@@ -19,8 +19,9 @@ from PIL import Image
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.sources.files import _reached, find_files, open_files
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import DropDuplicates, DropNearDuplicates, DropUnreadable, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropDuplicates, DropNearDuplicates, DropUnreadable
 from mms_sdk.schema.sources import Files
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

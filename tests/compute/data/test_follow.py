@@ -16,19 +16,10 @@ from mms_sdk.compute.data.follow import Batches, Following, Landing, follow
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.streams import Record, as_stream
 from mms_sdk.errors import Conflict, InvalidRequest, SnapshotConflict, StorageFull
-from mms_sdk.schema.dataset import (
-    Clip,
-    Column,
-    DropConstant,
-    DropDuplicates,
-    DropMissing,
-    DropOutOfRange,
-    Impute,
-    IngestSpec,
-    KeepWhere,
-    Split,
-)
+from mms_sdk.schema.cleaning import Clip, DropConstant, DropDuplicates, DropMissing, DropOutOfRange, Impute, KeepWhere
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import JSONL
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage import edits
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset

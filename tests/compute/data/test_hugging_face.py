@@ -28,8 +28,9 @@ from mms_sdk.compute.data.kinds.tabular import digests
 from mms_sdk.compute.data.sources.hugging_face import open_hugging_face
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import DropUnreadable, IngestSpec, KeepWhere, Split
+from mms_sdk.schema.cleaning import DropUnreadable, KeepWhere
 from mms_sdk.schema.sources import HuggingFace
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage import datasets as stored
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.local import LocalStore

@@ -21,7 +21,8 @@ from mms_sdk.compute.data import bring
 from mms_sdk.compute.data import ingest as module
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.errors import DataError, MmsError, NothingToIngest, NotWritable, SnapshotConflict, StorageFull
-from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable, Split
+from mms_sdk.schema.cleaning import DropDuplicates, DropOddSizes, DropUnreadable
+from mms_sdk.schema.specs import Split
 from mms_sdk.storage import files, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset

@@ -17,7 +17,8 @@ from stored_tables import CODE, FLOAT, NUMBER, TEXT, append, made, named, plain
 
 from mms_sdk.compute.data import join as module
 from mms_sdk.errors import ColumnNotFound, DataError, InvalidRequest
-from mms_sdk.schema.dataset import SPLITS, Column, JoinReport, JoinSpec, Snapshot
+from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
+from mms_sdk.schema.specs import JoinReport, JoinSpec
 from mms_sdk.storage import chunks, snapshots
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import delete_rows

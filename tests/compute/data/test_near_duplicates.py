@@ -21,7 +21,7 @@ from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.near_duplicates import Leaders, NearPictures, NearTexts, picture_hash, shingles, signature
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import DropNearDuplicates
+from mms_sdk.schema.cleaning import DropNearDuplicates
 
 
 def _drawn(seed: int, side: int = 96) -> Image.Image:

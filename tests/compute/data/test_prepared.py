@@ -16,8 +16,9 @@ from sklearn.datasets import load_digits
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.sources import tfrecords
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
-from mms_sdk.schema.dataset import DropUnreadable, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropUnreadable
 from mms_sdk.schema.sources import TFDS
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

@@ -18,8 +18,9 @@ from prepare_rows import REVIEWS, as_sound, prepare, reviews
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.kinds import audio
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
-from mms_sdk.schema.dataset import DropNearDuplicates, DropUnreadable, IngestSpec, KeepWhere, Split
+from mms_sdk.schema.cleaning import DropNearDuplicates, DropUnreadable, KeepWhere
 from mms_sdk.schema.sources import TFDS
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

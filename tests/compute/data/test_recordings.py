@@ -13,8 +13,9 @@ import soundfile
 
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import DropDuplicates, DropOddSizes, DropUnreadable, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropDuplicates, DropOddSizes, DropUnreadable
 from mms_sdk.schema.sources import AudioFolder
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

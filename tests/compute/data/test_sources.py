@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mms_sdk.compute.data.sources.folders import list_folder, printable
 from mms_sdk.errors import InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import ImageFolder
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mms_sdk.compute.data.split import place, place_by_content
 from mms_sdk.errors import DataError
-from mms_sdk.schema.dataset import SPLITS, Split
+from mms_sdk.schema.dataset import SPLITS
+from mms_sdk.schema.specs import Split
 
 LABELS = ("cat", "dog", "eel")
 FRACTIONS = st.sampled_from(

@@ -19,17 +19,9 @@ from hypothesis import strategies as st
 
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import (
-    Convert,
-    DropConstant,
-    DropDuplicates,
-    DropOddSizes,
-    Impute,
-    IngestSpec,
-    KeepWhere,
-    Split,
-)
+from mms_sdk.schema.cleaning import Convert, DropConstant, DropDuplicates, DropOddSizes, Impute, KeepWhere
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, Parquet
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

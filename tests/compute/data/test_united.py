@@ -11,8 +11,9 @@ from make_pictures import noise, write, write_classes
 
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
 from mms_sdk.schema.sources import CSV, JSONL, SQL, ImageFolder, Union
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

@@ -21,8 +21,9 @@ from PIL import Image
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.sources.webdataset import open_webdataset
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import DropDuplicates, DropUnreadable, IngestSpec, Split
+from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
 from mms_sdk.schema.sources import WebDataset
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 

@@ -13,8 +13,9 @@ import numpy as np
 import orjson
 
 from mms_sdk.errors import MmsError, SnapshotConflict
-from mms_sdk.schema.dataset import Column, IngestSpec, Position, Sealed, Snapshot
+from mms_sdk.schema.dataset import Column, Position, Sealed, Snapshot
 from mms_sdk.schema.job import Progress
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition, Replacement
 from mms_sdk.storage.datasets import Dataset

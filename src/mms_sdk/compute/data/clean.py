@@ -10,14 +10,7 @@ from typing import Any
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearPictures
 from mms_sdk.compute.data.sources.samples import Entry
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import (
-    CleanStep,
-    DropDuplicates,
-    DropNearDuplicates,
-    DropOddSizes,
-    DropUnreadable,
-    Reject,
-)
+from mms_sdk.schema.cleaning import CleanStep, DropDuplicates, DropNearDuplicates, DropOddSizes, DropUnreadable, Reject
 
 
 @dataclass(frozen=True, kw_only=True)

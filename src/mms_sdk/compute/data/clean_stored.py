@@ -28,11 +28,9 @@ from mms_sdk.compute.data.kinds import audio, image, tabular
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearPictures
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
-from mms_sdk.schema.dataset import (
+from mms_sdk.schema.cleaning import (
     CleaningReport,
-    CleanSpec,
     Clip,
-    Column,
     Convert,
     DropConstant,
     DropDuplicates,
@@ -42,11 +40,10 @@ from mms_sdk.schema.dataset import (
     DropUnreadable,
     Impute,
     KeepWhere,
-    Layer,
-    Part,
     Reject,
-    Snapshot,
 )
+from mms_sdk.schema.dataset import Column, Layer, Part, Snapshot
+from mms_sdk.schema.specs import CleanSpec
 from mms_sdk.storage import edits
 from mms_sdk.storage.changes import Change, ColumnNames, NewColumns, Together
 from mms_sdk.storage.datasets import Dataset

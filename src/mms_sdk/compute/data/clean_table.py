@@ -28,7 +28,7 @@ from mms_sdk.compute.data.keys import DIGEST, SortedKeys, as_keys, keys_of, same
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearTexts, signature
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import (
+from mms_sdk.schema.cleaning import (
     CleaningStepReport,
     Clip,
     Convert,

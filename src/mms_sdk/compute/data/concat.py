@@ -10,7 +10,8 @@ import numpy as np
 from mms_sdk.compute.data.bring import Tell, tried
 from mms_sdk.compute.data.combined import COUNTED, commit_combined, missing_values
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import Column, ConcatSpec, Snapshot
+from mms_sdk.schema.dataset import Column, Snapshot
+from mms_sdk.schema.specs import ConcatSpec
 from mms_sdk.storage import edits
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot

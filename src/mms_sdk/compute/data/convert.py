@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.dataset import Convert
+from mms_sdk.schema.cleaning import Convert
 from mms_sdk.types import Array
 
 Converter = Callable[[pa.Array], pa.Array]

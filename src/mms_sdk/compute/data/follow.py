@@ -31,22 +31,20 @@ from mms_sdk.compute.data.records import Misfit, Rows
 from mms_sdk.compute.data.split import place_by_content
 from mms_sdk.compute.data.streams import Record, Stream, record_of
 from mms_sdk.errors import DataError, InvalidRequest, SnapshotConflict
-from mms_sdk.schema.dataset import (
+from mms_sdk.schema.cleaning import (
     CleaningReport,
     CleaningStepReport,
     CleanStep,
     Clip,
-    Column,
     DropMissing,
     DropOutOfRange,
     Impute,
     KeepWhere,
-    Position,
     Reject,
-    Snapshot,
-    Split,
 )
+from mms_sdk.schema.dataset import Column, Position, Snapshot
 from mms_sdk.schema.job import Progress
+from mms_sdk.schema.specs import Split
 from mms_sdk.storage import edits, files
 from mms_sdk.storage.changes import Addition, extend
 from mms_sdk.storage.counts import by_label

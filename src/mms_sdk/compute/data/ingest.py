@@ -31,16 +31,9 @@ from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import OWN, Collection, Entry
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import (
-    SPLITS,
-    CleaningReport,
-    CleaningStepReport,
-    Column,
-    DropNearDuplicates,
-    IngestSpec,
-    Reject,
-    Snapshot,
-)
+from mms_sdk.schema.cleaning import CleaningReport, CleaningStepReport, DropNearDuplicates, Reject
+from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset

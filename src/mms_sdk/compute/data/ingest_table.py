@@ -26,20 +26,18 @@ from mms_sdk.compute.data.kinds import tabular
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
 from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import (
-    SPLITS,
+from mms_sdk.schema.cleaning import (
     CleaningReport,
     CleaningStepReport,
-    Column,
     Convert,
     DropConstant,
     DropMissing,
-    IngestSpec,
     Reject,
-    Snapshot,
     TableStep,
 )
+from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
 from mms_sdk.schema.sources import AsTable
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import laid_out

@@ -18,7 +18,8 @@ from mms_sdk.compute.data.bring import EXAMPLES, Tell, told, tried
 from mms_sdk.compute.data.combined import COUNTED, commit_combined, missing_values
 from mms_sdk.compute.data.keys import DIGEST, SortedKeys, keys_of
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import Column, JoinReport, JoinSpec, Snapshot
+from mms_sdk.schema.dataset import Column, Snapshot
+from mms_sdk.schema.specs import JoinReport, JoinSpec
 from mms_sdk.storage import edits
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot

@@ -10,7 +10,8 @@ from mms_sdk.compute.data.clean import Looked
 from mms_sdk.compute.data.kinds import audio, image, text, video
 from mms_sdk.compute.data.sources.samples import OWN
 from mms_sdk.errors import DataError
-from mms_sdk.schema.dataset import Column, DropDuplicates, DropNearDuplicates, DropOddSizes, DropUnreadable
+from mms_sdk.schema.cleaning import DropDuplicates, DropNearDuplicates, DropOddSizes, DropUnreadable
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import AsClips, AsPictures, AsRecordings, AsTexts
 
 # Above this, a picture is kept as the bytes of its file: decoded, a photograph takes twenty times the room.

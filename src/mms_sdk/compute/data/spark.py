@@ -23,17 +23,10 @@ from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.media import Pictures
 from mms_sdk.compute.data.split import place_by_content
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import (
-    CleaningReport,
-    CleaningStepReport,
-    CleanStep,
-    Column,
-    DropUnreadable,
-    Reject,
-    Snapshot,
-    Split,
-)
+from mms_sdk.schema.cleaning import CleaningReport, CleaningStepReport, CleanStep, DropUnreadable, Reject
+from mms_sdk.schema.dataset import Column, Snapshot
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.specs import Split
 from mms_sdk.storage.datasets import Dataset, holds
 from mms_sdk.storage.parts import laid_out
 from mms_sdk.storage.snapshots import OpenSnapshot

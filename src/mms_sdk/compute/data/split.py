@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mms_sdk.errors import DataError
-from mms_sdk.schema.dataset import SPLITS, Split
+from mms_sdk.schema.dataset import SPLITS
+from mms_sdk.schema.specs import Split
 from mms_sdk.types import Array
 
 

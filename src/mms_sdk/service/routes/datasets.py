@@ -8,15 +8,11 @@ from fastapi import APIRouter
 
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import (
-    CleanSpec,
     Collect,
     Compact,
-    ConcatSpec,
     DatasetInfo,
     DeleteRows,
     Expire,
-    IngestSpec,
-    JoinSpec,
     RenameColumns,
     SnapshotDiff,
     SnapshotInfo,
@@ -24,6 +20,7 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job
 from mms_sdk.schema.names import Name, parse_dataset_ref, parse_snapshot
+from mms_sdk.schema.specs import CleanSpec, ConcatSpec, IngestSpec, JoinSpec
 from mms_sdk.service.jobs import Tell
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState

@@ -22,7 +22,7 @@ from mms_sdk.compute.data.sources.fetching import Fetcher
 from mms_sdk.compute.data.sources.folders import FileEntry, printable
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import HTTP, AsPictures, AsRecordings, url_problem
 from mms_sdk.storage import files
 

@@ -16,7 +16,7 @@ from mms_sdk.compute.data.sources.folders import FileEntry, printable, walk
 from mms_sdk.compute.data.sources.samples import Collection, hint
 from mms_sdk.compute.data.sources.splits import SPLIT_NAMES
 from mms_sdk.errors import InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import Files, Kind
 
 SUFFIXES: dict[str, Kind] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample, refuse_large
 from mms_sdk.errors import InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import AudioFolder, ImageFolder, VideoFolder
 
 Folder = ImageFolder | AudioFolder | VideoFolder

@@ -25,7 +25,8 @@ from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
 from mms_sdk.compute.data.sources.saved_streams import StreamFile
 from mms_sdk.compute.data.sources.splits import chosen_splits, places_of
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Column, Reject
+from mms_sdk.schema.cleaning import Reject
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import AsPictures, AsRecordings, AsTable, HuggingFace
 
 _MAX_JSON_BYTES = 64 * 2**20

@@ -17,7 +17,7 @@ from mms_sdk.compute.data.sources.rows import BATCH_ROWS, ROW, SOURCE, SPLIT, Ta
 from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
 from mms_sdk.compute.data.sources.splits import chosen_splits, places_of
 from mms_sdk.errors import DataError, InvalidInput, MissingExtra, NothingToIngest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import TFDS
 
 

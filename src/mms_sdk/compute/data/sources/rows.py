@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import AsTable
 
 SOURCE, ROW = "#source", "#row"

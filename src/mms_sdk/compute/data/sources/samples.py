@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mms_sdk.errors import InvalidInput
-from mms_sdk.schema.dataset import Column, Reject
+from mms_sdk.schema.cleaning import Reject
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import AsClips, AsPictures, AsRecordings, AsTexts
 
 OWN = ("source", "id", "split")

@@ -16,7 +16,7 @@ from mms_sdk.compute.data.sources import tars
 from mms_sdk.compute.data.sources.files import find_files
 from mms_sdk.compute.data.sources.folders import is_clutter, printable
 from mms_sdk.errors import InvalidInput, InvalidRequest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _MAX_SHARDS = 100_000

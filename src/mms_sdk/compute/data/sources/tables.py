@@ -25,7 +25,7 @@ from mms_sdk.compute.data.sources.folders import printable
 from mms_sdk.compute.data.sources.rows import BATCH_ROWS, ROW, SOURCE, Table
 from mms_sdk.compute.data.sources.texts import TextType, as_type
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, AsTable, Parquet
 
 _SPOOL_ROWS = 65536

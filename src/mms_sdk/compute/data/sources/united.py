@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
 from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
 from mms_sdk.errors import DataError, InvalidRequest
-from mms_sdk.schema.dataset import Reject
+from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import AsClips, AsPictures, AsRecordings, AsTable, AsTexts
 
 _KINDS = (AsPictures, AsRecordings, AsClips, AsTexts)

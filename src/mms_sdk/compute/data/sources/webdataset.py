@@ -24,7 +24,8 @@ from mms_sdk.compute.data.sources.files import SUFFIXES
 from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample, hint, refuse_large
 from mms_sdk.compute.data.sources.shards import Keyed, find_shards, grouped
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
-from mms_sdk.schema.dataset import Column, Reject
+from mms_sdk.schema.cleaning import Reject
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import Kind, WebDataset
 
 _JSON = "json"
