@@ -21,7 +21,7 @@ from small_versions import CARD
 
 from mms_sdk.errors import BackupNotFound, Conflict, Damaged, InvalidRequest, Unavailable
 from mms_sdk.schema.job import Progress
-from mms_sdk.storage import manifest
+from mms_sdk.storage import manifest, records
 from mms_sdk.storage.backup import catalog_rows, contents, copies
 from mms_sdk.storage.backup.copies import Copies
 from mms_sdk.storage.backup.replicating import replicate
@@ -516,7 +516,7 @@ def test_a_copy_that_would_leave_its_folder_is_not_restored(workspace: Workspace
     digest = hashlib.sha256(lines).hexdigest()
     place.store.replace(copies._object(digest), lines)
     wrong = record.model_copy(update={"index": digest})
-    place.store.replace(f"backups/{record.id}.json", copies._signed(wrong))
+    place.store.replace(f"backups/{record.id}.json", records.signed(wrong, "record"))
     for call in (lambda: restore(place, tmp_path / "deep" / "again"), place.verify):
         with pytest.raises(Damaged, match="what a backup holds lies in its workspace"):
             call()

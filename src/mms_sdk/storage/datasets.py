@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import orjson
 from pydantic import ValidationError
@@ -23,7 +21,7 @@ from mms_sdk.errors import (
 from mms_sdk.schema.base import reasons
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Position, Snapshot
 from mms_sdk.schema.names import check_name
-from mms_sdk.storage import manifest
+from mms_sdk.storage import manifest, records
 from mms_sdk.storage.changes import Change
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
@@ -188,7 +186,7 @@ class Dataset:
         while True:
             snapshot = self._on_top(change, base, once, position)
             try:
-                self.store.create(snapshot_key(snapshot.number), _encode(snapshot))
+                self.store.create(snapshot_key(snapshot.number), records.signed(snapshot, "snapshot"))
             except FileExistsError as error:
                 base = self.record()
                 if once is not None and holds(base, once):
@@ -270,11 +268,6 @@ def _checked(position: Position) -> Position:
     return orjson.loads(data)
 
 
-def _encode(snapshot: Snapshot) -> bytes:
-    body = snapshot.model_dump(mode="json")
-    return orjson.dumps({"snapshot": body, "sha256": _digest(body)}, option=orjson.OPT_INDENT_2)
-
-
 def read_snapshot(store: Store, key: str) -> Snapshot:
     """Reads a snapshot's file.
 
@@ -283,15 +276,9 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
         Damaged: It is not what was written, or of another format.
     """
     path = f"{store.url}/{key}"
-    data = store.read(key)
-    try:
-        told = orjson.loads(data)
-        body, digest = told["snapshot"], told["sha256"]
-        intact = isinstance(body, dict) and _digest(body) == digest
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise Damaged(f"{path} is not a snapshot description; restore it from a backup") from error
-    if not intact:
-        raise Damaged(f"{path} is damaged: its digest is not the one written with it; restore it from a backup")
+    body = records.opened(
+        store.read(key), "snapshot", where=path, what="a snapshot description", remedy="restore it from a backup"
+    )
     if body.get("format_version") != FORMAT_VERSION:
         version = body.get("format_version")
         raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
@@ -302,10 +289,6 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
     if snapshot_key(snapshot.number) != f"snapshots/{key.rpartition('/')[2]}":
         raise Damaged(f"{path} describes snapshot {snapshot.number}; restore it from a backup under its own name")
     return snapshot
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from mms_sdk.errors import Conflict, Damaged, InvalidRequest, MmsError, SnapshotConflict
 from mms_sdk.schema.dataset import Column, Snapshot, Written
-from mms_sdk.storage import manifest
+from mms_sdk.storage import manifest, records
 from mms_sdk.storage.changes import Addition, extend
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import COMMIT_WITHIN_S, SNAPSHOT_FILE, Dataset, holds, read_snapshot
@@ -205,7 +205,7 @@ class Writing:
             return
         self._refuse_over(written.key)
         with contextlib.suppress(FileExistsError):
-            self.store.create(self._file(written.key), _encode(written))
+            self.store.create(self._file(written.key), records.signed(written, "written"))
             if (
                 self.is_closed or not self._has_begun
             ):  # whoever closed it then looks what is sealed: before or after this
@@ -387,24 +387,13 @@ def _some(keys: Sequence[str]) -> str:
     return f"{', '.join(keys[:5]) or 'none'}{', …' if len(keys) > 5 else ''}"
 
 
-def _encode(written: Written) -> bytes:
-    body = written.model_dump(mode="json")
-    return orjson.dumps({"written": body, "sha256": _digest(body)})
-
-
 def _read(store: Store, key: str) -> Written:
     path = f"{store.url}/{key}"
+    what, remedy = "what a writer sealed", "write everything again"
     try:
-        told = orjson.loads(store.read(key))
-        if _digest(told["written"]) == told["sha256"]:
-            return Written.model_validate(told["written"])
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise Damaged(f"{path} does not tell what a writer sealed; write everything again") from error
-    raise Damaged(f"{path} is damaged: its digest is not the one written with it; write everything again")
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return Written.model_validate(records.opened(store.read(key), "written", where=path, what=what, remedy=remedy))
+    except ValidationError as error:
+        raise Damaged(f"{path} is not {what}; {remedy}") from error
 
 
 def _newest(dataset: Dataset) -> Snapshot | None:

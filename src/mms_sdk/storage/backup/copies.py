@@ -18,14 +18,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import orjson
 
 from mms_sdk.errors import BackupNotFound, Conflict, Damaged, InvalidRequest, Unavailable
 from mms_sdk.schema.backup import Backup, Promotion, Verified
 from mms_sdk.schema.base import Schema
-from mms_sdk.storage import files
+from mms_sdk.storage import files, records
 from mms_sdk.storage.backup import catalog_rows
 from mms_sdk.storage.backup.contents import Content, contents_of
 from mms_sdk.storage.ids import new_id, now
@@ -146,7 +146,7 @@ class Copies:
             index=index.sha256,
             catalog=catalog_rows.REVISION,
         )
-        self.store.create(f"backups/{made}.json", _signed(backup))
+        self.store.create(f"backups/{made}.json", records.signed(backup, "record"))
         self._refuse_pruned(backup, kept)
         return backup
 
@@ -232,7 +232,7 @@ class Copies:
     def promote(self, promotion: Promotion) -> Promotion:
         """Writes down which workspace they became, unless that was done; returns what is written down."""
         try:
-            self.store.create("promoted.json", _signed(promotion))
+            self.store.create("promoted.json", records.signed(promotion, "record"))
         except FileExistsError:
             return self.promotion() or promotion
         return promotion
@@ -371,24 +371,6 @@ def some_of(items: Iterable[_Item]) -> Iterator[list[_Item]]:
         yield some
 
 
-def _signed(record: Schema) -> bytes:
-    body = record.model_dump(mode="json")
-    return orjson.dumps({"record": body, "sha256": _digest_of(body)}, option=orjson.OPT_INDENT_2)
-
-
 def _opened(data: bytes, kind: type[_Record], where: str) -> _Record:
-    try:
-        told = orjson.loads(data)
-        body, digest = told["record"], told["sha256"]
-        intact = _digest_of(body) == digest
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise Damaged(f"{where} is not a record of backups; remove it, and take a new backup") from error
-    if not intact:
-        raise Damaged(
-            f"{where} is damaged: its digest is not the one written with it; remove it, and take a new backup"
-        )
-    return kind.model_validate(body)
-
-
-def _digest_of(body: Any) -> str:
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    what, remedy = "a record of backups", "remove it, and take a new backup"
+    return kind.model_validate(records.opened(data, "record", where=where, what=what, remedy=remedy))
