@@ -514,7 +514,7 @@ def test_the_file_of_a_key_that_is_not_what_was_written_is_damage(dataset: Datas
     writing = begin(dataset, COLUMNS)
     write_key(writing, "1", rows=3, batch=3)
     (path,) = own(writing).glob("?" * 64 + ".json")
-    path.write_bytes(path.read_bytes().replace(b'"rows":3', b'"rows":2') if harm is None else harm)
+    path.write_bytes(path.read_bytes().replace(b'"rows": 3', b'"rows": 2') if harm is None else harm)
 
     for act in (writing.commit, writing.sealed, lambda: collect_garbage(dataset)):
         with pytest.raises(Damaged, match=path.name):

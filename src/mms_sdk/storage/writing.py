@@ -23,12 +23,13 @@ from pydantic import ValidationError
 
 from mms_sdk.errors import Conflict, Damaged, InvalidRequest, MmsError, SnapshotConflict
 from mms_sdk.schema.dataset import Column, Snapshot, Written
-from mms_sdk.storage import manifest, records
+from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition, extend
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import COMMIT_WITHIN_S, SNAPSHOT_FILE, Dataset, holds, read_snapshot
 from mms_sdk.storage.ids import is_id, new_id, now
 from mms_sdk.storage.parts import PartWriter, refuse_shared_arrays
+from mms_sdk.storage.records import opened, signed
 from mms_sdk.storage.stores.base import Store
 
 WRITINGS = "writing"
@@ -126,7 +127,8 @@ class Writing:
         if (done := self._done(dataset, _newest(dataset), once)) is not None:
             return done
         self._refuse_incomplete(expect, keys)
-        alive = max(each.modified for each in self.store.walk(self._own) if _KEY_FILE.fullmatch(each.key))
+        keyed = (each.modified for each in self.store.walk(self._own) if _KEY_FILE.fullmatch(each.key))
+        alive = max(keyed, default=0.0)
         self._close(abandoned=False)
         written = [each for each in self.sealed() if keys is None or each.key in keys]
         told = {"writing": self.id, "writers": len(written), **(provenance or {})}
@@ -180,7 +182,9 @@ class Writing:
         if once is not None and holds(base, once):
             return base
         # Streams are carried from snapshot to snapshot for ever; a writing is looked for where it may be.
-        return next((each for each in _records(dataset, self.after) if each.provenance.get("writing") == self.id), None)
+        return next(
+            (each for each in records_after(dataset, self.after) if each.provenance.get("writing") == self.id), None
+        )
 
     def _refuse_incomplete(self, expect: int | None, keys: Collection[str] | None) -> None:
         if not self._has_begun:
@@ -205,7 +209,7 @@ class Writing:
             return
         self._refuse_over(written.key)
         with contextlib.suppress(FileExistsError):
-            self.store.create(self._file(written.key), records.signed(written, "written"))
+            self.store.create(self._file(written.key), signed(written, "written"))
             if (
                 self.is_closed or not self._has_begun
             ):  # whoever closed it then looks what is sealed: before or after this
@@ -319,7 +323,7 @@ class KeyedWriter:
                     self._writing.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
 
 
-def begin(dataset: Dataset, columns: Sequence[Column] | None, *, work: str = "") -> Writing:
+def begin(dataset: Dataset, columns: Sequence[Column] | None, *, work: str = "", after: int | None = None) -> Writing:
     """Begins to write into a dataset.
 
     Args:
@@ -327,11 +331,18 @@ def begin(dataset: Dataset, columns: Sequence[Column] | None, *, work: str = "")
         columns: What is written; None for the columns of the newest snapshot.
         work: A digest of what is written, on what. Where an earlier writing of the same work was begun and neither
             committed nor abandoned, it is that one: what it has sealed need not be written again.
+        after: Number of the snapshot that the rows were chosen on, 0 for none.
 
     Raises:
+        SnapshotConflict: The newest snapshot is another than `after`.
         InvalidRequest: There are none; two share an array; or the newest snapshot has others.
     """
     base = _newest(dataset)
+    if after is not None and _number(base) != after:
+        raise SnapshotConflict(
+            f"snapshot {_number(base)} of {dataset.name!r} was committed by somebody else meanwhile; read it and do it "
+            f"again"
+        )
     chosen = tuple(columns if columns is not None else base.columns if base else ())
     if not chosen:
         raise InvalidRequest(f"a dataset begins with its columns; {dataset.name!r} has no snapshot yet; give columns=")
@@ -391,7 +402,7 @@ def _read(store: Store, key: str) -> Written:
     path = f"{store.url}/{key}"
     what, remedy = "what a writer sealed", "write everything again"
     try:
-        return Written.model_validate(records.opened(store.read(key), "written", where=path, what=what, remedy=remedy))
+        return Written.model_validate(opened(store.read(key), "written", where=path, what=what, remedy=remedy))
     except ValidationError as error:
         raise Damaged(f"{path} is not {what}; {remedy}") from error
 
@@ -404,7 +415,8 @@ def _number(snapshot: Snapshot | None) -> int:
     return snapshot.number if snapshot else 0
 
 
-def _records(dataset: Dataset, after: int) -> Iterator[Snapshot]:
+def records_after(dataset: Dataset, after: int) -> Iterator[Snapshot]:
+    """Descriptions of all snapshots above a number."""
     # Expired ones too, and second: one that expires in this moment is found where it went.
     for folder in ("snapshots", "expired"):
         for match in filter(None, map(SNAPSHOT_FILE.fullmatch, dataset.store.names(folder))):

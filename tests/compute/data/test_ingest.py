@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -555,7 +556,7 @@ def test_a_killed_ingest_goes_on_after_the_parts_it_had_sealed(
     seal, brought = Writing._seal, []
 
     def killed(writing: Writing, written: Any) -> None:
-        if written.key == "000003":
+        if written.key.startswith(f"{12:012}-"):
             raise KeyboardInterrupt  # which nobody handles, like a kill
         seal(writing, written)
 
@@ -575,6 +576,52 @@ def test_a_killed_ingest_goes_on_after_the_parts_it_had_sealed(
     assert record.splits == straight.record().splits
     assert record.statistics == straight.record().statistics
     assert not list((dataset.store.folder / "writing").iterdir())
+
+
+def test_rows_that_were_chosen_before_somebody_committed_are_not_brought_in_behind(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = bring.begin
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(bring, "begin", begin)
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "flowers").symlink_to(tmp_path / "flowers")
+        ingested(tmp_path / "elsewhere", photos)
+        return begin(*arguments, **named)
+
+    monkeypatch.setattr(bring, "begin", overtaken)
+    _, record, report = ingested(tmp_path, photos)
+    assert (record.rows, report.already_present) == (20, 20)
+
+
+@pytest.mark.parametrize("other", ["finishes", "gives up"])
+def test_the_same_ingest_twice_at_once_brings_each_row_once(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    monkeypatch.setattr(bring, "PART_BYTES", 1)
+    monkeypatch.setattr(module, "_WINDOW", 4)
+    seal, commit, seen = Writing._seal, Writing.commit, []
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError("gone")
+
+    def beside(writing: Writing, written: Any) -> None:
+        if not seen:
+            seen.append(written.key)
+            (tmp_path / "elsewhere").mkdir()
+            (tmp_path / "elsewhere" / "flowers").symlink_to(tmp_path / "flowers")
+            monkeypatch.setattr(Writing, "commit", commit if other == "finishes" else fails)
+            with contextlib.suppress(OSError):
+                ingested(tmp_path / "elsewhere", photos)
+            monkeypatch.setattr(Writing, "commit", commit)
+        seal(writing, written)
+
+    monkeypatch.setattr(Writing, "_seal", beside)
+    dataset, record, _ = ingested(tmp_path, photos)
+    assert record.rows == 20
+    assert len({row.tobytes() for row in dataset.snapshot().values("id")}) == 20
+    assert dataset.snapshot().verify() > 0
 
 
 def test_parts_of_a_killed_ingest_of_something_else_are_not_taken(

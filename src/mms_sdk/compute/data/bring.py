@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 import numpy as np
 import orjson
 
-from mms_sdk.errors import MmsError, SnapshotConflict
+from mms_sdk.errors import Conflict, DataError, MmsError, SnapshotConflict
+from mms_sdk.schema.cleaning import CleaningReport
 from mms_sdk.schema.dataset import Column, Position, Sealed, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition, Replacement
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.ids import new_id
 from mms_sdk.storage.parts import PartWriter
-from mms_sdk.storage.writing import begin
+from mms_sdk.storage.writing import Writing, begin, records_after
 from mms_sdk.types import Array
 
 Tell = Callable[[Progress], None]
@@ -93,15 +95,15 @@ def commit_part(
         made = dataset.commit(replace(change, parts=(sealed,)), base=base, rebase=rebase, once=once, position=position)
     except BaseException:
         # An interrupt or an error may come after the link that is the commit; then the part is in use.
-        _remove_unused(dataset, sealed, dataset.record() if dataset.snapshots() else None)
+        _remove_unused(dataset, sealed, records_after(dataset, base.number if base else 0))
         raise
-    _remove_unused(dataset, sealed, made)
+    _remove_unused(dataset, sealed, [made])
     return made
 
 
-def _remove_unused(dataset: Dataset, sealed: Sealed, newest: Snapshot | None) -> None:
-    if newest is None or sealed.id not in {part.id for part in newest.parts}:
-        with contextlib.suppress(OSError):  # what went wrong on the way here says more
+def _remove_unused(dataset: Dataset, sealed: Sealed, where: Iterable[Snapshot]) -> None:
+    with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
+        if not any(sealed.id == part.id for snapshot in where for part in snapshot.parts):
             dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
 
 
@@ -110,6 +112,7 @@ def write_rows(
     addition: Addition,
     rows: Callable[[int], Iterator[Mapping[str, Any]]],
     *,
+    count: int,
     base: Snapshot | None,
     work: str,
 ) -> Snapshot:
@@ -121,47 +124,68 @@ def write_rows(
     Args:
         dataset: Where to.
         addition: What is told of the rows; its parts come from here.
-        rows: Gives the rows from a number on, batch by batch, by column: the same batches whenever it is asked.
+        rows: Gives the rows from a number on, batch by batch, by column.
+        count: How many there are.
         base: The snapshot that was looked at.
         work: What the rows are, by `digest_of`.
 
     Raises:
-        SnapshotConflict: Somebody committed meanwhile.
+        SnapshotConflict: Somebody committed meanwhile, or the same work was done or given up by another process.
+        DataError: There are more rows now, or fewer.
     """
-    told = f"{work} on {base.number if base else 0}"
-    writing = begin(dataset, addition.columns, work=hashlib.sha256(told.encode()).hexdigest())
+    after = base.number if base else 0
+    digest = hashlib.sha256(f"{work} on {after}".encode()).hexdigest()
+    writing = begin(dataset, addition.columns, work=digest, after=after)
+    attempt = new_id()
     try:
-        sealed = [written.rows for written in writing.sealed()]
-        parts = len(sealed)
-        batches = rows(sum(sealed))
+        keys, done = _sealed_in_a_row(writing)
+        batches = rows(done)
         batch = next(batches, None)
         while batch is not None:
-            with writing.writer(f"{parts:06}") as writer:
+            # Each attempt has keys of its own, and commits those that it counted: two at once cannot mix.
+            keys.append(f"{done:012}-{attempt}")
+            with writing.writer(keys[-1]) as writer:
                 size = 0
                 while batch is not None and size < PART_BYTES:
                     writer.write(batch)
+                    done += len(next(iter(batch.values())))
                     size += sum(map(_bytes, batch.values()))
                     batch = next(batches, None)
-            parts += 1
-        done = writing.commit(
-            expect=parts,
+        if done != count:
+            raise DataError(f"a source stays as it is during an ingest; it had {count:,} rows and has {done:,} now")
+        made = writing.commit(
+            keys=keys,
             rebase=False,
             message=addition.message,
             split_rule=addition.split_rule,
             provenance=addition.provenance,
         )
-    except Exception:
+    except Exception as error:
         with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
             writing.abandon()
+        if isinstance(error, Conflict) and not isinstance(error, SnapshotConflict):
+            raise SnapshotConflict(f"another process did the same work or gave it up: {error.message}") from error
         raise
     with contextlib.suppress(OSError, MmsError):  # the snapshot is there; what is left of the writing is garbage
         writing.forget()
-    return done
+    return made
 
 
-def digest_of(spec: IngestSpec, columns: Sequence[Column], *values: Array | Sequence[str]) -> str:
-    """What tells the rows of one ingest from those of any other: what was asked for, and what each row is."""
-    told = hashlib.sha256(orjson.dumps([spec.model_dump(mode="json"), [each.model_dump() for each in columns]]))
+def _sealed_in_a_row(writing: Writing) -> tuple[list[str], int]:
+    # Keys that hold the rows from the first on without a gap, and how many rows that are.
+    keys, done = [], 0
+    for written in writing.sealed():
+        if written.rows and written.key.startswith(f"{done:012}-"):
+            keys.append(written.key)
+            done += written.rows
+    return keys, done
+
+
+def digest_of(
+    spec: IngestSpec, report: CleaningReport, columns: Sequence[Column], *values: Array | Sequence[str]
+) -> str:
+    """What tells the rows of one ingest from those of any other: what was asked for and found, and what each row is."""
+    told = hashlib.sha256(orjson.dumps([each.model_dump(mode="json") for each in (spec, report, *columns)]))
     for each in values:
         told.update(orjson.dumps(list(each)) if not isinstance(each, np.ndarray) else np.ascontiguousarray(each).data)
     return told.hexdigest()

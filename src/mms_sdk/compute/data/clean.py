@@ -23,11 +23,13 @@ class Looked:
         size: Its bytes.
         facts: What the picture, recording, clip or text is; None if it does not decode.
         reason: Why it does not decode.
+        values: A digest of what stands beside it in its source.
     """
 
     entry: Entry
     id: bytes = b""
     size: int = 0
+    values: bytes = b""
     facts: Any = None
     reason: str = ""
 

@@ -140,10 +140,16 @@ def _look(entry: Entry, medium: Medium) -> Looked:
     content = content_id(sample.data)
     if sample.label != entry.label:
         entry = replace(entry, label=sample.label)
+    looked = Looked(entry=entry, id=content, size=len(sample.data), values=_digest(sample.values))
     try:
-        return Looked(entry=entry, id=content, size=len(sample.data), facts=medium.inspect(sample.data))
+        return replace(looked, facts=medium.inspect(sample.data))
     except InvalidInput as error:
-        return Looked(entry=entry, id=content, size=len(sample.data), reason=error.message)
+        return replace(looked, reason=error.message)
+
+
+def _digest(values: Mapping[str, Any]) -> bytes:
+    told = orjson.dumps(values, default=repr, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+    return content_id(told) if values else b""
 
 
 def content_id(data: bytes) -> bytes:
@@ -351,8 +357,9 @@ def _write(
             }
             at += len(batch)
 
-    work = digest_of(spec, plan.columns, ids, classes, splits, [item.entry.source for item in plan.rows])
-    return write_rows(dataset, addition, rows, base=record, work=work)
+    names, values = [item.entry.source for item in plan.rows], [item.values.hex() for item in plan.rows]
+    work = digest_of(spec, plan.report, plan.columns, ids, classes, splits, names, values)
+    return write_rows(dataset, addition, rows, count=len(plan.rows), base=record, work=work)
 
 
 def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:
@@ -374,7 +381,8 @@ def _bring(item: Looked, column: Column, medium: Medium) -> tuple[Any, dict[str,
             f"files stay where they are during an ingest; {item.entry.source} cannot be read any more "
             f"({getattr(error, 'strerror', None) or error}); run the ingest again"
         ) from error
-    if content_id(sample.data) != item.id or sample.label != item.entry.label:
+    now = content_id(sample.data), sample.label, _digest(sample.values)
+    if now != (item.id, item.entry.label, item.values):
         raise DataError(f"files stay as they are during an ingest; {item.entry.source} changed; run the ingest again")
     return medium.decode(sample.data, column), {**sample.values, **medium.values(item.facts)}
 

@@ -454,20 +454,21 @@ def _write(
     def rows(start: int) -> Iterator[Mapping[str, Any]]:
         at = 0
         for batch in told(_taken(plan, steps, read), "rows stored", len(plan.ids), tell, size=len):
-            part = slice(at, at + len(batch))
+            new = batch.slice(max(0, min(start - at, len(batch))))
             at += len(batch)
-            if part.start < start or not len(batch):
+            if not len(new):
                 continue
+            part = slice(at - len(new), at)
             own = {"row_source": plan.sources[part], "row_id": plan.ids[part], "split": splits[part]}
             values = {
-                column.name: tabular.values_of(column, batch.column(column.name))
+                column.name: tabular.values_of(column, new.column(column.name))
                 for column in addition.columns
                 if column.name not in own
             }
             yield {**values, **own}
 
-    work = digest_of(spec, addition.columns, plan.ids, plan.sources, splits)
-    return write_rows(dataset, addition, rows, base=record, work=work)
+    work = digest_of(spec, plan.report, addition.columns, plan.ids, plan.sources, splits)
+    return write_rows(dataset, addition, rows, count=len(plan.ids), base=record, work=work)
 
 
 def _taken(plan: _Plan, steps: Sequence[Fitted], read: Read) -> Iterator[pa.RecordBatch]:
