@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from itertools import product
 
@@ -12,10 +13,11 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small_datasets import add
 
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage import edits
+from mms_sdk.storage import edits, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import GROUP
@@ -210,3 +212,16 @@ def test_missing_and_empty_rows_stay_apart(tmp_path_factory, lengths):
     dataset.commit(Addition(parts=[sealed], columns=(SERIES,)), base=None, rebase=True)
     found = dataset.snapshot().gather("series", np.arange(len(values)))
     assert [None if value is None else len(value) for value in found] == lengths
+
+
+def test_reading_many_chunks_of_varying_rows_takes_few_handles(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 64)
+    texts = [bytes([number % 256]) * 64 for number in range(1200)]
+    add(dataset, {"text": texts}, columns=(Column(name="text", kind="text", dtype="uint8", shape=None),))
+    before = len(os.listdir("/proc/self/fd"))
+    opened = dataset.snapshot()
+    order = np.random.default_rng(0).permutation(1200)
+    assert opened.gather("text", order) == [texts[row] for row in order]
+    assert len(os.listdir("/proc/self/fd")) - before <= 260

@@ -16,7 +16,7 @@ from small_datasets import COLUMNS, IMAGE, LABEL, SOURCE, add, content_of
 
 from mms_sdk.errors import Damaged
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage import chunks, codecs, edits, manifest, parts, snapshots
+from mms_sdk.storage import codecs, edits, manifest, parts, snapshots
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import CRC_BYTES, crc32c, laid_out
@@ -128,7 +128,7 @@ def test_rows_of_a_long_table_are_the_same_chunk_by_chunk(
 ) -> None:
     monkeypatch.setattr(parts, "CHUNK_BYTES", 16)
     monkeypatch.setattr(parts, "COMPRESSED_CHUNK_BYTES", 16)
-    monkeypatch.setattr(chunks, "_TABLE_BYTES", 40)
+    monkeypatch.setattr(snapshots, "_TABLE_BYTES", 40)
     number = Column(name="number", kind="number", dtype="int32", nullable=True)
     columns = compressed(profile, (number, LABEL))
     for first in (0, 50):

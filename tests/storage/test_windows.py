@@ -249,3 +249,44 @@ def test_the_memory_of_a_window_is_used_again_only_when_nobody_holds_a_batch_of_
     del held, batch
     used = {memory_of(batch) for _ in range(4) for batch in reader.epoch()} - {None}
     assert 2 <= len(used) <= 4  # what is read, what is decoded, and what this loop and the reader hold; of 12 windows
+
+
+def test_columns_beside_the_largest_may_be_without_values(tmp_path: Path) -> None:
+    dataset = Dataset.create(LocalStore(tmp_path / "flowers"), "flowers")
+    side = Column(name="side", kind="embedding", dtype="float32", shape=(20,), profile="zstd", nullable=True)
+    image = COLUMNS[0].model_copy(update={"profile": "blosc"})
+    values = np.ma.MaskedArray(np.random.default_rng(0).normal(size=(33, 20)).astype(np.float32), mask=False)
+    values[3:9] = np.ma.masked
+    add(dataset, {"image": content_of(33)["image"], "side": values}, columns=(image, side))
+    reader = Reader(dataset.snapshot(), columns=("image", "side"), batch_size=8, seed=0, memory=Memory(rung="window"))
+    for batch in reader.epoch():
+        np.testing.assert_array_equal(batch.columns["side"].mask, values.mask[batch.rows])
+        np.testing.assert_array_equal(batch.columns["side"].filled(0), values.filled(0)[batch.rows])
+
+
+def test_a_window_that_could_not_be_read_is_read_when_it_is_asked_for_again(
+    snapshot: OpenSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, left = OpenSnapshot.read_chunk, [1, 2]
+
+    def away(opened: OpenSnapshot, *arguments: Any) -> None:
+        if left:
+            left.pop()
+            raise OSError("the store is away")
+        read(opened, *arguments)
+
+    reader = windowed(snapshot, 2**20)
+    monkeypatch.setattr(OpenSnapshot, "read_chunk", away)
+    with pytest.raises(OSError, match="away"):
+        list(reader.epoch())
+    left.clear()
+    assert sum(len(valid(batch)) for batch in reader.epoch()) == snapshot.rows
+
+
+def test_a_batch_of_a_window_cannot_be_changed_under_those_who_read_it_again(
+    snapshot: OpenSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", 1)
+    batch = next(iter(windowed(snapshot, 2**20).epoch()))
+    with pytest.raises(ValueError, match="read-only"):
+        batch.columns["image"][:] = 0

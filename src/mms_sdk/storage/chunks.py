@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,7 +22,46 @@ from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
 _DECODED_BYTES = 64 * 2**20  # of each column that is compressed: chunks that are kept decoded for the next gather
-_TABLE_BYTES = 16 * 2**20  # of each array of a long table: chunks that are kept for the next rows
+
+
+class Recent:
+    """What was read last, up to a limit of room for all who share it; safe from several threads.
+
+    Args:
+        limit: How much there is room for, in whatever unit things are put in.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._room = limit
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Any:
+        """What is kept under a key, or None."""
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+
+    def put(self, key: Hashable, value: Any, size: int) -> None:
+        """Keeps something, and lets go of what was asked for longest ago."""
+        self.drop(key)
+        with self._lock:
+            self._kept[key] = (value, size)
+            self._room -= size
+            while self._room < 0 and len(self._kept) > 1:
+                self._room += self._kept.popitem(last=False)[1][1]
+
+    def drop(self, key: Hashable) -> None:
+        """Lets go of something."""
+        with self._lock:
+            self._room += self._kept.pop(key, (None, 0))[1]
+
+
+_MAPPED = Recent(256)
+"""Files of chunks that are mapped: each takes a handle, of which a process has a thousand or so."""
 
 
 class Chunks:
@@ -40,7 +80,7 @@ class Chunks:
             told = f"{'shards' if layout.sharded else 'none'}, {layout.codec or 'no codec'} and {self._bytes} bytes"
             raise part.odd(array, rule, told)
         self._codec: codecs.Codec = layout.codec
-        self._shards: dict[int, tuple[memoryview, Array]] = {}
+        self._own = object()  # of all who share what is mapped
         self._verified: set[int] = set()  # as with raw rows, the first time they are touched
         self._kept: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.Lock()
@@ -81,7 +121,7 @@ class Chunks:
             try:
                 return self._compared(number)
             except Damaged:
-                self._shards.pop(shard, None)
+                _MAPPED.drop((self._own, shard))
                 self._verified = set()  # of another copy, none is verified
                 raise
 
@@ -99,9 +139,11 @@ class Chunks:
 
     def _framed(self, number: int) -> memoryview:
         shard, place = divmod(number, self._in_shard)
-        if shard not in self._shards:
-            self._shards[shard] = self._opened(shard)
-        file, index = self._shards[shard]
+        opened: tuple[memoryview, Array] | None = _MAPPED.get((self._own, shard))
+        if opened is None:
+            opened = self._opened(shard)
+            _MAPPED.put((self._own, shard), opened, 1)
+        file, index = opened
         begin, size = index[place].tolist()
         if size <= CRC_BYTES or begin + size > len(file):
             raise bad_sum(self._part, self._array, number)
@@ -128,40 +170,43 @@ class Chunks:
 
 
 class LongTable:
-    """An array of all parts, chunk by chunk; chunks that were read last are kept, in bounded memory."""
+    """An array of all parts, chunk by chunk.
 
-    def __init__(self, parts: Sequence[PartFiles], array: str, column: Column) -> None:
+    Args:
+        parts: Their files.
+        array: The array's name.
+        column: What is in it.
+        kept: Chunks that were read last.
+    """
+
+    def __init__(self, parts: Sequence[PartFiles], array: str, column: Column, kept: Recent) -> None:
         assert column.row_bytes is not None
         self._parts = parts
         self._array = array
         self._column = column
         self._row_bytes = column.row_bytes
+        self._kept = kept
         self._chunk_rows: dict[int, int] = {}
         self._decoders: dict[int, Chunks] = {}
-        self._kept: OrderedDict[tuple[int, int], Array] = OrderedDict()
-        self._kept_bytes = 0
-        self._lock = threading.Lock()
 
     def copy(self, part: int, rows: Rows, out: Array, places: Rows) -> None:
         """Puts rows of a part to places of `out`, which has one void a row."""
         if part not in self._chunk_rows:
-            self._chunk_rows[part] = self._parts[part].layout(self._array).rows
+            files = self._parts[part]
+            lies = files.lies_as(self._array, files.rows, self._column.fixed, self._column.dtype)
+            self._chunk_rows[part] = lies.rows
         chunk_rows = self._chunk_rows[part]
         chunks = rows // chunk_rows
         for number in np.unique(chunks).tolist():
             some = np.flatnonzero(chunks == number)
-            with self._lock:
-                chunk = self._chunk(part, number)
-            out[places[some]] = chunk.view(out.dtype)[rows[some] - number * chunk_rows]
+            out[places[some]] = self._chunk(part, number).view(out.dtype)[rows[some] - number * chunk_rows]
 
     def _chunk(self, part: int, number: int) -> Array:
-        found = self._kept.pop((part, number), None)
+        key = (self._array, part, number)
+        found: Array | None = self._kept.get(key)
         if found is None:
             found = self._read(part, number)
-            self._kept_bytes += found.nbytes
-        self._kept[part, number] = found
-        while self._kept_bytes > _TABLE_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept.put(key, found, found.nbytes)
         return found
 
     def _read(self, part: int, number: int) -> Array:
@@ -197,6 +242,21 @@ def read_table(part: PartFiles, array: str, shape: Sequence[int], dtype: str, ro
         checked_chunk(part, array, number, 1 + len(shape), chunk_bytes) for number in range(-(-rows // chunk_rows))
     ]
     return np.frombuffer(b"".join(pieces), dtype)[: rows * values].reshape(rows, *shape)
+
+
+class MappedChunks:
+    """Chunks of an array that are not compressed, each a mapped file; those touched last stay mapped."""
+
+    def __init__(self, part: PartFiles, array: str, dimensions: int, size: int) -> None:
+        self._part, self._array, self._dimensions, self._size = part, array, dimensions, size
+        self._own = object()
+
+    def __getitem__(self, number: int) -> memoryview:
+        found: memoryview | None = _MAPPED.get((self._own, number))
+        if found is None:
+            found = checked_chunk(self._part, self._array, number, self._dimensions, self._size)
+            _MAPPED.put((self._own, number), found, 1)
+        return found
 
 
 def checked_chunk(part: PartFiles, array: str, number: int, dimensions: int, size: int) -> memoryview:

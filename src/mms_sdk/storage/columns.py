@@ -9,7 +9,7 @@ import numpy as np
 
 from mms_sdk.errors import Damaged
 from mms_sdk.schema.dataset import Column
-from mms_sdk.storage.chunks import Chunks, checked_chunk, read_table, refuse_beyond_memory
+from mms_sdk.storage.chunks import Chunks, MappedChunks, read_table, refuse_beyond_memory
 from mms_sdk.storage.part_files import PartFiles
 from mms_sdk.storage.parts import CRC_BYTES, crc32c
 from mms_sdk.types import Array, Rows
@@ -194,7 +194,7 @@ class RaggedColumn:
             raise Damaged(f"{part.what} is damaged: {rule}; its offsets say otherwise; restore the part from a backup")
         self._bounds = bounds.astype(np.int64) * column.item_bytes
         self._chunk_bytes = items.rows * column.item_bytes
-        self._chunks: dict[int, memoryview] = {}
+        self._chunks = MappedChunks(part, self._name, 1 + len(column.fixed), self._chunk_bytes)
         self._compressed = (
             None if column.profile == "raw" else Chunks(part, self._name, 1 + len(column.fixed), column.item_bytes)
         )
@@ -239,7 +239,4 @@ class RaggedColumn:
     def _chunk(self, number: int) -> memoryview:
         if self._compressed is not None:
             return memoryview(self._compressed.decoded(number).data)
-        if number not in self._chunks:
-            dimensions = 1 + len(self._column.fixed)
-            self._chunks[number] = checked_chunk(self._part, self._name, number, dimensions, self._chunk_bytes)
         return self._chunks[number]

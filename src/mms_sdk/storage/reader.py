@@ -64,7 +64,7 @@ class Batch:
     """Some rows, padded to the batch size.
 
     Attributes:
-        columns: By name: an array of shape (batch, *column.shape), or a list of `bytes`.
+        columns: By name: an array of shape (batch, *column.shape), not to be written to, or a list of `bytes`.
         weight: float32, shape (batch,): 1 for a row, 0 for padding.
         rows: Row numbers, int64, shape (batch,).
         position: Where the reader stands after this batch.
@@ -226,9 +226,10 @@ class Reader:
         while self._position.batch < self.batches:
             block = self.block(self._position, _BLOCK_BATCHES)
             gathered = [self._gathered(name, block) for name in self.columns]
-            for number, self._position in enumerate(block.positions):
+            for number, position in enumerate(block.positions):
                 columns = dict(zip(self.columns, map(next, gathered), strict=True))
-                yield Batch(columns, block.weight[number], block.rows[number], self._position)
+                self._position = position  # once the batch is there: one that cannot be read is not passed over
+                yield Batch(columns, block.weight[number], block.rows[number], position)
                 del columns  # before the next batch is made, so that its memory is this one's
         self._position = Position(epoch=self._position.epoch + 1)
 
@@ -269,7 +270,7 @@ class Reader:
         """Rows of a column for a block. One thread at a time; fastest where blocks follow one another.
 
         Returns:
-            A fresh array of shape (batches * batch, *column.shape), or a list of `bytes`.
+            An array of shape (batches * batch, *column.shape), not to be written to, or a list of `bytes`.
         """
         column = self.snapshot.column(name)
         if self._windows is not None and name in self._windows.columns:

@@ -12,7 +12,7 @@ import numpy as np
 from mms_sdk import html, told
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
 from mms_sdk.schema.dataset import Column, Part, Snapshot
-from mms_sdk.storage.chunks import LongTable, read_table
+from mms_sdk.storage.chunks import LongTable, Recent, read_table
 from mms_sdk.storage.columns import CompressedColumn, Gatherer, RaggedColumn, RawColumn
 from mms_sdk.storage.part_files import PartFiles
 from mms_sdk.storage.parts import DELETED, is_compressed, is_raw
@@ -20,6 +20,7 @@ from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.remote import at_once
 from mms_sdk.types import Array, Rows
 
+_TABLE_BYTES = 64 * 2**20  # of all long tables together: chunks that are kept for the next rows
 _KEPT_ROWS = 2**20  # of shorter tables a whole column is kept, whoever asks for rows of it
 
 
@@ -60,6 +61,7 @@ class OpenSnapshot:
         self._valid_rows: dict[str, Array] = {}
         self._gatherers: dict[str, list[Gatherer]] = {}
         self._long_tables: dict[str, LongTable] = {}
+        self._recent = Recent(_TABLE_BYTES)
         self.local = parts.local
         self._check(content=False)
 
@@ -138,14 +140,18 @@ class OpenSnapshot:
             Damaged: A row's checksum does not fit its bytes.
         """
         column = self.column(name)
+        rows = self._numbers(rows)
+        if name in self._tables or not (column.varies or is_raw(column) or is_compressed(column)):
+            return self.values(name)[rows]
+        return self.masked(column, self._gather(column, rows), rows)
+
+    def _numbers(self, rows: Rows | Sequence[int]) -> Rows:
         rows = np.asarray(rows, np.int64)
         if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise InvalidRequest(
                 f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"
             )
-        if name in self._tables or not (column.varies or is_raw(column) or is_compressed(column)):
-            return self.values(name)[rows]
-        return self.masked(column, self._gather(column, rows), rows)
+        return rows
 
     def lengths(self, name: str, rows: Rows) -> Rows:
         """How many items, or bytes, each of some rows of a column of varying length has; its values are not read."""
@@ -172,17 +178,22 @@ class OpenSnapshot:
         column = self.column(name)
         if self.rows <= _KEPT_ROWS or name in self._tables or column.row_bytes == 0:
             return self.gather(name, rows)
-        values = self._gather(column, rows) if column.varies or is_raw(column) else self._few(column, column, rows)
-        if not column.nullable:
-            return values
-        there = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False, "profile": "raw"})
-        return _with_missing(column, values, self._few(column, there, rows, array=f"{column.stored}_valid"))
+        rows = self._numbers(rows)
+        large = column.varies or is_raw(column)
+        values = self._gather(column, rows) if large else self._few(column, column, rows)
+        if column.nullable:
+            there = column.model_copy(update={"shape": (), "dtype": "bool", "nullable": False, "profile": "raw"})
+            values = _with_missing(column, values, self._few(column, there, rows, array=f"{column.stored}_valid"))
+        if not large:
+            self._refuse_codes_without_labels(column, values)
+        return values
 
     def _few(self, column: Column, stored: Column, rows: Rows, *, array: str = "") -> Array:
         # Of a table, chunk by chunk.
         array = array or stored.stored
         if array not in self._long_tables:
-            self._long_tables[array] = LongTable([part.files_of(column) for part in self._parts], array, stored)
+            files = [part.files_of(column) for part in self._parts]
+            self._long_tables[array] = LongTable(files, array, stored, self._recent)
         where = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty(len(rows), f"V{stored.row_bytes}")
         for number in np.unique(where).tolist():

@@ -11,14 +11,14 @@ window, handed out without a copy, and a window's memory is used again once nobo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from mms_sdk.storage.permutation import permuted
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
+_KEPT = 4  # orders of epochs and of windows
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 _AT_ONCE = 16  # chunks of a store that is not on this machine: they wait for the network rather than for a core
 
 
@@ -121,8 +124,8 @@ class Windows:
         self._scratch = threading.local()
         threads = os.cpu_count() if snapshot.local else _AT_ONCE
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mms-window")
-        self._plan = lru_cache(maxsize=4)(self._planned)
-        self._window = lru_cache(maxsize=4)(self._drawn)
+        self._plans: dict[int, _Plan] = {}
+        self._drawn: dict[tuple[int, int], _Window] = {}
 
     def ordered(self, start: int, stop: int, *, epoch: int) -> Rows:
         """Row numbers at positions from `start` to before `stop` of an epoch."""
@@ -135,7 +138,7 @@ class Windows:
         return rows[start - begin : stop - begin]
 
     def gather(self, name: str, *, epoch: int, places: Rows) -> Array:
-        """Rows of a column by their positions in an epoch, of dtype void, shape (n,)."""
+        """Rows of a column by their positions in an epoch, of dtype void, shape (n,); not to be written to."""
         plan = self._plan(epoch)
         first, last = np.searchsorted(plan.starts, [places.min(), places.max()], side="right") - 1
         if first == last:
@@ -150,6 +153,20 @@ class Windows:
                 out[here] = self._from_window(name, epoch, number, places[here] - plan.starts[number])
         return out
 
+    def _plan(self, epoch: int) -> _Plan:
+        found = self._plans.get(epoch)
+        if found is None:
+            found = self._planned(epoch)
+            _put(self._plans, epoch, found)
+        return found
+
+    def _window(self, epoch: int, number: int) -> _Window:
+        found = self._drawn.get((epoch, number))
+        if found is None:
+            found = self._draw(epoch, number)
+            _put(self._drawn, (epoch, number), found)
+        return found
+
     def _planned(self, epoch: int) -> _Plan:
         blocks = np.arange(len(self._sizes))
         if self._seed is not None:
@@ -162,7 +179,7 @@ class Windows:
         ends = np.concatenate([[0], np.cumsum(np.diff(self._edges)[blocks])])
         return _Plan(blocks, np.array(bounds), ends[bounds])
 
-    def _drawn(self, epoch: int, number: int) -> _Window:
+    def _draw(self, epoch: int, number: int) -> _Window:
         plan = self._plan(epoch)
         blocks = plan.blocks[plan.bounds[number] : plan.bounds[number + 1]]
         rows = np.concatenate([self._rows[self._edges[block] : self._edges[block + 1]] for block in blocks])
@@ -178,9 +195,13 @@ class Windows:
         if (epoch, number) not in self._decoded:
             self._begin(epoch, number, keep=None)
         decoded = self._decoded[epoch, number]
-        while decoded.work:  # asked once, not for every batch
-            decoded.work[-1].result()
-            decoded.work.pop()
+        try:
+            while decoded.work:  # asked once, not for every batch
+                decoded.work[-1].result()
+                decoded.work.pop()
+        except BaseException:  # the next who asks tries again
+            wait(self._decoded.pop((epoch, number)).work)
+            raise
         return _some(decoded.buffers[name], places)
 
     def _decode_ahead(self, epoch: int, number: int, *, windows: int) -> None:
@@ -207,7 +228,9 @@ class Windows:
             if name == self._lead:
                 values = _some(self._chunk(int(block)), self._places[picked])
             else:
-                values = self._snapshot.gather(name, self._rows[picked]).reshape(len(places), -1).view(np.uint8)
+                # What a masked row lacks is said elsewhere.
+                gathered = np.ma.getdata(self._snapshot.gather(name, self._rows[picked]))
+                values = gathered.reshape(len(places), -1).view(np.uint8)
             # As bytes, not as void: NumPy copies those without holding Python's lock.
             buffer.view(np.uint8).reshape(len(buffer), -1)[places] = values
 
@@ -225,6 +248,16 @@ def _some(values: Array, places: Rows) -> Array:
     # Without a copy where they follow one another.
     first, last = int(places[0]), int(places[-1])
     if last - first == len(places) - 1 and (np.diff(places) == 1).all():
-        return values[first : last + 1]
+        view: Array = values[first : last + 1]
+        view.flags.writeable = False
+        return view
     found: Array = values.take(places, axis=0)
     return found
+
+
+def _put(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    # Threads that decode ask as well: what goes is the oldest, and whoever holds it keeps it.
+    cache[key] = value
+    while len(cache) > _KEPT:
+        with contextlib.suppress(StopIteration, RuntimeError):
+            cache.pop(next(iter(cache)), None)

@@ -19,7 +19,7 @@ from mms_sdk.compute.data import join as module
 from mms_sdk.errors import ColumnNotFound, DataError, InvalidRequest
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
 from mms_sdk.schema.specs import JoinReport, JoinSpec
-from mms_sdk.storage import chunks, snapshots
+from mms_sdk.storage import snapshots
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.edits import delete_rows
 from mms_sdk.storage.stores.local import LocalStore
@@ -211,7 +211,7 @@ def test_a_join_that_others_overtake_is_done_again(tmp_path, orders, customers, 
 
 def test_datasets_larger_than_the_memory_that_is_used_are_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "_KEPT_ROWS", 0)
-    monkeypatch.setattr(chunks, "_TABLE_BYTES", 2**20)
+    monkeypatch.setattr(snapshots, "_TABLE_BYTES", 2**20)
     wide = Column(name="wide", kind="embedding", dtype="float64", shape=(4,))  # a table, chunk by chunk
     rows, part = 400_000, 100_000
     left = Dataset.create(LocalStore(tmp_path / "left"), "left")
