@@ -222,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mms: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
+        _interrupt_jobs()
         terminated = isinstance(stop, _Terminated)
         told = ["terminated" if terminated else "interrupted", *getattr(stop, "__notes__", ())]
         print(f"mms: {'; '.join(told)}", file=sys.stderr)
@@ -229,6 +230,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _interrupt_jobs() -> None:
+    # Only if any can be there: what runs them takes long to load.
+    if runners := sys.modules.get("mms_sdk.service.jobs"):
+        runners.interrupt_jobs()
 
 
 @contextlib.contextmanager

@@ -263,3 +263,20 @@ def test_a_process_that_never_closes_ends_all_the_same(tmp_path: Path) -> None:
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "none yet\n", "")
+
+
+@pytest.mark.parametrize("source", [None, 3, object(), mms.drop_duplicates(), [mms.CSV("a.csv"), 3]])
+def test_what_is_no_source_is_refused_with_what_is_one(tmp_path: Path, source: Any) -> None:
+    with mms.connect(workspace=tmp_path / "ws") as ws, pytest.raises(InvalidRequest, match="what is ingested is a sou"):
+        ws.datasets.ingest("x", source)
+
+
+def test_an_older_snapshot_is_not_cleaned_and_a_workspace_is_not_backed_up_into_itself(tmp_path: Path) -> None:
+    with mms.connect(workspace=tmp_path / "ws") as ws:
+        whole = mms.Split(train=1, val=0, test=0)
+        ws.datasets.ingest("x", {"a": [1.0, 2.0]}, split=whole, progress=False)
+        ws.datasets.ingest("x", {"a": [3.0]}, split=whole, progress=False)
+        with pytest.raises(InvalidRequest, match="what is cleaned is the newest snapshot; x@1 is an older one"):
+            ws.datasets.get("x@1").clean([mms.drop_missing()])
+        with pytest.raises(InvalidRequest, match="a backup lies elsewhere than what it is of"):
+            ws.backup(tmp_path / "ws" / "backup")

@@ -12,7 +12,7 @@ import pytest
 from asgi_calls import Service, check_problem
 from mms_sdk.errors import Damaged, StorageFull, Unavailable
 from mms_sdk.schema.job import Job, Progress
-from mms_sdk.service.jobs import JobRunner
+from mms_sdk.service.jobs import JobRunner, Tell, interrupt_jobs
 from mms_sdk.storage.workspace import Workspace
 
 
@@ -134,6 +134,27 @@ def test_closing_waits_for_what_runs_and_takes_nothing_more(jobs: JobRunner, emp
     with pytest.raises(Unavailable, match="shutting down"):
         jobs.submit("ingest", "pets", {}, lambda *_: {})
     assert len(empty.catalog.jobs.list()) == 5
+
+
+def test_an_interrupt_ends_what_runs_where_it_next_tells_its_progress(jobs: JobRunner, empty: Workspace) -> None:
+    begun = threading.Event()
+
+    def work(_: Job, tell: Tell) -> dict[str, object]:
+        for done in range(10_000):
+            begun.set()
+            try:
+                tell(Progress(done=done, total=10_000, what="steps"))
+            except Exception:  # noqa: BLE001 (work that handles its errors does not handle this)
+                return {}
+            time.sleep(0.001)
+        return {}
+
+    job = jobs.submit("ingest", "pets", {}, work)
+    assert begun.wait(10)
+    interrupt_jobs()
+
+    found = ended(empty, job)
+    assert (found.state, found.error) == ("cancelled", {"title": "cancelled", "detail": "stopped by the person"})
 
 
 def test_jobs_come_newest_first_page_by_page_each_once(at: Service) -> None:

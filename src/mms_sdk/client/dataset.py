@@ -263,10 +263,15 @@ class Dataset:
             progress: Show a bar on a terminal.
 
         Raises:
-            InvalidRequest: A step does not suit what the dataset holds.
+            InvalidRequest: A step does not suit what the dataset holds; or this is an older snapshot.
             ColumnNotFound: A step names a column that is not there.
             SnapshotConflict: Others changed the dataset meanwhile, time after time.
         """
+        if self.info.snapshot != self.info.newest:
+            raise InvalidRequest(
+                f"what is cleaned is the newest snapshot; {self.ref} is an older one, and the newest is "
+                f"{self.info.newest}; get it with ws.datasets.get({self.name!r})"
+            )
         spec = CleanSpec(clean=steps_of(clean), message=message)
         record = self._api.send("POST", f"/v1/datasets/{self.name}:clean", JobRecord, spec.model_dump(mode="json"))
         job = Job(self._api, record).wait(progress=progress)

@@ -22,6 +22,7 @@ from mms_sdk.compute.data.sources.files import SUFFIXES
 from mms_sdk.compute.data.streams import Stream, as_stream
 from mms_sdk.compute.data.watch import Pace
 from mms_sdk.errors import InvalidRequest, MissingExtra
+from mms_sdk.schema.base import Asked
 from mms_sdk.schema.cleaning import CleanStep
 from mms_sdk.schema.dataset import SPLITS, Column, DatasetInfo, Profile, SnapshotInfo
 from mms_sdk.schema.job import Job as JobRecord
@@ -393,6 +394,11 @@ class Datasets:
         if isinstance(source, Mapping):
             return Arrow(path=str(self._staged(source)))
         found = source_of(str(source)) if isinstance(source, str | Path) else source
+        if not isinstance(found, Asked) or not hasattr(found, "told"):
+            raise InvalidRequest(
+                f"what is ingested is a source such as mms.CSV('rows.csv'), a path, or arrays by column; got "
+                f"{type(found).__name__}; give columns as {{'name': array}}, e.g. of a frame dict(frame.items())"
+            )
         if isinstance(found, SQL) or found.path is None:
             return found
         return found.model_copy(update={"path": str(Path(found.path).expanduser().absolute())})

@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.base import Asked
+
+
+def _of_text(encoding: str) -> str:
+    try:
+        bytes(4).decode(encoding)
+    except UnicodeError:  # it is one, in which these are no characters
+        return encoding
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"an encoding is one of text that Python knows, e.g. latin-1; got {encoding!r}") from error
+    return encoding
+
+
+Encoding = Annotated[str, AfterValidator(_of_text)]
 
 
 class _OfPath(Asked):
@@ -62,18 +75,7 @@ class AsTexts(Asked):
         encoding: Of their bytes; what is kept is UTF-8.
     """
 
-    encoding: str = "utf-8"
-
-    @field_validator("encoding")
-    @classmethod
-    def _is_one_of_text(cls, encoding: str) -> str:
-        try:
-            bytes(4).decode(encoding)
-        except UnicodeError:  # it is one, in which these are no characters
-            return encoding
-        except (LookupError, ValueError) as error:
-            raise ValueError(f"an encoding is one of text that Python knows, e.g. latin-1; got {encoding!r}") from error
-        return encoding
+    encoding: Encoding = "utf-8"
 
 
 Kind = Literal["image", "audio", "video", "text"]
@@ -373,7 +375,7 @@ class CSV(_TableFiles):
 
     type: Literal["csv"] = "csv"
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    encoding: str = "utf-8"
+    encoding: Encoding = "utf-8"
     text: tuple[str, ...] = ()
 
 

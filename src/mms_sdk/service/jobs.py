@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from mms_sdk.errors import MmsError, Unavailable
 from mms_sdk.schema.job import Job, JobKind, Progress
@@ -15,6 +17,17 @@ from mms_sdk.storage.workspace import Workspace
 Tell = Callable[[Progress], None]
 Work = Callable[[Job, Tell], Mapping[str, Any]]
 _log = logging.getLogger("mms.jobs")
+_runners: WeakSet[JobRunner] = WeakSet()
+
+
+class _Interrupted(BaseException):
+    """A job's work is to end where it stands; nothing that handles errors is to take it for one."""
+
+
+def interrupt_jobs() -> None:
+    """Ends the jobs that run in this process, where they next tell their progress, and waits until they did."""
+    for runner in list(_runners):
+        runner.interrupt()
 
 
 class JobRunner:
@@ -28,6 +41,8 @@ class JobRunner:
         self._workspace = workspace
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mms-job")
         self._closed = False
+        self._interrupted = False
+        _runners.add(self)
 
     def submit(self, kind: JobKind, name: str, spec: Mapping[str, Any], work: Work) -> Job:
         """Records a job and starts it.
@@ -47,6 +62,11 @@ class JobRunner:
         self._threads.submit(self._run, job, work)
         return job
 
+    def interrupt(self) -> None:
+        """Ends the running jobs; they are recorded as cancelled."""
+        self._interrupted = True
+        self.close()
+
     def close(self) -> None:
         """Waits for the running jobs."""
         self._closed = True
@@ -55,8 +75,10 @@ class JobRunner:
     def _run(self, job: Job, work: Work) -> None:
         jobs = self._workspace.catalog.jobs
         try:
-            result = work(job, lambda progress: jobs.progress(job.id, progress))
+            result = work(job, partial(self._tell, job))
             jobs.finish(job.id, "succeeded", result=result)
+        except _Interrupted:
+            jobs.finish(job.id, "cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
         except BaseException as error:  # noqa: BLE001 (whatever ended it, the job gets its recorded end)
             if not isinstance(error, MmsError):
                 _log.error("job %s failed", job.id, exc_info=error)
@@ -65,3 +87,8 @@ class JobRunner:
             if not isinstance(error, MmsError):
                 problem["detail"] = f"{type(error).__name__}: {error}"
             jobs.finish(job.id, "failed", error=problem)
+
+    def _tell(self, job: Job, progress: Progress) -> None:
+        if self._interrupted:
+            raise _Interrupted
+        self._workspace.catalog.jobs.progress(job.id, progress)

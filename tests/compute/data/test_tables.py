@@ -504,3 +504,11 @@ def test_a_category_is_converted_to_numbers_and_a_class_is_not(tmp_path, bring):
     assert report.steps[0].note == "c: 1 × no float32, missing"
     with pytest.raises(InvalidRequest, match="counted and split by stay as they are"):
         bring(source, Convert("label", "int8"))
+
+
+def test_where_too_few_rows_are_left_it_is_said_why(tmp_path, bring):
+    (tmp_path / "latin.csv").write_bytes("name\nOslo\nMünchen\nKöln\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"there are 1 in all; .*2 × left out, e\.g\. .*it is not UTF-8; name its enc"):
+        bring(CSV(tmp_path / "latin.csv"), split=Split())
+    with pytest.raises(InvalidRequest, match=r"one of text that Python knows, e\.g\. latin-1; got 'latin-l'"):
+        CSV(tmp_path / "latin.csv", encoding="latin-l")

@@ -430,10 +430,15 @@ def _write(
     tell: Tell,
 ) -> Snapshot:
     label = next((column for column in plan.columns if column.name == LABEL), None)
-    labels = (label.labels if label else None) or ("all rows",)
+    labels = (label.labels if label else None) or ("",)
     splits = plan.splits
     if splits is None:
-        splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
+        try:
+            splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
+        except DataError as error:
+            if not plan.report.notes:
+                raise
+            raise DataError(f"{error.message}; of the source: {'; '.join(plan.report.notes)}") from error
     record = base.record if base else None
     addition = Addition(
         parts=(),

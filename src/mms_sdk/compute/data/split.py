@@ -46,9 +46,15 @@ def place(
         held = Counter(before.get(int(code), {}))
         total = len(members) + sum(held.values())
         if total < len(names):
+            label = labels[int(code)]
+            rule, seen = (
+                (f"every class has at least one row in each of {names}", f"class {label!r} has {total} in all")
+                if label
+                else (f"there is at least one row in each of {names}", f"there are {total} in all")
+            )
             raise DataError(
-                f"every class has at least one row in each of {names}; class {labels[int(code)]!r} has {total} in all; "
-                f"add rows to it, remove it, or split into fewer parts, e.g. mms.Split(train=0.8, val=0.2, test=0)"
+                f"{rule}; {seen}; add rows to it, remove it, or split into fewer parts, e.g. mms.Split(train=0.8, "
+                f"val=0.2, test=0)"
             )
         wanted = _shares(total, split.fractions)
         needed = [max(0, wanted[name] - held[name]) for name in names]

@@ -31,6 +31,7 @@ from mms_sdk.storage.backup.contents import Content, contents_of
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.clock import agreed_time
+from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.remote import at_once
 from mms_sdk.storage.workspace import Workspace
 
@@ -123,6 +124,11 @@ class Copies:
             Damaged: Something in the workspace is not what was written; all else was copied.
         """
         self._check_ours(workspace)
+        if isinstance(self.store, LocalStore) and self.store.folder.resolve().is_relative_to(workspace.root.resolve()):
+            raise InvalidRequest(
+                f"a backup lies elsewhere than what it is of; {self.store.url} is within {workspace.root}; name "
+                f"another place"
+            )
         made = new_id()
         with tempfile.TemporaryDirectory(dir=files.make_folder(workspace.root / "staging")) as name:
             sending = _Sending(self.store, Path(name))
