@@ -155,7 +155,10 @@ def test_a_damaged_file_of_array_records_is_never_taken_for_a_good_one(folder: P
     assert refused > 5
 
 
-@pytest.mark.parametrize("spelling", ["as it is written", "protobuf's own", "of older versions", "as a text within"])
+@pytest.mark.parametrize(
+    "spelling",
+    ["as it is written", "protobuf's own", "of older versions", "as a text within", "as a message written as a text"],
+)
 def test_a_description_that_names_a_class_of_its_own_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
@@ -168,6 +171,11 @@ def test_a_description_that_names_a_class_of_its_own_is_refused(
         "protobuf's own": {"python_class_name": "evil.Text", "text": {}},
         "of older versions": old,
         "as a text within": {"pythonClassName": own, "jsonFeature": {"json": json.dumps({"a": old})}},
+        "as a message written as a text": {
+            "type": own,
+            "proto_cls": "tensorflow_datasets.FeaturesDict",
+            "content": json.dumps({"features": {"a": {"pythonClassName": "evil.Text"}}}),
+        },
     }
     top = {"pythonClassName": own, "featuresDict": {"features": {"a": described[spelling]}}}
     for told in (top, described[spelling]):
@@ -175,6 +183,45 @@ def test_a_description_that_names_a_class_of_its_own_is_refused(
         with pytest.raises(InvalidRequest, match=r"runs none of its code; .* names the class 'evil\.Text'"):
             ingested(tmp_path, TFDS(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_read_is_what_was_looked_at_and_nothing_beside(folder: Path, tmp_path: Path) -> None:
+    told = json.loads((folder / "dataset_info.json").read_text())
+    foreign = {"pythonClassName": "evil.Text", "text": {}}
+    (folder / "dataset_info.json").write_text(json.dumps({**told, "features": foreign}))
+    assert ingested(tmp_path, TFDS(folder)).record().rows == 175
+    own = "tensorflow_datasets.scripts.cli.main.X"
+    (folder / "features.json").write_text(json.dumps({"pythonClassName": own, "text": {}}))
+    with pytest.raises(InvalidRequest, match=r"names the class 'tensorflow_datasets\.scripts"):
+        ingested(tmp_path, TFDS(folder))
+
+
+@pytest.mark.parametrize(
+    ("feature", "refused"),
+    [
+        (
+            {"type": "class_label_feature.ClassLabel", "content": {"names_file": "/etc/passwd"}},
+            "from the file '/etc/pass",
+        ),
+        (
+            {"type": "class_label_feature.ClassLabel", "content": {"num_classes": 10**7}},
+            "one of at most 1,048,576 names",
+        ),
+        (
+            {
+                "type": "tensor_feature.Tensor",
+                "content": {"shape": [2**20, 2**20], "dtype": "int64", "optional": True},
+            },
+            "at most 134,217,728 values",
+        ),
+    ],
+)
+def test_what_a_description_claims_is_bounded(folder: Path, tmp_path: Path, feature: Any, refused: str) -> None:
+    own = "tensorflow_datasets.core.features."
+    told = {"type": f"{own}features_dict.FeaturesDict", "content": {"a": {**feature, "type": own + feature["type"]}}}
+    (folder / "features.json").write_text(json.dumps(told))
+    with pytest.raises(InvalidRequest, match=refused):
+        ingested(tmp_path, TFDS(folder))
 
 
 def test_what_is_no_prepared_dataset_is_refused(folder: Path, tmp_path: Path) -> None:

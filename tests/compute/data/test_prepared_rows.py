@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import wave
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from PIL import Image
 from prepare_rows import REVIEWS, as_sound, prepare, reviews
+from tensorflow_datasets.proto import tf_example_pb2
 
 from mms_sdk.compute.data.ingest import ingest
 from mms_sdk.compute.data.kinds import audio
+from mms_sdk.compute.data.sources import samples as sampling
+from mms_sdk.compute.data.sources.descriptions import read_description
+from mms_sdk.compute.data.sources.examples import features_of
+from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
 from mms_sdk.schema.cleaning import DropNearDuplicates, DropUnreadable, KeepWhere
 from mms_sdk.schema.sources import TFDS
@@ -145,6 +154,63 @@ def test_a_row_with_nothing_that_can_be_kept_is_refused(tmp_path: Path) -> None:
     made = prepare(tmp_path, {"words": words}, {"train": [{"words": ["a"]}]})
     with pytest.raises(InvalidRequest, match=r"the features of given are \['words'\]; write them to Parquet"):
         ingested(tmp_path, TFDS(made))
+
+
+def test_features_that_are_left_out_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = {
+        "text": tfds.features.Text(),
+        "pictures": tfds.features.Sequence(tfds.features.Text()),
+        "packed": tfds.features.Tensor(shape=(4,), dtype=np.int64, encoding="zlib"),
+    }
+    row = {"text": "a", "pictures": ["%!PS-Adobe-3.0 EPSF-3.0"], "packed": np.arange(4)}
+    made = prepare(tmp_path / "data", features, {"train": [row]})
+    told = json.loads((made / "features.json").read_text())
+    told["featuresDict"]["features"]["pictures"]["sequence"]["feature"] = {
+        "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
+        "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"},
+    }
+    (made / "features.json").write_text(json.dumps(told))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(zlib, "decompress", refuse)
+    snapshot = ingested(tmp_path, TFDS(made), split=Split(train=1, val=0, test=0)).snapshot()
+    assert snapshot.gather("text", np.arange(1)) == [b"a"]
+    notes = snapshot.record.provenance["cleaning"]["notes"]
+    assert {"left out: packed, Tensor, compressed", "left out: pictures, Sequence"} <= set(notes)
+
+
+def test_values_of_lists_of_lists_are_passed_over(tmp_path: Path) -> None:
+    features = {"text": tfds.features.Text(), "words": tfds.features.Sequence(tfds.features.Text())}
+    made = prepare(tmp_path, features, {"train": [{"text": "a", "words": ["b"]}]})
+    (path,) = made.glob("*.array_record*")
+    example = tf_example_pb2.Example.FromString(ArrayRecordReader(str(path)).read([0])[0])
+    example.features.feature["words/ragged_flat_values"].bytes_list.value.append(b"b")
+    found = features_of(read_description(made), TFDS(made)).row(example.SerializeToString())
+    assert found == {"text": "a"}
+
+
+def test_a_record_that_is_too_large_or_none_is_left_out(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MAX_BYTES", 10)
+    found = open_prepared(TFDS(prepared))
+    assert found.rows == 0
+    assert {reject.reason.split(";")[0] for reject in found.rejects} == {"a sample has at most 10 bytes"}
+    monkeypatch.undo()
+    features = features_of(read_description(prepared), TFDS(prepared))
+    for data in (b"\xff" * 9, b"\n\x0b\n\t\n\x05stars\x12\x00"):
+        with pytest.raises(InvalidInput, match="it is no example"):
+            features.row(data)
+
+
+def test_a_tensor_beyond_all_bounds_is_left_out(prepared: Path, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(prepared, tmp_path / "given" / "1.0.0"))
+    told = json.loads((made / "features.json").read_text())
+    tensor = told["featuresDict"]["features"]["matrix"]["tensor"]
+    tensor["shape"] = {"dimensions": [str(2**32), str(2**32), "4"]}
+    (made / "features.json").write_text(json.dumps(told))
+    assert "left out: matrix, Tensor" in open_prepared(TFDS(made)).notes
 
 
 # Sound ------------------------------------------------------------------------------------------------------------
@@ -291,6 +357,12 @@ def test_wav_files_hold_the_samples_as_they_are(samples: Any) -> None:
     np.testing.assert_array_equal(found, samples.reshape(len(samples), -1) if len(samples) else found)
     assert (rate, len(found)) == (8000, len(samples))
     assert data == audio.encode_wav(samples.copy(), rate_hz=8000)
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(10**10, 1), (2**31, 2), (8000, 2**15), (-1, 1)])
+def test_a_rate_or_channels_that_no_wav_file_has_are_refused(rate_hz: int, channels: int) -> None:
+    with pytest.raises(InvalidInput, match="say another rate_hz="):
+        audio.encode_wav(np.zeros((3, channels), np.int16), rate_hz=rate_hz)
 
 
 @pytest.mark.parametrize("samples", [np.array([2**31]), np.array([0.1]), np.array([True]), np.array([1j])])

@@ -131,6 +131,11 @@ def encode_wav(samples: Array, *, rate_hz: int) -> bytes:
         raise InvalidInput(f"a WAV file has at most {_MAX_WAV_BYTES:,} bytes of samples; these have {len(data):,}")
     channels = samples.shape[1] if samples.ndim == 2 else 1
     size = narrowed.itemsize
+    if not (0 < channels * size < 2**16 and 0 < rate_hz * channels * size < 2**32):
+        raise InvalidInput(
+            f"a WAV file has at most 64 KiB a frame and 4 GiB a second; these are {channels:,} channels of "
+            f"{rate_hz:,} frames a second; say another rate_hz="
+        )
     described = struct.pack("<HHIIHH", form, channels, rate_hz, rate_hz * channels * size, channels * size, 8 * size)
     head = struct.pack("<4sI4s4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", len(described)) + described
     return head + struct.pack("<4sI", b"data", len(data)) + data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import pyarrow as pa
 from mms_sdk.compute.data.kinds import audio
 from mms_sdk.compute.data.kinds.tabular import column_names
 from mms_sdk.compute.data.media import medium_of, reserved_names
-from mms_sdk.compute.data.sources.descriptions import Description, Sound
-from mms_sdk.compute.data.sources.samples import Sample
+from mms_sdk.compute.data.sources.descriptions import MAX_VALUES, Description, Sound
+from mms_sdk.compute.data.sources.samples import Sample, refuse_large
 from mms_sdk.errors import InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import TFDS, AsPictures, AsRecordings, AsTable
+
+_MAX_CLASSES = 2**20
+_RAGGED = b"/ragged_flat_values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class Features:
     """What the features of an example become.
 
     Attributes:
-        described: By tensorflow-datasets.
+        described: By tensorflow-datasets; those that are kept and no other, which are not even decoded.
         label: Name of the feature that is the class.
         names: Of the classes of features that have some.
         types: Arrow's, of all features that a table can keep.
@@ -87,12 +91,15 @@ class Features:
         return pa.RecordBatch.from_arrays(columns, names=list(self.types))
 
     def _values(self, data: bytes, names: Iterable[str]) -> dict[str, Any]:
+        from google.protobuf.message import DecodeError
+
+        refuse_large(len(data))
         try:
-            found = self.described.deserialize_example_np(data, decoders=dict(self.skip))
+            found = self.described.deserialize_example_np(_without_ragged(data), decoders=dict(self.skip))
             return {name: found[name] if name == self.main else self._value(name, found[name]) for name in names}
         except InvalidInput:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, OSError, RuntimeError, DecodeError) as error:
             raise InvalidInput(f"it is no example of the features described: {error}") from error
 
     def _value(self, name: str, value: Any) -> Any:
@@ -114,7 +121,7 @@ def features_of(description: Description, source: TFDS) -> Features:
     info, sounds = description.info, description.sounds
     # In the order of names: the map that a description is read into has none.
     known = dict(sorted(info.features.items())) if isinstance(info.features, kinds.FeaturesDict) else {}
-    names = {name: tuple(each.names) for name, each in known.items() if isinstance(each, kinds.ClassLabel)}
+    names = {name: _names(name, each) for name, each in known.items() if isinstance(each, kinds.ClassLabel)}
     pictures = [name for name, each in known.items() if isinstance(each, kinds.Image)]
     main = _main(info, pictures, list(sounds))
     types = {
@@ -127,14 +134,19 @@ def features_of(description: Description, source: TFDS) -> Features:
             f"a row has a picture, a recording, texts or numbers; the features of {info.name} are {sorted(known)}; "
             f"write them to Parquet and ingest that"
         )
+    if main in sounds and _is_compressed(known[main]):
+        raise InvalidRequest(
+            f"sound is read as samples or files; {main!r} of {info.name} is compressed tensors, of which nobody says "
+            f"how large they become; prepare it without encoding="
+        )
     label = _label(info, source, names, types)
     left_out = [name for name in known if name != main and name not in types]
     made = Features(
-        described=info.features,
+        described=kinds.FeaturesDict({name: each for name, each in known.items() if name not in left_out}),
         label=label,
         names=names,
         types=types,
-        notes=tuple(f"left out: {name}, {type(known[name]).__name__}" for name in left_out),
+        notes=tuple(f"left out: {name}, {_told(known[name])}" for name in left_out),
     )
     return made if main is None else _with_main(made, main, sounds.get(main), source)
 
@@ -195,6 +207,8 @@ def _type(feature: Any, kinds: Any) -> pa.DataType | None:
         isinstance(feature, kinds.Sequence) and type(feature.feature) in (kinds.Tensor, kinds.Scalar)
     ):
         return None
+    if _is_compressed(feature):
+        return None
     shape, dtype = tuple(feature.shape), np.dtype(feature.np_dtype)
     if dtype.kind in "OSU" and shape == ():
         return pa.binary()
@@ -205,8 +219,43 @@ def _type(feature: Any, kinds: Any) -> pa.DataType | None:
         return item
     if shape == (None,):
         return pa.list_(item)
+    sizes = [0 if size is None else size for size in shape]
     # Arrow keeps truth values as bits, of which it makes no arrays.
-    return None if None in shape or 0 in shape or dtype.kind == "b" else pa.fixed_shape_tensor(item, shape)
+    if min(sizes) < 1 or prod(sizes) > MAX_VALUES or dtype.kind == "b":
+        return None
+    return pa.fixed_shape_tensor(item, shape)
+
+
+def _names(name: str, feature: Any) -> tuple[str, ...]:
+    count = feature.num_classes or 0
+    if count > _MAX_CLASSES:
+        raise InvalidRequest(
+            f"a class is one of at most {_MAX_CLASSES:,} names; {name!r} has {count:,}; prepare it as a number"
+        )
+    return tuple(feature.names) if count else ()
+
+
+def _is_compressed(feature: Any) -> bool:
+    inner = getattr(feature, "feature", feature)  # of a sequence
+    return getattr(inner.to_json_content(), "encoding", "") == "zlib"
+
+
+def _told(feature: Any) -> str:
+    kind = type(feature).__name__
+    return f"{kind}, compressed" if kind == "Tensor" and _is_compressed(feature) else kind
+
+
+def _without_ragged(data: bytes) -> bytes:
+    # Lists of lists are never kept; tensorflow-datasets takes their values for those of a feature that it has to know.
+    if _RAGGED not in data:
+        return data
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example.FromString(data)
+    for key in list(example.features.feature):
+        if key.endswith(_RAGGED.decode()):
+            del example.features.feature[key]
+    return bytes(example.SerializeToString())
 
 
 def _column(name: str, title: str, kind: pa.DataType, labels: tuple[str, ...] | None) -> Column:

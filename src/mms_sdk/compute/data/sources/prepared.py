@@ -14,7 +14,7 @@ import pyarrow as pa
 from mms_sdk.compute.data.sources import examples, tfrecords
 from mms_sdk.compute.data.sources.descriptions import Description, read_description
 from mms_sdk.compute.data.sources.rows import BATCH_ROWS, ROW, SOURCE, SPLIT, Table
-from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
+from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample, refuse_large
 from mms_sdk.compute.data.sources.splits import chosen_splits, places_of
 from mms_sdk.errors import DataError, InvalidInput, MissingExtra, NothingToIngest
 from mms_sdk.schema.cleaning import Reject
@@ -42,9 +42,11 @@ class _Shard:
                     return bytes(self._reader.read([number])[0])
             except (RuntimeError, ValueError, IndexError) as error:
                 raise InvalidInput(f"its record cannot be read: {error}") from error
+        begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
+        refuse_large(end - begin)
         try:
             with self.path.open("rb", buffering=0) as file:
-                return tfrecords.read_record(file.fileno(), int(self._offsets[number]), int(self._offsets[number + 1]))
+                return tfrecords.read_record(file.fileno(), begin, end)
         except OSError as error:
             raise InvalidInput(f"its file cannot be read: {error.strerror}") from error
 
