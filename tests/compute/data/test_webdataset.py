@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -396,6 +397,21 @@ def test_keys_are_divided_as_webdataset_divides_them(tmp_path):
     found = open_webdataset(WebDataset(path, kind="image"))
     told = {entry.source for entry in found.entries} | {reject.source for reject in found.rejects}
     assert told == set(by_webdataset(path))
+
+
+@pytest.mark.parametrize("name", ["a/" * 20000 + "x", "a." * 3000])
+def test_a_name_longer_than_any_path_is_told_at_once(tmp_path, name):
+    path = raw(tmp_path / "a.tar", [(name, b"x"), ("b.png", png())])
+    began = time.monotonic()
+    assert "at most 4,096 bytes" in next(iter(rejected(path).values()))
+    assert time.monotonic() - began < 2
+
+
+def test_shards_of_one_name_in_numbered_folders_are_kept_apart(tmp_path):
+    for number in range(2):
+        shard(tmp_path / f"{number}/x.tar", [{"__key__": "k", "png": png(number)}])
+    found = open_webdataset(WebDataset(tmp_path / "{0..1}/x.tar"))
+    assert [entry.source for entry in found.entries] == ["0/x.tar/k", "1/x.tar/k"]
 
 
 def test_names_that_are_not_utf_8_are_kept_apart(tmp_path):

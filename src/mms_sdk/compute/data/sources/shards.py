@@ -20,8 +20,8 @@ from mms_sdk.schema.cleaning import Reject
 
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _MAX_SHARDS = 100_000
-# How WebDataset divides a name into the key and what it ends with, and which names it keeps for itself.
-_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)", re.DOTALL)
+_MAX_NAME_BYTES = 4096  # as many as a path has
+# Names that WebDataset keeps for itself.
 _OF_ITS_OWN = re.compile(r"__[^/]*__($|/)")
 
 
@@ -71,15 +71,15 @@ def find_shards(path: str, rejects: list[Reject]) -> list[Shard]:
     Raises:
         InvalidRequest: One of a range is not there.
     """
-    ranged = _ranged(path)
-    found = []
+    ranged, found = _ranged(path), []
+    fixed = _before_range(path) if len(ranged) > 1 else None
     for each in ranged:
         base, paths = find_files(each, rejects)
         if len(ranged) > 1 and not paths:
             raise InvalidRequest(f"every shard of {path} is there; {each} is not; name those that are")
         whole = Path(each).expanduser().is_dir()
         for file in sorted(paths):
-            name = printable(file.relative_to(base).as_posix())
+            name = printable(file.relative_to(base if fixed is None else fixed).as_posix())
             if whole and file.suffix.lower() != ".tar":
                 rejects.append(Reject(source=name, reason="its name does not end with .tar"))
             else:
@@ -128,15 +128,19 @@ class _Grouped:
     def add(self, member: tars.Member) -> None:
         """Takes one more file."""
         name = member.name.removeprefix("./")
+        if (size := len(name.encode("utf-8", "surrogateescape"))) > _MAX_NAME_BYTES:
+            reason = f"a name in a shard has at most {_MAX_NAME_BYTES:,} bytes; this one has {size:,}"
+            self._rejects.append(Reject(source=self.told(f"{name[:100]}…"), reason=reason))
+            return
         if _OF_ITS_OWN.match(name) or is_clutter(name):
             return
-        divided, reason = _NAME.fullmatch(name), _refused(name, member)
+        divided, reason = _divided(name), _refused(name, member)
         if reason or divided is None:
             self._rejects.append(
                 Reject(source=self.told(name), reason=reason or "its name does not end with what it is")
             )
             return
-        key, end = divided[1], sys.intern(divided[2].lower())
+        key, end = divided[0], sys.intern(divided[1].lower())
         if key != self.last and key in self.parts:
             self.bad[key] = "its key stands in two places of its shard"
         elif end in self.parts.setdefault(key, {}):
@@ -146,12 +150,25 @@ class _Grouped:
         self.last = key
 
 
+def _divided(name: str) -> tuple[str, str] | None:
+    # Into the key and what it ends with, at the first dot behind the last slash, as WebDataset does.
+    folder, slash, last = name.rpartition("/")
+    begin, dot, end = last.partition(".")
+    return (f"{folder}{slash}{begin}", end) if begin and dot else None
+
+
 def _refused(name: str, member: tars.Member) -> str:
     if member.other:
         return f"it is {member.other}"
     if name.startswith("/") or ".." in name.split("/"):
         return "its name leads out of the tar file"
     return ""
+
+
+def _before_range(path: str) -> Path | None:
+    # Where names begin if folders are numbered, too: those of two may be alike.
+    begin, _, end = path.partition("{")
+    return Path(begin[: begin.rfind("/") + 1]).expanduser() if "/" in end else None
 
 
 def _ranged(path: str) -> list[str]:
