@@ -158,6 +158,13 @@ def test_tar_files_put_together_are_read_as_one(at):
     assert [(member.name, data) for member, data in read(both, at)] == [("a", b"1"), ("b", b"2")]
 
 
+@pytest.mark.parametrize("zeros", [2**20 + 512, 3 * 2**20])
+def test_what_stands_behind_many_zeros_is_read(at, zeros):
+    data = tar({"a": b"1"})[:1024] + bytes(zeros) + tar({"b": b"2"})
+    assert [(member.name, data) for member, data in read(data, at)] == [("a", b"1"), ("b", b"2")]
+    assert "no header" in refused(tar({"a": b"1"}) + bytes(zeros) + b"x" * 512, at)
+
+
 @pytest.mark.parametrize("part", [1, 511, 512, 513, 1000, 1536, 2047])
 def test_what_is_cut_short_is_refused(at, part):
     assert "cut short" in (refused(tar({"a": b"x" * 600, "b": b"y"})[:part], at)) or part < 512

@@ -8,6 +8,7 @@ file was put behind it by `cat`, it is read too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from mms_sdk.errors import InvalidInput
 _BLOCK = 512
 _MAX_NAME_BYTES = 2**20  # of a member that holds a long name
 _MAX_HOLES = 2**16  # blocks that list them
-_PADDING = 2**20  # bytes of zeros that are looked through for more behind them
+_PADDING = 2**20  # bytes of zeros that are looked at in one go for more behind them
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PLAIN = (b"0", b"\0", b"7")
 _LINK, _DEVICE, _HOLES = "a link", "a device", "a file with holes"
@@ -87,12 +88,21 @@ def _header(handle: int, at: int) -> tuple[int, bytes] | None:
     if len(header) < _BLOCK:
         raise InvalidInput("it is cut short: it has no end mark")
     if not any(header):
-        zeros = os.pread(handle, _PADDING, at)
-        behind = len(zeros) - len(zeros.lstrip(b"\0"))
-        return None if behind == len(zeros) else _header(handle, at + behind // _BLOCK * _BLOCK)
+        behind = _behind_zeros(handle, at)
+        return None if behind is None else _header(handle, behind)
     if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise InvalidInput(f"it is damaged: what is at its byte {at:,} is no header of a file")
     return at, header
+
+
+def _behind_zeros(handle: int, at: int) -> int | None:
+    with contextlib.suppress(OSError):  # a file without holes, or a place where none are told
+        at = max(at, os.lseek(handle, at, os.SEEK_DATA) // _BLOCK * _BLOCK)
+    while zeros := os.pread(handle, _PADDING, at):
+        if found := zeros.lstrip(b"\0"):
+            return at + (len(zeros) - len(found)) // _BLOCK * _BLOCK
+        at += len(zeros)
+    return None
 
 
 def _refuse_other_formats(begin: bytes) -> None:
