@@ -533,12 +533,15 @@ class Union(Asked):
     def _has_names(self) -> Union:
         if len(set(self.named)) < len(self.sources) or len(self.named) != len(self.sources):
             raise ValueError(f"each source has a name of its own; got {list(self.named)}; say them with names=")
+        for name in self.names or ():
+            if "/" in name or not name.isprintable():
+                raise ValueError(f"a source's name is printable and has no slash; got {name!r}; choose another")
         return self
 
     @property
     def named(self) -> tuple[str, ...]:
         """What each source is called."""
-        return self.names or tuple(source.told for source in self.sources)
+        return self.names or tuple(source.told.replace("/", "-") for source in self.sources)
 
     @property
     def told(self) -> str:

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from make_pictures import noise, write, write_classes
 
 from mms_sdk.compute.data.ingest import ingest
-from mms_sdk.errors import DataError, InvalidRequest
+from mms_sdk.compute.data.sources.rows import ROW, SOURCE, Table
+from mms_sdk.compute.data.sources.united import united
+from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
-from mms_sdk.schema.sources import CSV, JSONL, SQL, ImageFolder, Union
+from mms_sdk.schema.sources import CSV, JSONL, SQL, TFDS, AsTable, ImageFolder, Union
 from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
@@ -126,3 +129,27 @@ def test_sources_that_do_not_go_together_are_refused(tmp_path, bring):
 def test_names_keep_sources_apart(names, said):
     with pytest.raises(InvalidRequest, match=said):
         Union([ImageFolder(Path("one/x")), ImageFolder(Path("two/x"))], names=names)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\nb", "/"])
+def test_a_name_with_a_slash_or_that_cannot_be_printed_is_refused(name):
+    with pytest.raises(ValueError, match="printable and has no slash"):
+        Union([CSV("a.csv"), CSV("b.csv")], names=("a", name))
+
+
+def test_names_that_are_derived_have_no_slash():
+    assert Union([TFDS("a/mnist/3.0.1"), CSV("b.csv")]).named == ("mnist-3.0.1", "b.csv")
+
+
+def test_a_table_without_a_row_that_can_be_read_comes_in_as_none():
+    def table(*rows):
+        columns = {"n": list(rows), SOURCE: ["x"] * len(rows), ROW: list(range(len(rows)))}
+
+        def read():
+            return iter([pa.RecordBatch.from_pydict(columns)] if rows else [])
+
+        return Table(taken=AsTable(), schema=pa.schema({"n": pa.int64()}), rows=len(rows), rejects=[], read=read)
+
+    assert united(["a", "b"], [table(1, 2), table()]).rows == 2
+    with pytest.raises(NothingToIngest, match="none that can be read"):
+        united(["a", "b"], [table(), table()])

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
-from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample
-from mms_sdk.errors import DataError, InvalidRequest
+from mms_sdk.compute.data.sources.samples import Collection, Entry, Sample, hint
+from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import AsClips, AsPictures, AsRecordings, AsTable, AsTexts
 
@@ -77,8 +77,13 @@ def _collection(names: Sequence[str], those: Sequence[Collection]) -> Collection
 
 def _table(names: Sequence[str], those: Sequence[Table]) -> Table:
     _refuse_other(names, [_taken(each, AsTable) for each in those], "are taken alike")
-    said = [SPLIT in next(each.read()).schema.names for each in those]
-    _refuse_other(names, said, "all have splits or none")
+    first = [next(iter(each.read()), None) for each in those]
+    said = [SPLIT in batch.schema.names for batch in first if batch is not None]  # one without a row says nothing
+    names_said = [name for name, batch in zip(names, first, strict=True) if batch is not None]
+    if not said:
+        rejects = _rejects(names, those)
+        raise NothingToIngest(f"sources have at least one row; {list(names)} have none that can be read{hint(rejects)}")
+    _refuse_other(names_said, said, "all have splits or none")
     try:
         schema = pa.unify_schemas([each.schema for each in those], promote_options="permissive")
     except pa.ArrowException as error:
