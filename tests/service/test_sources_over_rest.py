@@ -232,6 +232,9 @@ def test_files_and_shards_are_read_below_a_root_and_nowhere_else(at: Service, ro
             "**/..",
         ):
             assert asked(kind, f"{root}/{path.format()}").status == 400, (kind, path)
+    for kind in ("webdataset", "files"):
+        for path in ("~user{1..1}/x.tar", "~*/x.tar", "~[r]oot/x"):
+            assert asked(kind, path).status == 400, (kind, path)
     (root / "out.tar").unlink()
     for kind, path in (("files", "photos/**/*.png"), ("webdataset", "in-{0..0}.tar"), ("webdataset", "*.tar")):
         assert ended(at, asked(kind, f"{root}/{path}"))["result"]["rows"] == 1

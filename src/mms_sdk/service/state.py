@@ -73,6 +73,8 @@ def _before_wildcards(pattern: str) -> str:
         return pattern
     if ".." in Path(pattern).parts:
         raise InvalidRequest(f"a pattern does not go up by '..'; got {pattern[:200]!r}; write where it leads")
+    if pattern.startswith("~") and "/" not in begin:  # whose home it is, would be known only once it is found
+        raise InvalidRequest(f"a pattern names whose home it begins in; got {pattern[:200]!r}; write where it leads")
     return os.path.dirname(begin)
 
 
