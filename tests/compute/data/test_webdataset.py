@@ -407,11 +407,12 @@ def test_a_name_longer_than_any_path_is_told_at_once(tmp_path, name):
     assert time.monotonic() - began < 2
 
 
-def test_shards_of_one_name_in_numbered_folders_are_kept_apart(tmp_path):
+@pytest.mark.parametrize("path", ["s/{0..1}/x.tar", "s*/{0..1}/x.tar", "s/{0..1}/*.tar"])
+def test_shards_of_one_name_in_numbered_folders_are_kept_apart(tmp_path, path):
     for number in range(2):
-        shard(tmp_path / f"{number}/x.tar", [{"__key__": "k", "png": png(number)}])
-    found = open_webdataset(WebDataset(tmp_path / "{0..1}/x.tar"))
-    assert [entry.source for entry in found.entries] == ["0/x.tar/k", "1/x.tar/k"]
+        shard(tmp_path / f"s/{number}/x.tar", [{"__key__": "k", "png": png(number)}])
+    found = open_webdataset(WebDataset(tmp_path / path))
+    assert [entry.source.removeprefix("s/") for entry in found.entries] == ["0/x.tar/k", "1/x.tar/k"]
 
 
 def test_names_that_are_not_utf_8_are_kept_apart(tmp_path):

@@ -167,8 +167,10 @@ def _refused(name: str, member: tars.Member) -> str:
 
 def _before_range(path: str) -> Path | None:
     # Where names begin if folders are numbered, too: those of two may be alike.
-    begin, _, end = path.partition("{")
-    return Path(begin[: begin.rfind("/") + 1]).expanduser() if "/" in end else None
+    begin = re.split(r"[*?\[{]", path, maxsplit=1)[0]
+    if begin.startswith("~") and "/" not in begin:
+        return None
+    return Path(begin[: begin.rfind("/") + 1]).expanduser() if "/" in path.partition("{")[2] else None
 
 
 def _ranged(path: str) -> list[str]:
