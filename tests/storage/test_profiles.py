@@ -285,6 +285,21 @@ def test_numcodecs_reads_what_is_encoded_and_the_size_is_told_in_the_header(data
             codecs.decode(name, encoded, np.empty(len(data) + 1, np.uint8))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("content", [b"a", b"a" * 70_000, np.random.default_rng(0).bytes(300_000)])
+def test_what_stands_behind_a_zstd_frame_is_refused_before_it_is_decoded(content: bytes, checksum: bool) -> None:
+    zstd = numcodecs.Zstd(checksum=checksum)
+    frame, out = bytes(zstd.encode(content)), np.empty(len(content), np.uint8)
+    codecs.decode("zstd", frame, out)
+    assert out.tobytes() == content
+
+    for behind in (b"\0", bytes(zstd.encode(b"")), bytes(zstd.encode(b"more")), b"\x50\x2a\x4d\x18\1\0\0\0x"):
+        assert codecs.claimed_size("zstd", frame + behind) is None
+        with pytest.raises(ValueError, match="header says None"):
+            codecs.decode("zstd", frame + behind, out)
+    assert all(codecs.claimed_size("zstd", frame[:end]) is None for end in range(0, len(frame), 1 + len(frame) // 99))
+
+
 def test_columns_of_a_new_dataset_lie_as_suits_the_place_or_as_was_asked_for() -> None:
     photo = Column(name="photo", kind="encoded-image", dtype="uint8", shape=None)
     columns = (IMAGE, LABEL, SOURCE, photo)

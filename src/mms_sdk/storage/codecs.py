@@ -76,13 +76,26 @@ def _blosc_size(data: bytes | memoryview) -> int | None:
 
 
 def _zstd_size(data: bytes | memoryview) -> int | None:
-    # RFC 8878, section 3.1.1.1. A frame that does not tell its size would be decoded into as much as it likes.
+    # RFC 8878, section 3.1.1.1. A frame that does not tell its size would be decoded into as much as it likes, and so
+    # would a second one: what is behind the first is decoded, too.
     if data[:4] != _ZSTD_MAGIC or len(data) < 6:
         return None
     descriptor = data[4]
     single = descriptor >> 5 & 1
     size_bytes = (single, 2, 4, 8)[descriptor >> 6]
     start = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
-    if not size_bytes or len(data) < start + size_bytes:
+    blocks = start + size_bytes
+    if not size_bytes or _end_of_zstd_blocks(data, blocks) + 4 * (descriptor >> 2 & 1) != len(data):
         return None
-    return int.from_bytes(data[start : start + size_bytes], "little") + (256 if size_bytes == 2 else 0)
+    return int.from_bytes(data[start:blocks], "little") + (256 if size_bytes == 2 else 0)
+
+
+def _end_of_zstd_blocks(data: bytes | memoryview, at: int) -> int:
+    # RFC 8878, section 3.1.1.2: a bit says whether it is the last, two what it is, 21 how long; one of type 1 is a byte
+    # that is repeated so often. Behind the end of the data if there is no last one.
+    while at + 3 <= len(data):
+        header = int.from_bytes(data[at : at + 3], "little")
+        at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
+        if header & 1:
+            return at
+    return len(data) + 1

@@ -553,6 +553,17 @@ def test_a_chunk_that_decodes_to_more_is_refused_in_bounded_memory(tmp_path: Pat
         bring(Zarr(path))
 
 
+def test_what_stands_behind_the_frame_of_a_chunk_is_refused_in_bounded_memory(tmp_path: Path, bring: Any) -> None:
+    path = write(tmp_path / "x.zarr", 2, a=drawn())
+    edit(path / "a" / ".zarray", compressor=numcodecs.Zstd().get_config())
+    bomb = numcodecs.Zstd().encode(BOMB)
+    for chunk in (path / "a").glob("[0-9]*"):
+        chunk.write_bytes(numcodecs.Zstd().encode(drawn()[:4]) + bomb)
+
+    with bounded(), pytest.raises(DataError, match="by what it says of itself"):
+        bring(Zarr(path))
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_chunk_in_a_shard_that_decodes_to_more_is_refused(tmp_path: Path, bring: Any, whole: bool) -> None:
     import google_crc32c
