@@ -326,7 +326,6 @@ def _array(array: pa.Array, title: str, layout: _Layout) -> pa.Array:
     # What a column is to the rest of an ingest: classes by name, arrays of fixed shape as such, all else as it is.
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    kind = array.type
     if title in layout.names:
         codes = _codes(array, title)
         there = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(layout.names[title])))
@@ -334,10 +333,6 @@ def _array(array: pa.Array, title: str, layout: _Layout) -> pa.Array:
         return pa.DictionaryArray.from_arrays(codes, pa.array(layout.names[title], pa.string()))
     if _type(layout.features.get(title)) in ("Array2D", "Array3D", "Array4D", "Array5D"):
         return _tensor(array, title, layout.features[title].get("shape"))
-    views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
-    if views or pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        # A few bytes of such may stand for any number of them.
-        raise DataError(f"datasets saves columns as plain values; {title!r} has {kind}; leave it out with columns=")
     return array
 
 
