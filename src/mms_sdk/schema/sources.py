@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -298,7 +299,7 @@ class HTTP(AsPictures, AsRecordings):
                 f"in its column label"
             )
         for number, url in enumerate(self.urls):
-            if problem := url_problem(url):
+            if problem := kept_url_problem(url):
                 raise ValueError(f"address {number} is refused: {problem}")
         return self
 
@@ -325,7 +326,26 @@ def url_problem(url: str) -> str:
     return ""
 
 
+def kept_url_problem(url: str) -> str:
+    """Why an address that would be kept with its dataset is not fetched; empty if it is. See `url_problem`."""
+    import httpx2
+
+    if problem := url_problem(url):
+        return problem
+    if any(name.lower() in _SIGNATURES for name in httpx2.URL(url).params):
+        return (
+            "an address has no signature, token or key in its query, for sources are kept with their dataset; leave it "
+            "out, or fetch the files and ingest their folder"
+        )
+    return ""
+
+
 _MAX_URL_CHARS = 8192
+_SIGNATURES = {
+    *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
+    *("awsaccesskeyid", "key-pair-id", "policy", "sig", "signature", "token", "access_token", "auth_token"),
+    *("api_key", "apikey", "api-key", "key", "secret", "password"),
+}
 
 
 class HuggingFace(AsPictures, AsRecordings, AsTable, _OfPath):
@@ -458,6 +478,9 @@ class Icechunk(_Arrays):
         return self
 
 
+_SECRET_OF_DATABASE = re.compile("pass|pwd|secret|token|key|odbc_connect", re.IGNORECASE)
+
+
 class SQL(AsTable):
     """Rows that a query gives.
 
@@ -485,13 +508,13 @@ class SQL(AsTable):
         from sqlalchemy.exc import ArgumentError
 
         try:
-            has_password = make_url(url).password is not None
+            parsed = make_url(url)
         except ArgumentError as error:
             raise InvalidRequest("a database is a URL such as postgresql://user@host/name; this is none") from error
-        if has_password:
+        if parsed.password is not None or any(_SECRET_OF_DATABASE.search(name) for name in parsed.query):
             raise InvalidRequest(
-                "a source is kept with its dataset, so its URL has no password; name an environment variable that "
-                "holds it with password_env="
+                "a source is kept with its dataset, so its URL has no password, in its query neither; name an "
+                "environment variable that holds it with password_env="
             )
         return url
 

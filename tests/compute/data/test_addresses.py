@@ -142,6 +142,23 @@ def test_a_list_may_be_a_file(server: WebServer, bring: Any, tmp_path: Path, lab
         assert "it is none" in rejects["list.txt, line 6"]
 
 
+@pytest.mark.parametrize("name", ["X-Amz-Signature", "x-amz-security-token", "sig", "Signature", "access_token", "KEY"])
+def test_an_address_with_a_signature_is_not_kept(server: WebServer, bring: Any, tmp_path: Path, name: str) -> None:
+    signed = f"{server.url}/1.png?size=1&{name}=s3cret"
+    with pytest.raises(InvalidRequest, match="address 0 is refused: an address has no signature") as caught:
+        HTTP([signed])
+    assert "s3cret" not in caught.value.message
+    (tmp_path / "list.txt").write_text(f"{server.url}/0.png\n{signed}\n")
+
+    assert bring(HTTP(tmp_path / "list.txt")).rows == 1
+    assert "no signature, token or key" in bring.rejects()["list.txt, line 2"]
+    assert "s3cret" not in json.dumps(bring.rejects())
+
+
+def test_a_redirect_may_lead_to_a_signed_address_which_is_not_kept(server: WebServer) -> None:
+    assert fetched(server, f"{server.url}/to/{server.url}/4.png?sig=s3cret") == PICTURES["4.png"]
+
+
 def test_a_job_that_is_tried_again_fetches_only_what_is_missing(server: WebServer, bring: Any, tmp_path: Path) -> None:
     urls = [f"{server.url}/{name}" for name in PICTURES]
     bring(HTTP(urls[:5]))

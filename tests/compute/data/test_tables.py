@@ -325,6 +325,15 @@ def test_a_query_without_rows_makes_no_dataset(tmp_path, bring):
         bring(SQL(f"sqlite:///{tmp_path}/x.db", "select 1 as a where 1 = 2"))
 
 
+@pytest.mark.parametrize(
+    "query", ["password=hunter2", "sslPassword=hunter2", "passfile=/x", "odbc_connect=UID%3Da%3BPWD%3Dhunter2"]
+)
+def test_a_password_in_the_query_of_a_url_is_refused(query: str) -> None:
+    with pytest.raises(InvalidRequest, match="password_env=") as refused:
+        SQL(f"postgresql://user@host/name?sslmode=require&{query}", "SELECT 1")
+    assert "hunter2" not in refused.value.message
+
+
 def test_a_password_is_never_part_of_a_source():
     with pytest.raises(InvalidRequest, match="password_env=") as refused:
         SQL("postgresql://me:secret@host/db", "select 1")

@@ -23,7 +23,7 @@ from mms_sdk.compute.data.sources.folders import FileEntry, printable
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import Reject
-from mms_sdk.schema.sources import HTTP, AsPictures, AsRecordings, url_problem
+from mms_sdk.schema.sources import HTTP, AsPictures, AsRecordings, kept_url_problem
 from mms_sdk.storage import files
 
 _AT_ONCE = 8
@@ -87,7 +87,7 @@ def _list(source: HTTP, rejects: list[Reject]) -> tuple[bool, list[_Listed]]:
     seen: set[str] = set()
     listed = []
     for place, url, label in lines:
-        if problem := url_problem(url):
+        if problem := kept_url_problem(url):
             rejects.append(Reject(source=place, reason=problem))
         elif url in seen:
             rejects.append(Reject(source=url, reason="it is in the list already"))
