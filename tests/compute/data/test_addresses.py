@@ -21,7 +21,7 @@ from web_server import WebServer, web_server
 
 from mms_sdk import settings
 from mms_sdk.compute.data.ingest import ingest
-from mms_sdk.compute.data.sources import fetching
+from mms_sdk.compute.data.sources import addresses, fetching
 from mms_sdk.compute.data.sources.fetching import Fetcher, address_problem
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest, StorageFull
 from mms_sdk.schema.cleaning import DropUnreadable
@@ -142,6 +142,16 @@ def test_a_list_may_be_a_file(server: WebServer, bring: Any, tmp_path: Path, lab
         assert "it is none" in rejects["list.txt, line 6"]
 
 
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_a_list_of_more_lines_than_are_taken_is_refused(
+    tmp_path: Path, bring: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(addresses, "_MAX_LINES", 3)
+    (tmp_path / name).write_text("url\n" + "a\n" * 4)
+    with pytest.raises(InvalidRequest, match="has at most 3 lines"):
+        bring(HTTP(tmp_path / name))
+
+
 @pytest.mark.parametrize("name", ["X-Amz-Signature", "x-amz-security-token", "sig", "Signature", "access_token", "KEY"])
 def test_an_address_with_a_signature_is_not_kept(server: WebServer, bring: Any, tmp_path: Path, name: str) -> None:
     signed = f"{server.url}/1.png?size=1&{name}=s3cret"
@@ -171,6 +181,7 @@ def test_a_job_that_is_tried_again_fetches_only_what_is_missing(server: WebServe
     assert snapshot.rows == 12
     assert sorted(server.asked) == sorted(f"/{name}" for name in list(PICTURES)[5:])
     assert all(path.stat().st_size for path in folder.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.suffix} == {0o600}
 
 
 def test_addresses_that_fail_are_listed_and_the_others_come_in(server: WebServer, bring: Any) -> None:
@@ -285,6 +296,8 @@ PRIVATE = [
     *("192.0.2.1", "198.18.0.1", "203.0.113.7", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"),
     *("::", "::1", "fe80::1", "fe80::1%1", "fc00::1", "fd12::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1"),
     *("::ffff:8.8.8.8", "64:ff9b::7f00:1", "64:ff9b::808:808", "2002:7f00:1::", "2001:0:1::1", "::127.0.0.1"),
+    *("fec0::1", "3fff::1", "5f00::1", "100::1", "192.88.99.1", "192.0.0.8", "192.0.0.9", "168.63.129.16"),
+    *("2606:4700::5efe:7f00:1", "2606:4700::200:5efe:a00:1"),
 ]
 
 

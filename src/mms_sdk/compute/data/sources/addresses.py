@@ -11,10 +11,11 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mms_sdk import settings
 from mms_sdk.compute.data.bring import Tell, told
@@ -27,7 +28,9 @@ from mms_sdk.schema.sources import HTTP, AsPictures, AsRecordings, kept_url_prob
 from mms_sdk.storage import files
 
 _AT_ONCE = 8
-_MAX_LIST_BYTES = 2**30
+_MAX_LIST_BYTES = 64 * 2**20
+_MAX_LINES = 1_000_000
+_Line = TypeVar("_Line")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _read(path: Path) -> tuple[bool, list[tuple[str, str, str]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             name = printable(path.name)
             if path.suffix.lower() != ".csv":
-                lines = ((number, line.strip()) for number, line in enumerate(file, 1))
+                lines = ((number, line.strip()) for number, line in _numbered(file, path))
                 return False, [(f"{name}, line {number}", line, "") for number, line in lines if line]
             rows = csv.DictReader(file, strict=True)
             if "url" not in (rows.fieldnames or ()):
@@ -118,12 +121,20 @@ def _read(path: Path) -> tuple[bool, list[tuple[str, str, str]]]:
             labelled = "label" in (rows.fieldnames or ())
             return labelled, [
                 (f"{name}, row {number}", (row["url"] or "").strip(), (row.get("label") or "").strip())
-                for number, row in enumerate(rows, 1)
+                for number, row in _numbered(rows, path)
             ]
     except (OSError, UnicodeError, csv.Error) as error:
         raise InvalidRequest(
             f"a list of addresses is text in UTF-8, one a line; {path} cannot be read: {error}"
         ) from error
+
+
+def _numbered(lines: Iterable[_Line], path: Path) -> Iterator[tuple[int, _Line]]:
+    # A line of a byte takes hundreds once it is listed.
+    for number, line in enumerate(lines, 1):
+        if number > _MAX_LINES:
+            raise InvalidRequest(f"a list of addresses has at most {_MAX_LINES:,} lines; {path} has more; divide it")
+        yield number, line
 
 
 # What is fetched ------------------------------------------------------------------------------------------------
@@ -185,6 +196,10 @@ def _fetched(
             fetcher.close()
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, files.FILE_MODE)
+
+
 def _keep(path: Path, fetch: Callable[[Callable[[], Callable[[bytes], None]]], None], budget: _Budget) -> None:
     # It has its name once it is whole and on the disk.
     if path.exists():
@@ -192,7 +207,7 @@ def _keep(path: Path, fetch: Callable[[Callable[[], Callable[[bytes], None]]], N
         return
     draft = path.with_suffix(".part")
     try:
-        with files.writing(path), draft.open("wb") as out:
+        with files.writing(path), open(draft, "wb", opener=_private) as out:
 
             def begin() -> Callable[[bytes], None]:
                 out.seek(0)

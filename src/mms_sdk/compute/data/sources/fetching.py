@@ -39,6 +39,16 @@ _EMBEDDING = [
 ]
 """IPv6 networks whose addresses stand for IPv4 ones, which would have to be looked at in their turn."""
 
+_NOT_PUBLIC = [
+    ip_network(each)
+    for each in (
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+        *("fec0::/10", "3fff::/20", "5f00::/16", "100::/64", "2001::/23"),
+    )
+]
+"""What is not public, whatever a version of Python says; 168.63.129.16 is the host of a machine in Azure."""
+_ISATAP = (0x00005EFE, 0x02005EFE)
+
 
 def address_problem(address: str, allowed: Networks) -> str:
     """Why nothing is fetched from an address; empty if something may be.
@@ -51,7 +61,10 @@ def address_problem(address: str, allowed: Networks) -> str:
     if any(found in network for network in allowed if network.version == found.version):
         return ""
     embeds = isinstance(found, IPv6Address) and any(found in network for network in _EMBEDDING)
-    if found.is_global and not (found.is_multicast or found.is_reserved or embeds):
+    # RFC 5214, section 6.1: an interface of ISATAP stands for the IPv4 address in its last 32 bits.
+    embeds |= isinstance(found, IPv6Address) and int(found) >> 32 & 0xFFFFFFFF in _ISATAP
+    known = any(found in network for network in _NOT_PUBLIC if network.version == found.version)
+    if found.is_global and not (found.is_multicast or found.is_reserved or embeds or known):
         return ""
     return f"{address} is not a public address; a machine allows its own networks with MMS_FETCH_NETWORKS"
 
