@@ -334,6 +334,19 @@ def test_a_password_in_the_query_of_a_url_is_refused(query: str) -> None:
     assert "hunter2" not in refused.value.message
 
 
+def test_an_offset_that_points_outside_is_refused(tmp_path, bring):
+    offsets = pa.py_buffer(np.array([0, 2, 2**30, 6], np.int32))
+    array = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"abcdef")])
+    with (
+        pa.OSFile(str(tmp_path / "x.arrow"), "wb") as out,
+        pa.ipc.new_file(out, pa.schema({"t": pa.string()})) as writer,
+    ):
+        writer.write_table(pa.table({"t": array}))
+
+    with pytest.raises(DataError, match=r"values lie within their file; x\.arrow"):
+        bring(Arrow(tmp_path / "x.arrow"))
+
+
 def test_a_password_is_never_part_of_a_source():
     with pytest.raises(InvalidRequest, match="password_env=") as refused:
         SQL("postgresql://me:secret@host/db", "select 1")

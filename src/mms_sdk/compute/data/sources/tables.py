@@ -339,7 +339,7 @@ class _Parquet(_Format):
     def read(self, file: File, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, Sequence[int] | None]]:
         with pyarrow.parquet.ParquetFile(file.path) as opened:
             for batch in opened.iter_batches(BATCH_ROWS):
-                yield batch, None
+                yield _validated(batch, file), None
 
 
 class _Arrow(_Format):
@@ -351,9 +351,18 @@ class _Arrow(_Format):
     def read(self, file: File, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, Sequence[int] | None]]:
         with pa.OSFile(str(file.path)) as opened, pa.ipc.open_file(opened) as reader:
             for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
+                batch = _validated(reader.get_batch(number), file)
                 for start in range(0, len(batch), BATCH_ROWS):
                     yield batch.slice(start, BATCH_ROWS), None
+
+
+def _validated(batch: pa.RecordBatch, file: File) -> pa.RecordBatch:
+    # Else an offset may point anywhere.
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"values lie within their file; {file.name}: {_first_line(error)}; write it again") from error
+    return batch
 
 
 _FORMATS: dict[type, Callable[[], _Format]] = {JSONL: _JSONL, Parquet: _Parquet, Arrow: _Arrow}
