@@ -476,3 +476,8 @@ def test_a_replica_is_made_until_it_is_interrupted(workspace: Path, tmp_path: Pa
     process.stdout.close()
     assert all(line.startswith("backup 0") for line in lines)
     assert len(list((tmp_path / "place" / "backups").iterdir())) in (2, 3)  # of four
+
+
+def test_names_of_files_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._say("\x1b]0;pwned\x07\x9b31mred.png: gone")
+    assert capsys.readouterr().out == "\\x1b]0;pwned\\x07\\x9b31mred.png: gone\n"

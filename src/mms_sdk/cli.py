@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mms: {problem}", file=sys.stderr)
         return 2
     except MmsError as error:
-        print(f"mms: {error.message}", file=sys.stderr)
+        print(f"mms: {_harmless(error.message)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         _interrupt_jobs()
@@ -351,8 +351,7 @@ def _datasets(asked: argparse.Namespace) -> Any:
             return job if plain else job.outcome
         case "watch":
             source, clean = _source(asked)
-            say = partial(print, flush=True)
-            return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=say)
+            return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=_say)
     dataset = _made(workspace, asked)
     return dataset if plain else text(dataset, width=terminal_width())
 
@@ -597,7 +596,13 @@ def _help(asked: argparse.Namespace) -> Any:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(_harmless(line), flush=True)
+
+
+def _harmless(text: str) -> str:
+    from mms_sdk.client.tables import on_one_line  # what data calls itself moves no cursor
+
+    return "\n".join(map(on_one_line, text.split("\n")))
 
 
 def _in_notebook(asked: argparse.Namespace) -> bool:
