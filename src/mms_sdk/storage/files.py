@@ -189,6 +189,11 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
 
 
+def private(path: str, flags: int) -> int:
+    """An `opener` of files that only this user reads."""
+    return os.open(path, flags, FILE_MODE)
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder that nothing refers to; a failure to do so harms nobody."""
     shutil.rmtree(path, ignore_errors=True)

@@ -43,6 +43,7 @@ from mms_sdk.schema.cleaning import (
     Reject,
     TableStep,
 )
+from mms_sdk.storage import files
 from mms_sdk.types import Array, Rows
 
 Batches = Iterable[pa.RecordBatch]
@@ -178,7 +179,7 @@ class Reported:
 
     def through(self, batches: Batches) -> Iterator[pa.RecordBatch]:
         """What the steps leave."""
-        with self._path.open("wb") as out:
+        with open(self._path, "wb", opener=files.private) as out:
             out.writelines(_line(reject) for reject in self._before)
             for batch, rejects in through(self._steps, batches):
                 for number, reject in rejects:

@@ -521,6 +521,7 @@ class _Rejects:
     def __init__(self, path: Path) -> None:
         self._path = path
         with files.writing(path):
+            path.touch(files.FILE_MODE)
             self._file = path.open("ab")
             files.fsync_folder(path.parent)
 

@@ -69,7 +69,8 @@ def ingest(
         dataset: Where to.
         spec: Source, cleaning steps and split.
         job: Whose work it is; kept with the snapshot.
-        folder: Where `rejects.jsonl` is written: every file left out, and why.
+        folder: Where `rejects.jsonl` is written: every file left out, and why; and what can be read only once, until it
+            is in.
         tell: Called with the progress.
 
     Raises:
@@ -77,8 +78,11 @@ def ingest(
         DataError: A file is unreadable and no step drops such files; a class is too small to split; pictures that do
             not fit those in the dataset; a file that changed while it was read.
     """
-    opened = open_source(spec.source, spool=folder, tell=tell)
-    return ingest_opened(dataset, spec, opened, job=job, folder=folder, tell=tell)
+    spool = files.make_folder(folder / "spool")
+    opened = open_source(spec.source, spool=spool, tell=tell)
+    done = ingest_opened(dataset, spec, opened, job=job, folder=folder, tell=tell)
+    files.remove_tree(spool)  # after an error it stays: the job's next try need not fetch it again
+    return done
 
 
 def ingest_opened(

@@ -196,10 +196,6 @@ def _fetched(
             fetcher.close()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, files.FILE_MODE)
-
-
 def _keep(path: Path, fetch: Callable[[Callable[[], Callable[[bytes], None]]], None], budget: _Budget) -> None:
     # It has its name once it is whole and on the disk.
     if path.exists():
@@ -207,7 +203,7 @@ def _keep(path: Path, fetch: Callable[[Callable[[], Callable[[bytes], None]]], N
         return
     draft = path.with_suffix(".part")
     try:
-        with files.writing(path), open(draft, "wb", opener=_private) as out:
+        with files.writing(path), open(draft, "wb", opener=files.private) as out:
 
             def begin() -> Callable[[bytes], None]:
                 out.seek(0)
