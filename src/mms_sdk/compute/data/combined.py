@@ -14,7 +14,6 @@ from mms_sdk.schema.dataset import Column, Snapshot
 from mms_sdk.storage.changes import Replacement
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.types import Array
 
 MADE_BY = ("join", "concat")
 """Under which of these the provenance of a snapshot says what it was made of."""
@@ -58,7 +57,7 @@ def commit_combined(
         for values in told(batches, "rows stored", rows, tell, size=lambda batch: len(next(iter(batch.values())))):
             for column in columns:
                 if column.name in counts and column.labels is not None:
-                    counts[column.name].update(by_label(column, _there(values[column.name])))
+                    counts[column.name].update(by_label(column, values[column.name]))
             writer.write(values)
         change = Replacement(
             parts=(),
@@ -69,10 +68,6 @@ def commit_combined(
             provenance=provenance,
         )
         return commit_part(dataset, writer, change, base=base)
-
-
-def _there(codes: Any) -> Array:
-    return np.ma.compressed(codes) if isinstance(codes, np.ma.MaskedArray) else codes
 
 
 def missing_values(column: Column, rows: int) -> Any:

@@ -399,7 +399,7 @@ class Landing:
         columns = self._columns_on(base)
         values = self._values(kept, columns)
         labels = {column.name: column for column in columns if column.name in (LABEL, "split") and column.labels}
-        counts = {name: by_label(column, np.ma.compressed(values[name])) for name, column in labels.items()}
+        counts = {name: by_label(column, values[name]) for name, column in labels.items()}
         addition = Addition(
             parts=(),
             columns=columns,
