@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_datasets import COLUMNS, IMAGE, add, content_of
 
-from mms_sdk.errors import InvalidRequest
+from mms_sdk.errors import InvalidRequest, StorageFull
 from mms_sdk.schema.dataset import Column, Sealed
 from mms_sdk.storage import parts
 from mms_sdk.storage.changes import Addition
@@ -258,6 +258,24 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
             raise RuntimeError("the source is gone")
 
     with pytest.raises(RuntimeError, match="the source is gone"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("profile", ["raw", "blosc"])
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(tmp_path: Path, monkeypatch: Any, profile: str) -> None:
+    def full(*_: Any) -> Any:
+        return Path("/dev/full").open("wb")
+
+    def fail() -> None:
+        with PartWriter(LocalStore(tmp_path), (first, second)) as writer:
+            writer.write({"image": content_of(40)["image"], "second": content_of(40)["image"]})
+            writer.close()
+
+    first = IMAGE.model_copy(update={"profile": profile})
+    second = first.model_copy(update={"name": "second"})
+    monkeypatch.setattr(parts, "_chunk_file", full)
+    with pytest.raises(StorageFull, match="nothing half-made stays"):
         fail()
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ lie in shards, so that a store that is far has files of a size that suits it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -154,9 +155,12 @@ class PartWriter:
     ) -> None:
         if self._closed:
             return
-        for writer in self._writers.values():
-            writer.abandon()
-        files.remove_tree(self.folder)
+        try:
+            for writer in self._writers.values():
+                with contextlib.suppress(OSError):  # closing writes what is left, and a full disk takes none of it
+                    writer.abandon()
+        finally:
+            files.remove_tree(self.folder)
 
 
 def refuse_shared_arrays(columns: Sequence[Column]) -> None:
