@@ -152,6 +152,7 @@ class DatasetMachine(RuleBasedStateMachine):
         rows = data.draw(st.sets(st.integers(0, count - 1), min_size=1), label="rows")
         written, dropped = data.draw(st.permutations(sorted(self.newest.columns)), label="columns")[:2]
         of, kind = self.dataset.snapshot(), self.kinds[written]
+        replaced = of.column(written).stored
         numbers = [_weight(value) + 1 for value in self.newest.columns[written]]
         stored = with_free_arrays(of, kind)
         layers = {}
@@ -163,7 +164,7 @@ class DatasetMachine(RuleBasedStateMachine):
                 layers[part.id] = Layer(**writer.close().model_dump(), arrays=(stored.name,))
         column = kind.model_copy(update={"array": stored.name if stored.name != kind.name else None})
         changes = (
-            NewColumns(before=of.record.parts, columns=[column], layers=layers),
+            NewColumns(before=of.record.parts, columns=[column], replaced={written: replaced}, layers=layers),
             ColumnNames(names={dropped: None}),
             deletion(self.dataset, np.array(sorted(rows)), of=of),
         )

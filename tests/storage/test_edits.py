@@ -200,6 +200,22 @@ def test_two_columns_that_were_written_at_once_never_share_an_array(dataset: Dat
     assert dataset.snapshot().values("double").tolist() == [2 * label for label in ALL_LABELS]
 
 
+@pytest.mark.parametrize("names", [{"label": None}, {"label": "species"}, {"label": "species", "source": "label"}])
+def test_a_column_that_was_renamed_or_dropped_meanwhile_is_not_brought_back(dataset: Dataset, names: Any) -> None:
+    looked_at = dataset.snapshot()
+    rename_columns(dataset, names, of=looked_at)
+    with pytest.raises(SnapshotConflict, match="since they were renamed, dropped or written meanwhile"):
+        write_column(dataset, LABEL, lambda rows: rows["label"], inputs=["label"], of=looked_at)
+
+
+def test_a_name_that_another_column_got_meanwhile_is_not_taken_from_it(dataset: Dataset) -> None:
+    looked_at = dataset.snapshot()
+    rename_columns(dataset, {"split": "twice"}, of=looked_at)
+    with pytest.raises(SnapshotConflict, match=r"of \['twice'\] there were \[\], and \['twice'\] since"):
+        write_column(dataset, TWICE, twice, inputs=["label"], of=looked_at)
+    assert dataset.record().column("twice").kind == "split"
+
+
 def test_a_column_that_was_dropped_comes_back_with_the_new_values_only(dataset: Dataset) -> None:
     rename_columns(dataset, {"label": None}, of=dataset.snapshot())
     write_column(dataset, TWICE.model_copy(update={"name": "label"}), _ones, inputs=["split"], of=dataset.snapshot())

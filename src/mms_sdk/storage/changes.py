@@ -8,7 +8,7 @@ they were.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -140,6 +140,7 @@ class NewColumns:
     Attributes:
         before: All parts, as they were.
         columns: As they will be; one of the same name is replaced.
+        replaced: Of each of these names that is taken, where its values lay.
         layers: For each part, by its id, the folder with the values.
         splits: Rows in each split, if that is what the column says.
         classes: Rows in each class, likewise.
@@ -147,6 +148,7 @@ class NewColumns:
 
     before: Sequence[Part]
     columns: Sequence[Column]
+    replaced: Mapping[str, str]
     layers: Mapping[str, Layer]
     splits: Mapping[str, int] | None = None
     classes: Mapping[str, int] | None = None
@@ -168,6 +170,11 @@ class NewColumns:
         taken = arrays_in_use(base)
         if twice := [column.name for column in self.columns if taken & {column.stored, *column.arrays}]:
             raise SnapshotConflict(f"somebody else wrote a column {twice[0]!r} meanwhile; " + _AGAIN)
+        if (now := lying_at(base, new)) != self.replaced:
+            raise SnapshotConflict(
+                f"a column replaces what was looked at; of {sorted(new)} there were {sorted(self.replaced)}, and "
+                f"{sorted(now)} since they were renamed, dropped or written meanwhile; " + _AGAIN
+            )
         kept = {column.name: new.get(column.name, column) for column in base.columns}
         return {
             "columns": tuple({**kept, **new}.values()),
@@ -303,6 +310,11 @@ def arrays_in_use(base: Snapshot) -> set[str]:
     layers = (layer for part in base.parts for layer in part.layers)
     of_columns = {array for column in base.columns for array in (column.stored, *column.arrays)}
     return of_columns | {array for layer in layers for array in layer.arrays}
+
+
+def lying_at(base: Snapshot, names: Collection[str]) -> dict[str, str]:
+    """Of each of these names that a column has, where its values lie."""
+    return {column.name: column.stored for column in base.columns if column.name in names}
 
 
 def extend(after: Sequence[Column], before: Sequence[Column]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mms_sdk.errors import InvalidName, InvalidRequest
 from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
-from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumns, arrays_in_use
+from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumns, arrays_in_use, lying_at
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import DELETED
@@ -98,7 +98,7 @@ def write_column(
     Raises:
         ColumnNotFound: An input is not a column of the snapshot.
         InvalidRequest: `derive` returned another number of values, or values that do not fit the column.
-        SnapshotConflict: Somebody changed which rows there are meanwhile.
+        SnapshotConflict: Somebody changed which rows there are meanwhile, or wrote, renamed or dropped that column.
     """
     for name in inputs:
         of.column(name)
@@ -115,6 +115,7 @@ def write_column(
     change = NewColumns(
         before=of.record.parts,
         columns=[column.model_copy(update={"array": stored.name if stored.name != column.name else None})],
+        replaced=lying_at(of.record, [column.name]),
         layers=layers,
         splits=dict(counts) if column.name == "split" else None,
         classes=dict(counts) if column.name == "label" else None,

@@ -36,7 +36,7 @@ from mms_sdk.schema.cleaning import (
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
 from mms_sdk.schema.specs import CleanSpec
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.edits import compact, delete_rows
+from mms_sdk.storage.edits import compact, delete_rows, rename_columns
 from mms_sdk.storage.stores.local import LocalStore
 
 COLUMNS = (NUMBER, FLOAT, TEXT, CODE)
@@ -248,6 +248,22 @@ def test_rows_that_are_added_meanwhile_are_cleaned_too_where_values_change(rows:
     assert plain(rows.snapshot(), "n") == [1, 0, 3, 1, 0, 3, 0, 5]
     assert plain(rows.snapshot(), "f") == [0.5, 0.25, 1.0, 0.5, 0.25, 1.0, 1.0, 1.0]
     assert rows.snapshots() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("new", [None, "z"])
+def test_a_column_that_is_dropped_or_renamed_meanwhile_does_not_come_back(rows: Dataset, monkeypatch, new):
+    commit = Dataset.commit
+
+    def after_another(self, change, **how):
+        monkeypatch.setattr(Dataset, "commit", commit)
+        rename_columns(self, {"f": new}, of=self.snapshot())
+        return commit(self, change, **how)
+
+    monkeypatch.setattr(Dataset, "commit", after_another)
+    with pytest.raises(ColumnNotFound, match="'f'"):
+        clean(rows, Clip("f", max=1))
+    assert rows.record().column("f") is None
+    assert (rows.snapshots(), rows.record().column("z") is not None) == ([1, 2, 3], new == "z")
 
 
 def test_a_dataset_that_changes_time_after_time_is_given_up(rows: Dataset, monkeypatch):

@@ -45,7 +45,7 @@ from mms_sdk.schema.cleaning import (
 from mms_sdk.schema.dataset import Column, Layer, Part, Snapshot
 from mms_sdk.schema.specs import CleanSpec
 from mms_sdk.storage import edits
-from mms_sdk.storage.changes import Change, ColumnNames, NewColumns, Together
+from mms_sdk.storage.changes import Change, ColumnNames, NewColumns, Together, lying_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
@@ -246,7 +246,8 @@ def _written(
         column.model_copy(update={"array": each.name if each.name != column.name else None})
         for each, column in zip(stored_as, columns, strict=True)
     ]
-    return NewColumns(before=of.record.parts, columns=described, layers=layers)
+    replaced = lying_at(of.record, [column.name for column in columns])
+    return NewColumns(before=of.record.parts, columns=described, replaced=replaced, layers=layers)
 
 
 def _layer(
