@@ -91,7 +91,7 @@ def _holding_all(name: str, those: Sequence[OpenSnapshot], *, nullable: bool) ->
     return first.model_copy(
         update={
             "array": None,
-            "dtype": _widest(name, {ref: column.dtype for ref, column in found.items()}),
+            "dtype": _widest(name, {ref: column.dtype for ref, column in found.items()}, most=len(labels) - 1),
             "nullable": nullable or any(column.nullable for column in found.values()),
             "labels": None if first.labels is None else tuple(labels),
         }
@@ -103,9 +103,11 @@ def _told(column: Column) -> str:
     return ", ".join([f"{column.kind} {column.dtype} of shape {column.shape}", *beside])
 
 
-def _widest(name: str, dtypes: dict[str, str]) -> str:
+def _widest(name: str, dtypes: dict[str, str], *, most: int) -> str:
+    # `most` is the greatest code, where values are codes: more labels may come together than one column had.
     for wider in _DTYPES:
-        if all(_holds(wider, dtype) for dtype in dtypes.values()):
+        fits = most < 0 or bool(np.asarray(most).astype(wider) == most)
+        if fits and all(_holds(wider, dtype) for dtype in dtypes.values()):
             return wider
     raise InvalidRequest(
         f"numbers are put together in a type that holds all of them exactly; column {name!r} is "
