@@ -18,6 +18,7 @@ from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
 from mms_sdk.schema.specs import ConcatSpec
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.edits import compact, delete_rows, rename_columns
 from mms_sdk.storage.stores.local import LocalStore
 
 SERIES = Column(name="s", kind="series", dtype="float32", shape=(None,), nullable=True)
@@ -153,3 +154,34 @@ def test_it_is_made_again_as_a_new_snapshot_and_earlier_ones_stay(tmp_path):
     dataset, snapshot = put_together(tmp_path, one, other, one)
     assert (snapshot.number, snapshot.message) == (2, "one@1, other@2, one@1 end to end")
     assert (plain(dataset.snapshot(1), "n"), plain(dataset.snapshot(), "n")) == ([1, 2], [1, 2, 3, 1])
+
+
+def test_it_is_made_again_whatever_was_done_to_its_rows_but_not_once_others_came(tmp_path):
+    one = made(tmp_path, "one", (NUMBER, FLOAT), {"n": [1, 2], "f": [1.0, 2.0]})
+    dataset, _ = put_together(tmp_path, one, one)
+    delete_rows(dataset, [0], of=dataset.snapshot())
+    rename_columns(dataset, {"f": None}, of=dataset.snapshot())
+    compact(dataset, of=dataset.snapshot())
+    put_together(tmp_path, one, one)
+    assert plain(dataset.snapshot(), "n") == [1, 2, 1, 2]
+
+    append(dataset, dataset.record().columns, {"n": [3], "f": [3.0]})
+    compact(dataset, of=dataset.snapshot())
+    with pytest.raises(InvalidRequest, match="holds rows that came in otherwise"):
+        put_together(tmp_path, one, one)
+
+
+@pytest.mark.parametrize(("dtype", "wider"), [("uint8", "int16"), ("int32", "int32")])
+def test_codes_get_a_type_that_holds_the_labels_of_all(tmp_path, dtype, wider):
+    those = [
+        made(
+            tmp_path,
+            name,
+            (named(CODE, "c", dtype=dtype, labels=tuple(f"{name}{code}" for code in range(200)), nullable=False),),
+            {"c": [f"{name}{code}" for code in range(200)]},
+        )
+        for name in ("a", "b")
+    ]
+    dataset, snapshot = put_together(tmp_path, *those)
+    assert snapshot.column("c").dtype == wider
+    assert plain(dataset.snapshot(), "c") == [f"{name}{code}" for name in ("a", "b") for code in range(200)]

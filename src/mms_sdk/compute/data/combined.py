@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.compute.data.bring import Tell, commit_part, told
-from mms_sdk.errors import InvalidRequest
+from mms_sdk.errors import InvalidRequest, SnapshotNotFound
 from mms_sdk.schema.dataset import Column, Snapshot
 from mms_sdk.storage.changes import Replacement
 from mms_sdk.storage.counts import by_label
@@ -47,10 +47,10 @@ def commit_combined(
         SnapshotConflict: Somebody committed meanwhile.
     """
     base = dataset.record() if dataset.snapshots() else None
-    if base is not None and not any(made in base.provenance for made in MADE_BY):
+    if base is not None and not _made_so(dataset, base):
         raise InvalidRequest(
             f"what is made of other datasets has a name of its own, or that of such a one before; {base.dataset!r} "
-            f"holds rows that came in otherwise; choose another name"
+            f"holds rows that came in otherwise, or by a snapshot that expired; choose another name"
         )
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     with dataset.writer(columns) as writer:
@@ -68,6 +68,15 @@ def commit_combined(
             provenance=provenance,
         )
         return commit_part(dataset, writer, change, base=base)
+
+
+def _made_so(dataset: Dataset, base: Snapshot) -> bool:
+    # Rows keep the number of the snapshot that brought them, whatever is deleted, cleaned or put together since.
+    brought = {run.snapshot for part in base.parts for run in part.since} or {base.number}
+    try:
+        return all(any(made in dataset.record(number).provenance for made in MADE_BY) for number in brought)
+    except SnapshotNotFound:
+        return False
 
 
 def missing_values(column: Column, rows: int) -> Any:
