@@ -279,7 +279,23 @@ def test_a_dataset_that_changes_time_after_time_is_given_up(rows: Dataset, monke
 
     monkeypatch.setattr(Dataset, "commit", always_after_another)
     with pytest.raises(SnapshotConflict, match="have changed meanwhile"):
-        clean(rows, Impute("n", by="value", value=0))
+        clean(rows, Impute("n", by="value", value=0), KeepWhere("f > 0.3"))
+    named = {sealed.id for part in rows.record().parts for sealed in part.folders}
+    assert set(rows.store.names("parts")) == named  # nothing of the attempts stays
+
+
+def test_folders_of_a_commit_that_was_made_stay_though_an_error_came_after_it(rows: Dataset, monkeypatch):
+    commit = Dataset.commit
+
+    def then_ended(self, change, **how):
+        commit(self, change, **how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset, "commit", then_ended)
+    with pytest.raises(KeyboardInterrupt):
+        clean(rows, Impute("n", by="value", value=0), KeepWhere("f > 0.3"))
+    assert rows.snapshots() == [1, 2, 3]
+    rows.verify()
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ write them. What stays in memory is what a step keeps of a row.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from mms_sdk.compute.data.keys import DIGEST, keys_of
 from mms_sdk.compute.data.kinds import audio, image, tabular
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearPictures
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE
-from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
+from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, MmsError
 from mms_sdk.schema.cleaning import (
     CleaningReport,
     Clip,
@@ -44,7 +45,7 @@ from mms_sdk.schema.cleaning import (
 )
 from mms_sdk.schema.dataset import Column, Layer, Part, Snapshot
 from mms_sdk.schema.specs import CleanSpec
-from mms_sdk.storage import edits
+from mms_sdk.storage import edits, manifest
 from mms_sdk.storage.changes import Change, ColumnNames, NewColumns, Together, lying_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -105,13 +106,6 @@ def _clean(dataset: Dataset, spec: CleanSpec, *, job: str, folder: Path, tell: T
     left = np.concatenate(seen.left)
     dropped = [name for name in rows.names if name not in seen.schema.names]
     columns = [_column(of, seen, name, categories) for name in sorted(changing - set(dropped))]
-    changes: list[Change] = []
-    if columns:
-        changes.append(_written(dataset, of, rows, steps, columns, tell))
-    if dropped:
-        changes.append(ColumnNames(names=dict.fromkeys(dropped)))
-    if len(left) < of.rows:
-        changes.append(edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of))
     report = CleaningReport(found=of.rows, already_present=0, kept=len(left), steps=tuple(reported.reports))
     provenance = {
         "job": job,
@@ -119,8 +113,30 @@ def _clean(dataset: Dataset, spec: CleanSpec, *, job: str, folder: Path, tell: T
         "cleaning": report.model_dump(mode="json"),
     }
     message = spec.message or f"cleaned by {', '.join(dict.fromkeys(step.step for step in spec.clean))}"
-    change = Together(changes=changes, message=message, provenance=provenance)
-    return dataset.commit(change, base=of.record, rebase=True), report
+    with _removed_after_errors(dataset, of) as changes:
+        if columns:
+            changes.append(_written(dataset, of, rows, steps, columns, tell))
+        if dropped:
+            changes.append(ColumnNames(names=dict.fromkeys(dropped)))
+        if len(left) < of.rows:
+            changes.append(edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of))
+        change = Together(changes=changes, message=message, provenance=provenance)
+        return dataset.commit(change, base=of.record, rebase=True), report
+
+
+@contextlib.contextmanager
+def _removed_after_errors(dataset: Dataset, of: OpenSnapshot) -> Iterator[list[Change]]:
+    changes: list[Change] = []
+    try:
+        yield changes
+    except BaseException:
+        # An interrupt or an error may come after the link that is the commit; then the folders are in use.
+        with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
+            later = [dataset.record(number) for number in dataset.snapshots() if number > of.record.number]
+            used = {sealed.id for record in later for part in record.parts for sealed in part.folders}
+            for sealed in (each for change in changes for each in change.sealed if each.id not in used):
+                dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
+        raise
 
 
 def _kept(of: OpenSnapshot) -> set[str]:
