@@ -274,6 +274,20 @@ def test_two_followers_at_once_bring_each_record_once(dataset, begin, tmp_path) 
     assert _parts(dataset) == {part.id for part in dataset.record().parts}  # nothing of those that lost stays
 
 
+def test_two_attempts_at_one_job_at_once_bring_each_record_once(dataset, begin) -> None:
+    async def late():
+        for number in range(10):
+            if number == 4:  # batches of other lengths, under the same name and number
+                await asyncio.to_thread(
+                    lambda: asyncio.run(begin(Listed(numbers(3), name="mine"), batches=Batches(rows=2, seconds=60)))
+                )
+            yield {"next": number + 1}, {"number": number}
+
+    with pytest.raises(Conflict, match="another one of stream 'mine' was first"):
+        asyncio.run(begin(as_stream(late(), name="mine")))
+    assert _numbers(dataset) == [0, 1, 2]
+
+
 def test_two_streams_at_once_bring_the_records_of_both(dataset, begin) -> None:
     async def race():
         await asyncio.gather(*(begin(Listed(numbers(20, begin=at), name=f"s{at}"), job=f"{at}") for at in (0, 100)))

@@ -422,9 +422,11 @@ class Landing:
                 made = commit_part(
                     self._dataset, writer, addition, base=base, rebase=True, once=once, position=position
                 )
+            own = writer.id in {part.id for part in made.parts}  # another attempt at this job has its name, too
         else:
             made = self._dataset.commit(addition, base=base, rebase=True, once=once, position=position)
-        own = made.provenance.get("job") == self._job and (once is None or made.streams[self._stream] == self._number)
+            job = made.provenance.get("job")
+            own = job == self._job and (once is None or made.streams[self._stream] == self._number)
         return made if own else None
 
     def _columns_on(self, base: Snapshot | None) -> tuple[Column, ...]:
