@@ -188,7 +188,10 @@ def test_a_key_that_several_rows_have_is_refused_with_examples(tmp_path, orders,
 
 def test_a_dataset_that_holds_rows_of_its_own_is_never_replaced(tmp_path, orders, customers):
     spec = JoinSpec(left="orders", right="customers", on={"key": "id"})
-    with pytest.raises(InvalidRequest, match="'orders' holds rows that came in otherwise; choose another name"):
+    with pytest.raises(
+        InvalidRequest,
+        match="'orders' holds rows that came in otherwise, or by a snapshot that expired; choose another name",
+    ):
         module.join(orders, orders.snapshot(), customers.snapshot(), spec, job="j", tell=lambda _: None)
     assert orders.snapshots() == [1]
 
