@@ -91,7 +91,7 @@ def _holding_all(name: str, those: Sequence[OpenSnapshot], *, nullable: bool) ->
     return first.model_copy(
         update={
             "array": None,
-            "dtype": _widest(name, {ref: column.dtype for ref, column in found.items()}, most=len(labels) - 1),
+            "dtype": _widest(name, {ref: column.dtype for ref, column in found.items()}, most=max(0, len(labels) - 1)),
             "nullable": nullable or any(column.nullable for column in found.values()),
             "labels": None if first.labels is None else tuple(labels),
         }
@@ -103,10 +103,10 @@ def _told(column: Column) -> str:
     return ", ".join([f"{column.kind} {column.dtype} of shape {column.shape}", *beside])
 
 
-def _widest(name: str, dtypes: dict[str, str], *, most: int) -> str:
+def _widest(name: str, dtypes: dict[str, str], *, most: int = 0) -> str:
     # `most` is the greatest code, where values are codes: more labels may come together than one column had.
     for wider in _DTYPES:
-        fits = most < 0 or bool(np.asarray(most).astype(wider) == most)
+        fits = bool(np.asarray(most).astype(wider) == most)
         if fits and all(_holds(wider, dtype) for dtype in dtypes.values()):
             return wider
     raise InvalidRequest(
