@@ -100,6 +100,7 @@ class Deletion:
         columns: All columns, as they were when the lost rows were counted.
         splits: Rows that each split loses.
         classes: Rows that each class loses.
+        chosen_by: Columns by whose values the rows were chosen, if they were.
     """
 
     before: Sequence[Part]
@@ -107,6 +108,7 @@ class Deletion:
     deleted: Mapping[str, Sealed]
     splits: Mapping[str, int]
     classes: Mapping[str, int]
+    chosen_by: Sequence[Column] = ()
     message: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,6 +125,9 @@ class Deletion:
             raise SnapshotConflict(
                 "rows are deleted from parts as they were looked at; these have changed meanwhile; " + _AGAIN
             )
+        lie = {column.name: column.stored for column in base.columns}
+        if other := [column.name for column in self.chosen_by if lie.get(column.name) != column.stored]:
+            raise SnapshotConflict(f"rows are deleted by values that are there; {other} have others by now; {_AGAIN}")
         parts = (part.model_copy(update={"deleted": self.deleted.get(part.id, part.deleted)}) for part in base.parts)
         return {
             "parts": tuple(parts),

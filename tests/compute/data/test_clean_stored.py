@@ -36,7 +36,7 @@ from mms_sdk.schema.cleaning import (
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
 from mms_sdk.schema.specs import CleanSpec
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.edits import compact, delete_rows, rename_columns
+from mms_sdk.storage.edits import compact, delete_rows, rename_columns, write_column
 from mms_sdk.storage.stores.local import LocalStore
 
 COLUMNS = (NUMBER, FLOAT, TEXT, CODE)
@@ -264,6 +264,23 @@ def test_a_column_that_is_dropped_or_renamed_meanwhile_does_not_come_back(rows: 
         clean(rows, Clip("f", max=1))
     assert rows.record().column("f") is None
     assert (rows.snapshots(), rows.record().column("z") is not None) == ([1, 2, 3], new == "z")
+
+
+def test_rows_go_by_the_values_that_a_column_has_by_then(rows: Dataset, monkeypatch):
+    commit = Dataset.commit
+
+    def numbered(batch):
+        return np.ma.masked_equal(np.arange(len(batch["n"])), -1)
+
+    def after_another(self, change, **how):
+        monkeypatch.setattr(Dataset, "commit", commit)
+        of = self.snapshot()
+        write_column(self, of.column("n"), numbered, inputs=["n"], of=of)
+        return commit(self, change, **how)
+
+    monkeypatch.setattr(Dataset, "commit", after_another)
+    clean(rows, KeepWhere("n < 2"))
+    assert plain(rows.snapshot(), "n") == [0, 1, 0, 1]  # it numbers each part
 
 
 def test_a_dataset_that_changes_time_after_time_is_given_up(rows: Dataset, monkeypatch):

@@ -11,7 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -119,7 +119,10 @@ def _clean(dataset: Dataset, spec: CleanSpec, *, job: str, folder: Path, tell: T
         if dropped:
             changes.append(ColumnNames(names=dict.fromkeys(dropped)))
         if len(left) < of.rows:
-            changes.append(edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of))
+            deletion = edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of)
+            # What this cleaning writes itself is compared where it is written.
+            others = [column for column in of.record.columns if column.name not in changing | set(dropped)]
+            changes.append(replace(deletion, chosen_by=others))
         change = Together(changes=changes, message=message, provenance=provenance)
         return dataset.commit(change, base=of.record, rebase=True), report
 
