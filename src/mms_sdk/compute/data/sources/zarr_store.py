@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -22,6 +22,8 @@ _MAX_DOCUMENT_BYTES = 16 * 2**20
 
 class JudgedStore(WrapperStore[Store]):
     """A store whose arrays were judged.
+
+    Every way of reading that Zarr's versions have goes through `get`: a wrapper hands the others on to what it wraps.
 
     Args:
         store: Where they lie.
@@ -45,6 +47,32 @@ class JudgedStore(WrapperStore[Store]):
         if value is not None and (array.compression.name or array.index_bytes):
             _check(array, key, value.to_bytes(), byte_range)
         return value
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """See `get`."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """See `get`; each range by itself, since each is a chunk."""
+        for number, byte_range in enumerate(byte_ranges):
+            value = await self.get(key, prototype, byte_range)
+            if value is None:
+                raise FileNotFoundError(key)
+            yield [(number, value)]
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for request in requests:
+            yield request[0], await self.get(*request)
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        return False
 
 
 def _check(array: Declared, key: str, data: bytes, byte_range: ByteRequest | None) -> None:
