@@ -29,12 +29,21 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     from jax.sharding import AxisType
 
     count = jax.device_count()
-    sizes = _sizes(axes, count)
+    sizes = mesh_sizes(axes, count)
     # JAX 0.10 makes explicit axes by default, with which models written for propagation fail.
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
+def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Devices along each axis, with -1 filled in.
+
+    Args:
+        axes: As `make_mesh` takes them.
+        count: Devices there are.
+
+    Raises:
+        InvalidRequest: An axis has no known name, or the sizes do not use every device.
+    """
     unknown = sorted(set(axes) - set(AXES))
     if unknown:
         raise InvalidRequest(f"mesh axes are {', '.join(AXES)}; got {unknown}; rename them")
