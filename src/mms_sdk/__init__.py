@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import image
     from mms_sdk.compute.data.streams import Record, Stream
+    from mms_sdk.compute.planning.plan import Plan
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.loop import Step
     from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping
@@ -86,6 +87,7 @@ _HOME = {
     "ModelVersion": "client.models",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
+    "Plan": "compute.planning.plan",
     "Prediction": "client.deployments",
     "Record": "compute.data.streams",
     "Result": "compute.training.trainer",
@@ -144,6 +146,7 @@ __all__ = [
     "ModelVersion",
     "Parquet",
     "PartitionRules",
+    "Plan",
     "Prediction",
     "Record",
     "Result",

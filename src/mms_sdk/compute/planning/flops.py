@@ -193,7 +193,7 @@ def _of_convolution(each: Operation) -> float:
             holes=params["lhs_dilation"][axis],
             spread=params["rhs_dilation"][axis],
         )
-    channels = right[numbers.rhs_spec[1]]  # of one group; and the batch that comes out is that of one batch group
+    channels = int(right[numbers.rhs_spec[1]])  # of one group; and the batch that comes out is that of one batch group
     batch, features = (int(out[axis]) for axis in numbers.out_spec[:2])
     return 2.0 * positions * channels * batch * features
 
