@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,6 @@ from mms_sdk.compute.planning.case import Case
 from mms_sdk.compute.planning.devices import Target
 from mms_sdk.compute.planning.plan import DeviceBytes, Options
 from mms_sdk.errors import InvalidRequest
-
-_log = logging.getLogger("mms.planning")
 
 
 def compiled_bytes(case: Case, options: Options, estimated: DeviceBytes) -> DeviceBytes | None:
@@ -65,8 +62,9 @@ def _mesh(target: Target, options: Options) -> Any:
     import jax
     from jax.experimental import topologies
 
-    # libtpu otherwise looks for the machine's neighbours, of which there are none.
+    # libtpu otherwise asks a metadata server for the machine's neighbours, of which there are none.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     shape = "x".join(map(str, target.topology if len(target.topology) > 1 else (*target.topology, 1)))
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{target.device.name}:{shape}")
