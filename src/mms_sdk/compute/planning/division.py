@@ -117,6 +117,8 @@ def _through(made: Division, traced: Operations, each: Operation, known: dict[in
             axes = each.equation.params["axes"]
             out = tuple(dim for axis, dim in enumerate(given[0]) if axis not in axes)
             summed = tuple(name for axis in axes for name in given[0][axis])
+        case name if name.startswith(("sort", "cum", "top_k", "fft")):
+            out, summed = ((),) * len(shape), ()
         case _:
             out, summed = _element_by_element(each, given, shape), ()
     out = _each_once(out)
