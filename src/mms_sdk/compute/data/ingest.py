@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,9 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 
 _WINDOW = 256  # samples in flight: enough to keep every core busy, few enough to bound memory
 _WINDOW_BYTES = 2**28
+_PROBED = 16
+_PROBE_S = 0.25
+_WORTH_A_THREAD_S = 0.00025
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -394,9 +398,23 @@ def _bring(item: Looked, column: Column, medium: Medium) -> tuple[Any, dict[str,
 def _in_threads(
     work: Callable[[_In], _Out], items: Sequence[_In], *, size: Callable[[_In], int] = lambda _: 0
 ) -> Iterator[_Out]:
+    # The first few say what one takes. Threads that decode small pictures wait for one another's Python for longer than
+    # they decode, so that one alone is twice as fast; what is large, or comes from far, is worth all of them.
+    left = iter(items)
+    took_s: list[float] = []
+    for item in islice(left, _PROBED):
+        began = time.perf_counter()
+        done = work(item)
+        took_s.append(time.perf_counter() - began)
+        yield done
+        if sum(took_s) > _PROBE_S:
+            break
+    if took_s and min(took_s) < _WORTH_A_THREAD_S:  # the first one also loads what decodes it
+        yield from map(work, left)
+        return
     # A window at a time: `map` over everything would hold every result that nobody has taken yet.
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="mms-ingest") as pool:
-        for window in _windows(items, size=size):
+        for window in _windows(left, size=size):
             yield from pool.map(work, window)
 
 
