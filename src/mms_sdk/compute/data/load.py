@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -110,6 +110,8 @@ class Loader:
         batch_size: Rows in a batch over all processes.
         seed: Chooses the order; None for row order.
         sharding: How a batch lies on the devices.
+        target: Column that says what the answer is; None for tasks whose inputs do.
+        sample: Column of whose values each comes as often as the others; None takes each row once.
     """
 
     def __init__(
@@ -121,11 +123,16 @@ class Loader:
         batch_size: int,
         seed: int | None,
         sharding: Any,
+        target: str | None = "label",
+        sample: str | None = None,
     ) -> None:
         import jax
 
         process = (jax.process_index(), jax.process_count())
-        self.reader = Reader(snapshot, split, columns=("image",), batch_size=batch_size, seed=seed, process=process)
+        self.reader = Reader(
+            snapshot, split, columns=("image",), batch_size=batch_size, seed=seed, process=process, sample=sample
+        )
+        self._target = target
         self.pictures = Pictures(snapshot, snapshot.split_rows(split), pipeline)
         self._snapshot = snapshot
         self._sharding = sharding
@@ -140,7 +147,7 @@ class Loader:
         """Shape of a row when it reaches the device."""
         return self.pictures.shape
 
-    def epoch(self, at: Position) -> Iterator[DeviceBatch]:
+    def epoch(self, at: Position) -> Generator[DeviceBatch]:
         """The rest of an epoch, from a position on."""
         for group in ahead(self._groups(at), _AHEAD):
             yield from group
@@ -150,12 +157,19 @@ class Loader:
             block = self.reader.block(at, self._together)
             rows = block.rows.ravel()
             pictures = self._pictures(block).reshape(*block.rows.shape, *self.pictures.shape)
-            labels = self._snapshot.gather("label", rows).reshape(block.rows.shape)
+            labels = self._targets(rows, block)
             # Padding stands at the end of an epoch, so most batches need no weights of their own.
             weights = [self._full if weight[-1] else self._placed(weight) for weight in block.weight]
             placed = map(self._place, pictures), map(self._place, labels)
             yield list(map(DeviceBatch, *placed, weights, block.positions))
             at = block.positions[-1]
+
+    def _targets(self, rows: Rows, block: Block) -> Array:
+        if self._target is None:  # the inputs say it
+            return np.zeros(block.rows.shape, np.int32)
+        found = np.ma.getdata(self._snapshot.gather(self._target, rows))
+        found = found.astype(np.float32) if found.dtype.kind == "f" else found.astype(np.int32, copy=False)
+        return found.reshape(*block.rows.shape, *found.shape[1:])
 
     def _pictures(self, block: Block) -> Array:
         # By windows each picture is decoded once an epoch, and there are too many to keep what preprocessing makes.

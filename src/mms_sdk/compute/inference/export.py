@@ -48,14 +48,13 @@ def export_model(folder: Path, trained: TrainedCheckpoint, *, metrics: Mapping[s
     from orbax.checkpoint import v1 as ocp
 
     program, state = trained.program, trained.state
-    params, rest = jax.device_get((state.params, state.rest))
+    params, rest = jax.device_get((program.served(state), state.rest))
     weights = {f"params/{path}": value for path, value in params.items()}
     weights |= {f"rest/{path}": value for path, value in rest.items()}
 
     def forward(weights: dict[str, Any], batch: Any) -> Any:
         own = {kind: _below(kind, weights) for kind in ("params", "rest")}
-        outputs, _ = program.model.apply(own["params"], own["rest"], program.pipeline.on_batch(batch), None)
-        return program.task.scores(outputs)
+        return program.answers(own["params"], own["rest"], batch)
 
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in weights.items()}
     (rows,) = jax.export.symbolic_shape("batch")

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,13 +18,19 @@ from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipel
 from mms_sdk.compute.models import functional as models
 from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
 from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.training.callbacks import Callback
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
-from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverStop, StopPolicy, check_metric
+from mms_sdk.compute.training.lora import LoRA
+from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits, NeverStop, StopPolicy, check_metric
+from mms_sdk.compute.training.precision import Precision, PrecisionName
 from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
+from mms_sdk.compute.training.step_options import OnNan, Remat, StepOptions
 from mms_sdk.compute.training.tasks import Classification, Task
+from mms_sdk.compute.training.termination import Terminated
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Job, Progress
+from mms_sdk.storage import files
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
@@ -32,6 +38,8 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 
 _FIT_ROWS = 4096
+_FREE_TO_CHANGE = frozenset({"epochs", "stop", "limits", "checkpoint"})
+_CHANGE_IS_SAID = frozenset({"mesh", "rules"})
 _log = logging.getLogger("mms.training")
 
 
@@ -53,15 +61,28 @@ class Trainer:
     Attributes:
         model: A family such as `mms.models.ConvNet(num_classes=10)`, an NNX module, a function of `nnx.Rngs` that makes
             one, or a pair `(init, apply)`.
-        task: What for; classification.
+        task: What for; classification of the column `label`.
         optimizer: An optax transformation; None for AdamW at 1e-3.
         preprocess: Host steps, then device steps; fitted on the training rows only.
         mesh: Devices along each named axis; -1 for all that are left.
         rules: How parameters are divided over the mesh.
         batch_size: Rows in a step, over all devices; if left out 128, or fewer where there are few rows.
         epochs: Passes over the training rows, at most.
+        precision: In what the model computes: `fp32`, `bf16` or `fp16`. Parameters are float32 in any case.
+        accumulate: Micro-batches that a batch is cut into to need less memory; the gradient is that of the whole batch.
+        clip_norm: Longest gradient, over all parameters together; a longer one is shortened.
+        ema: Decay of an average of the parameters, e.g. 0.999, which evaluation and versions then use.
+        freeze: Parameters that are not learnt: regular expressions searched for in paths such as `features/0/kernel`.
+        lora: Low-rank adaptation instead of learning large matrices.
+        remat: What the backward pass computes again instead of keeping it in memory: `none`, `dots` for all but matrix
+            products, `all`.
+        on_nan: A loss or gradient that is not finite ends the run (`stop`), is left out (`skip`), or returns the run to
+            its newest checkpoint, up to three times (`rollback`).
+        sample: `target` draws rows so that each class comes as often as the others; None takes each row once an epoch.
         stop: When to stop earlier.
+        limits: Steps or time after which to stop in any case.
         checkpoint: When to save and what to keep.
+        callbacks: Who else is told what is logged.
         seed: Of initial values, order and augmentation. The same seed on the same devices gives the same run.
     """
 
@@ -73,11 +94,31 @@ class Trainer:
     rules: PartitionRules = field(default_factory=PartitionRules)
     batch_size: int | None = None
     epochs: int = 20
+    precision: PrecisionName = "fp32"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float | None = None
+    freeze: str | Sequence[str] = ()
+    lora: LoRA | None = None
+    remat: Remat = "none"
+    on_nan: OnNan = "stop"
+    sample: Literal["target"] | None = None
     stop: StopPolicy = field(default_factory=NeverStop)
+    limits: Limits = field(default_factory=Limits)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    callbacks: Sequence[Callback] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._step_options()
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InvalidRequest(f"the longest gradient has a positive length; got clip_norm={self.clip_norm}")
+        if self.sample not in (None, "target"):
+            raise InvalidRequest(f"sample is 'target', or None for each row once an epoch; got {self.sample!r}")
+        if self.sample and self.task.target is None:
+            raise InvalidRequest(
+                f"sample='target' draws by the values of a column, and {self.task.name} has none; leave it out"
+            )
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
@@ -132,16 +173,37 @@ class Trainer:
             "rules": [[pattern, list(spec)] for pattern, spec in self.rules.rules],
             "batch_size": self.batch_size,
             "epochs": self.epochs,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
+            "clip_norm": self.clip_norm,
+            "ema": self.ema,
+            "freeze": list(self._step_options().freeze),
+            "lora": None if self.lora is None else asdict(self.lora),
+            "remat": self.remat,
+            "on_nan": self.on_nan,
+            "sample": self.sample,
             "stop": repr(self.stop),
+            "limits": asdict(self.limits),
             "checkpoint": repr(self.checkpoint),
             "seed": self.seed,
         }
+
+    def _step_options(self) -> StepOptions:
+        return StepOptions(
+            precision=Precision(self.precision),
+            accumulate=self.accumulate,
+            ema=self.ema,
+            freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
+            lora=self.lora,
+            remat=self.remat,
+            on_nan=self.on_nan,
+        )
 
     def _for(self, snapshot: OpenSnapshot) -> Trainer:
         # What was left open, decided by what there is to train on.
         rows = len(snapshot.split_rows("train"))  # says which splits there are, if this one is not
         best = "val/loss" if "val" in snapshot.split_names else "train/loss"
-        parts = batch_parts(make_mesh(self.mesh))
+        parts = batch_parts(make_mesh(self.mesh)) * self.accumulate
         return replace(
             self,
             batch_size=self.batch_size or -(-suited_batch_size(rows) // parts) * parts,
@@ -152,29 +214,34 @@ class Trainer:
         import optax
 
         labels = self.task.check(snapshot)
+        task = self.task.fit(snapshot)
         mesh = make_mesh(self.mesh)
-        if self.batch_size is None or self.batch_size % batch_parts(mesh):
+        parts = batch_parts(mesh) * self.accumulate
+        if self.batch_size is None or self.batch_size % parts:
+            cut = f", in {self.accumulate} micro-batches," if self.accumulate > 1 else ""
             raise InvalidRequest(
                 f"a batch divides over the devices; {self.batch_size} rows over {batch_parts(mesh)} devices "
-                f"({describe(mesh)}) does not; use a multiple of {batch_parts(mesh)}"
+                f"({describe(mesh)}){cut} does not; use a multiple of {parts}"
             )
-        available = [f"{split}/{name}" for split in ("train", "val") for name in self.task.metrics]
+        available = [f"{split}/{name}" for split in ("train", "val") for name in task.metrics]
         if "val" not in snapshot.split_names:
             available = [name for name in available if name.startswith("train/")]
         check_metric(self.checkpoint.best, available, asked_by="Checkpoints.best")
         if isinstance(self.stop, EarlyStopping):
             check_metric(self.stop.metric, available, asked_by="EarlyStopping")
         pipeline, input_shape = _fitted(Pipeline.of(self.preprocess), snapshot)
+        optimizer = self.optimizer or optax.adamw(1e-3)
         return Program(
-            model=models.functional(self.model, pipeline.device_shape(input_shape)),
-            task=self.task,
-            optimizer=self.optimizer or optax.adamw(1e-3),
+            model=models.functional(self.model, task.model_shape(pipeline.device_shape(input_shape))),
+            task=task,
+            optimizer=optimizer if self.clip_norm is None else clipped(optimizer, self.clip_norm),
             pipeline=pipeline,
             rules=self.rules,
             mesh=mesh,
             seed=self.seed,
             input_shape=input_shape,
-            num_classes=len(labels),
+            labels=labels,
+            options=self._step_options(),
         )
 
 
@@ -197,6 +264,7 @@ class Fitting:
         self.batch_size = self.trainer.batch_size
         self.program = self.trainer._program(self.snapshot)
         self._began = time.monotonic()
+        self.notes: list[str] = []
         self.run = self._make_run(resume)
 
     def steps(self) -> Generator[Step]:
@@ -212,6 +280,8 @@ class Fitting:
         finally:
             self.run.log.close()
             self.run.checkpoints.close()
+            for callback in self.trainer.callbacks:
+                callback.end(self.run.stopped)
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
@@ -220,6 +290,10 @@ class Fitting:
             yield
         except MmsError as error:
             jobs.finish(self.job.id, "failed", error={"title": error.code(), "detail": error.message})
+            raise
+        except Terminated:
+            told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job.id!r} goes on from it"
+            jobs.finish(self.job.id, "cancelled", error={"title": "terminated", "detail": told})
             raise
         except (KeyboardInterrupt, GeneratorExit):
             jobs.finish(self.job.id, "cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
@@ -236,7 +310,7 @@ class Fitting:
             job=self.job.id,
             dataset=self.snapshot.ref,
             history=tuple(run.history),
-            best=self._trained(run.checkpoints.at(run.best_step)),
+            best=self._trained(run.checkpoints.at(run.best_step) if run.best_step else newest),
             last=self._trained(newest),
             stopped=run.stopped,
             steps=run.steps,
@@ -244,6 +318,10 @@ class Fitting:
             input_wait_fraction=run.input_wait_s / max(1e-9, time.monotonic() - self._began),
             mesh=describe(self.program.mesh),
             parameters=self.program.parameters(),
+            learnt=self.program.learnt(),
+            left_out=run.left_out,
+            rollbacks=run.rollbacks,
+            notes=tuple(self.notes),
             folder=run.checkpoints.root.parent,
         )
 
@@ -259,21 +337,34 @@ class Fitting:
             checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
             for checkpoint in earlier:
                 checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
+            if earlier:
+                self._take_over_log(resume or "", earlier[-1], folder)
             log = MetricLog(folder / "metrics.jsonl")
+            for callback in self.trainer.callbacks:
+                callback.begin(self.job.id, options)
         return Run(
             program=self.program,
             train=loaders["train"],
             val=loaders.get("val"),
             epochs=self.trainer.epochs,
             stop=self.trainer.stop,
+            limits=self.trainer.limits,
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
             log=log,
+            callbacks=self.trainer.callbacks,
             options=options,
             state=state,
             totals=totals,
             **meta,
         )
+
+    def _take_over_log(self, job: str, checkpoint: Checkpoint, folder: Path) -> None:
+        # Up to where the checkpoint was made: what came after it is done again.
+        earlier = self.workspace.job_folder(job) / "metrics.jsonl"
+        if earlier.is_file():
+            with earlier.open("rb") as file, files.writing(folder):
+                (folder / "metrics.jsonl").write_bytes(file.read(checkpoint.meta["log_bytes"]))
 
     def _state(self, earlier: list[Checkpoint]) -> tuple[Any, Any, dict[str, Any]]:
         if not earlier:
@@ -289,7 +380,10 @@ class Fitting:
         position = Position(**newest.meta["position"])
         history = history_in(newest.meta)
         stopped = self.trainer.stop.reason(history) or ""  # asked anew: a later stop may have been asked for
-        kept = {"steps": newest.step, "history": history, "best_step": best.step, "stopped": stopped}
+        stopped = stopped or self.trainer.limits.reason(newest.step, newest.meta["seconds"]) or ""
+        kept = {"steps": newest.step, "history": history, "best_step": best.step if newest.meta["best_step"] else 0}
+        kept["stopped"] = stopped
+        kept |= {name: newest.meta[name] for name in ("seconds", "left_out")}
         return self.program.flat(state), totals, {**kept, "position": position}
 
     def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
@@ -301,16 +395,21 @@ class Fitting:
             _log.warning("passed over while continuing job %s: %s", job, fault)
         best = _good(folder, checkpoint.meta["best_step"], newest=checkpoint.step)
         folder.close()
-        changed = {
-            name: (checkpoint.meta["options"].get(name), value)
-            for name, value in options.items()
-            if name not in ("epochs", "stop", "checkpoint") and checkpoint.meta["options"].get(name) != value
-        }
+        before = checkpoint.meta["options"]
+        differ = {name for name, value in options.items() if before.get(name) != value} - _FREE_TO_CHANGE
+        changed = {name: (before.get(name), options[name]) for name in sorted(differ - _CHANGE_IS_SAID)}
         if changed or recorded.spec.get("dataset") != self.snapshot.ref:
             seen = changed or {"dataset": (recorded.spec.get("dataset"), self.snapshot.ref)}
             raise InvalidRequest(
                 f"a run is continued with the options it began with; changed are {seen}; undo that, or start a new run"
             )
+        if moved := sorted(differ & _CHANGE_IS_SAID):
+            told = ", ".join(f"{name} {before.get(name)} → {options[name]}" for name in moved)
+            self.notes.append(
+                f"continued on other devices than it began on ({told}): the same rows in the same order from the same "
+                f"state, but sums are added up in another order, so that it goes on equal to rounding, not bit for bit"
+            )
+            _log.warning("job %s is %s", job, self.notes[-1])
         return [*best, checkpoint]
 
     def _loader(self, split: str) -> Loader:
@@ -321,6 +420,8 @@ class Fitting:
             batch_size=self.batch_size,
             seed=self.trainer.seed if split == "train" else None,
             sharding=self.program.batch_sharding,
+            target=self.program.task.target,
+            sample=self.program.task.target if split == "train" and self.trainer.sample else None,
         )
 
     def _trained(self, checkpoint: Checkpoint) -> TrainedCheckpoint:
@@ -381,6 +482,7 @@ class TrainedCheckpoint:
             batch_size=self.batch_size,
             seed=None,
             sharding=self.program.batch_sharding,
+            target=self.program.task.target,
         )
         return self.program.averages(evaluate(self.program, self.state, loader), split)
 
@@ -410,7 +512,11 @@ class Result:
         seconds: From the call of `fit` on.
         input_wait_fraction: Share of that time in which the loop waited for data.
         mesh: Where it ran, in words.
-        parameters: Number of trained values.
+        parameters: Number of values in the model's parameters.
+        learnt: Number of values that were learnt.
+        left_out: Steps that left the state as it was, because their loss or gradient was not finite.
+        rollbacks: How often it returned to a checkpoint.
+        notes: What a person should know of how it was continued.
         folder: The job's folder.
     """
 
@@ -425,6 +531,10 @@ class Result:
     input_wait_fraction: float
     mesh: str
     parameters: int
+    learnt: int
+    left_out: int
+    rollbacks: int
+    notes: tuple[str, ...]
     folder: Path
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
@@ -446,6 +556,10 @@ class Result:
             "seconds": round(self.seconds, 3),
             "mesh": self.mesh,
             "parameters": self.parameters,
+            "learnt": self.learnt,
+            "left_out": self.left_out,
+            "rollbacks": self.rollbacks,
+            "notes": list(self.notes),
         }
 
     def _repr_html_(self) -> str:
@@ -455,9 +569,13 @@ class Result:
             "best": ", ".join(f"{name} {value:.4f}" for name, value in self.best.metrics.items()),
             "ended": self.stopped,
             "ran": f"{len(self.history)} epochs, {self.steps:,} steps in {self.seconds:.1f} s on {self.mesh}",
-            "parameters": f"{self.parameters:,}",
+            "parameters": f"{self.parameters:,}, {self.learnt:,} of them learnt",
             "checkpoint": self.best.path,
         }
+        if self.left_out or self.rollbacks:
+            told["not finite"] = f"{self.left_out:,} steps left out, {self.rollbacks} returns to a checkpoint"
+        if self.notes:
+            told["note"] = "; ".join(self.notes)
         return html.facts(f"trained on {self.dataset}", told) + html.curves("loss by epoch", losses)
 
     def __repr__(self) -> str:
@@ -466,6 +584,13 @@ class Result:
             f"<trained on {self.dataset}: {len(self.history)} epochs, {self.steps} steps in {self.seconds:.1f} s on "
             f"{self.mesh}; best at step {self.best.step}: {told}; {self.stopped}>"
         )
+
+
+def clipped(optimizer: Any, norm: float) -> Any:
+    """An optimiser that never sees a gradient longer than `norm`, over all parameters together."""
+    import optax
+
+    return optax.chain(optax.clip_by_global_norm(norm), optimizer)
 
 
 def suited_batch_size(rows: int) -> int:
