@@ -20,6 +20,7 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
 _AHEAD = 2
+_LEAVE_S = 5.0
 _CACHE_SHARE = 0.25  # of the memory that is free: the rest is for the model and for other people
 _T = TypeVar("_T")
 
@@ -220,7 +221,7 @@ def ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(_LEAVE_S)  # a read that hangs, on a disk that is gone, keeps nobody: the thread is a daemon
 
 
 def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
