@@ -431,7 +431,7 @@ def test_a_replica_is_kept_until_told_to_stop_and_through_what_fails(
     def sometimes(self: Copies, of: Workspace) -> object:
         tried.append(1)
         if len(tried) == 2:
-            raise Unavailable("the store does not answer; try later")
+            raise Unavailable("the store says \x1b[2J; try later")
         return take(self, of)
 
     def say(line: str) -> None:
@@ -441,7 +441,7 @@ def test_a_replica_is_kept_until_told_to_stop_and_through_what_fails(
 
     monkeypatch.setattr(Copies, "take", sometimes)
     replicate(workspace, place, every_s=0.01, keep=2, say=say, stop=stop)
-    assert said[1] == "no backup this time: the store does not answer; try later"
+    assert said[1] == "no backup this time: the store says \\x1b[2J; try later"
     assert all(line.startswith("backup 0") for line in (said[0], *said[2:]))
     assert len(place.records()) == 2
 
