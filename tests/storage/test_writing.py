@@ -402,7 +402,7 @@ def test_processes_that_write_at_once_lose_no_row_and_double_none(dataset: Datas
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_writers_killed_at_any_moment_and_tried_again_bring_every_row_once(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
