@@ -481,3 +481,15 @@ def test_a_replica_is_made_until_it_is_interrupted(workspace: Path, tmp_path: Pa
 def test_names_of_files_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     cli._say("\x1b]0;pwned\x07\x9b31mred.png: gone")
     assert capsys.readouterr().out == "\\x1b]0;pwned\\x07\\x9b31mred.png: gone\n"
+    print(cli._Facts({"na\x1bme": "\x9b31mred", "listed": ["\x1b[2J"]}))
+    assert "\x1b" not in (told := capsys.readouterr().out)
+    assert "na\\x1bme" in told
+
+
+@pytest.mark.parametrize("words", [("\x1b[2Jverb",), ("status", "--\x1b[2J"), ("help", "\x9b31m")])
+def test_words_that_do_not_fit_move_no_cursor(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mms: ")
+    assert not {"\x1b", "\x9b"} & set(told)
+    assert "x1b" in told or "x9b" in told

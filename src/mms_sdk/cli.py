@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import mms_sdk
 from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
+from mms_sdk.told import on_its_lines
 
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
@@ -216,16 +217,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(to_json(value), indent=2) if asked.json else value, flush=True)
         return int(isinstance(value, _Facts) and value.incomplete)
     except UsageProblem as problem:
-        print(f"mms: {problem}", file=sys.stderr)
+        print(f"mms: {on_its_lines(str(problem))}", file=sys.stderr)
         return 2
     except MmsError as error:
-        print(f"mms: {_harmless(error.message)}", file=sys.stderr)
+        print(f"mms: {on_its_lines(error.message)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         _interrupt_jobs()
         terminated = isinstance(stop, _Terminated)
         told = ["terminated" if terminated else "interrupted", *getattr(stop, "__notes__", ())]
-        print(f"mms: {'; '.join(told)}", file=sys.stderr)
+        print(f"mms: {on_its_lines('; '.join(told))}", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -534,7 +535,7 @@ def _backup(asked: argparse.Namespace) -> Any:
 
 
 def _replicate(asked: argparse.Namespace) -> None:
-    _connect(asked).replicate(asked.to, every_s=asked.every, keep=asked.keep, say=partial(print, flush=True))
+    _connect(asked).replicate(asked.to, every_s=asked.every, keep=asked.keep, say=_say)
 
 
 def _backups(asked: argparse.Namespace) -> Any:
@@ -596,13 +597,7 @@ def _help(asked: argparse.Namespace) -> Any:
 
 
 def _say(line: str) -> None:
-    print(_harmless(line), flush=True)
-
-
-def _harmless(text: str) -> str:
-    from mms_sdk.client.tables import on_one_line  # what data calls itself moves no cursor
-
-    return "\n".join(map(on_one_line, text.split("\n")))
+    print(on_its_lines(line), flush=True)
 
 
 def _in_notebook(asked: argparse.Namespace) -> bool:

@@ -281,6 +281,20 @@ def test_a_damaged_file_is_left_out_and_named(tmp_path, bring):
     assert "2.parquet" in report.notes[0]
 
 
+def test_a_parquet_file_in_which_bytes_of_a_text_changed_is_refused(tmp_path, bring):
+    path = tmp_path / "x.parquet"
+    texts = ["before", "harm me", "after"]
+    pq.write_table(pa.table({"t": texts}), path, compression="none", use_dictionary=False, write_statistics=False)
+    bring(Parquet(path), name="whole")
+    data = path.read_bytes()
+    assert data.count(b"harm me") == 1
+    path.write_bytes(data.replace(b"harm me", b"harm\xffme"))
+    assert pq.read_table(path).num_rows == 3  # which Arrow by itself does not look at
+
+    with pytest.raises(DataError, match=r"values lie within their file; x\.parquet: .*write it again"):
+        bring(Parquet(path), name="damaged")
+
+
 def test_json_lines_are_put_together_by_field(tmp_path, bring):
     lines = ['{"a": 1, "t": "x"}', "", "not json", "[1]", '{"a": 2.5, "b": [1, 2]}', '{"b": [3, 4], "t": null}']
     _write(tmp_path / "x.jsonl", "\n".join(lines))
