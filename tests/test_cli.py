@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,19 +11,24 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.cells import cell_len
 
+import mms_sdk as mms
 from mms_sdk import cli
+from mms_sdk.errors import NotWritable
+from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    Workspace(tmp_path / "ws").close()
     return tmp_path / "ws"
 
 
@@ -66,7 +72,16 @@ def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["tran"], 2, "did you mean train?"),
+        (["tran"], 2, "mms: there is no verb 'tran'; did you mean train? more: mms --help\n"),
+        (["zzz"], 2, "there is no verb 'zzz'; there are status, demo, datasets"),
+        (["status", "--wrkspace", "x"], 2, "--wrkspace is no option of mms status; did you mean --workspace? more:"),
+        (["status", "x"], 2, "'x' is one word too many for mms status"),
+        (["--nothing"], 2, "--nothing is no option of mms;"),
+        (["train"], 2, "usage: mms train DATASET; the following arguments are required: dataset;"),
+        (["datasets", "ingest", "a", "b", "--profile", "rw"], 2, "there is no --profile 'rw'; did you mean raw?"),
+        (["datasets", "ingest", "p", "a/1.jpg", "a/2.jpg"], 2, "got 2; put a pattern in quotes"),
+        (["datasets", "watch", "p", "a/1.jpg", "a/2.jpg"], 2, "mms datasets watch p 'a/*.jpg'"),
+        (["backups", "/nowhere/at all"], 1, "no folder /nowhere/at all; check the name"),
         (["datasets", "show"], 2, "usage: mms datasets"),
         (["datasets", "list", "flowers"], 2, "usage: mms datasets"),
         (["datasets", "show", "flowers", "photos"], 2, "usage: mms datasets"),
@@ -100,6 +115,64 @@ def test_a_mistake_is_one_message_without_a_traceback(
     assert got == code
     assert said in err
     assert "Traceback" not in out + err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["status", "datasets", "datasets show x", "datasets clean x --step drop-missing", "jobs", "models", "verify"],
+)
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_what_brings_nothing_in_makes_no_workspace_of_a_mistyped_name(
+    words: str, named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typo = tmp_path / "typo"
+    monkeypatch.setenv("MMS_WORKSPACE", str(typo if named == "variable" else tmp_path / "right"))
+    code, _, err = run(capsys, *words.split(), *(["--workspace", str(typo)] if named == "option" else []))
+    assert code == 1
+    assert f"there is none in {typo}; name another" in err
+    assert "mms datasets ingest NAME SOURCE" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ingest_makes_its_workspace_and_looking_makes_the_default_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.csv").write_text("n\n" + "".join(f"{at}\n" for at in range(20)))
+    words = ("--workspace", str(tmp_path / "new"))
+    assert run(capsys, "datasets", "ingest", "x", str(tmp_path / "x.csv"), *words)[0] == 0
+    assert "x@1" in run(capsys, "datasets", *words)[1]
+    monkeypatch.delenv("MMS_WORKSPACE", raising=False)
+    monkeypatch.setattr("mms_sdk.settings.HOME_WORKSPACE", tmp_path / "home")
+    assert run(capsys, "jobs")[:2] == (0, f"no jobs yet in {tmp_path / 'home'}\n")
+
+
+def test_a_workspace_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Any, flags: int, *more: Any) -> int:
+        if str(path).endswith("catalog.sqlite") and flags & os.O_RDWR:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *more)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", read_only)
+    for verb in ("status", "datasets", "jobs"):
+        code, out, err = run(capsys, verb)
+        assert (code, out, len(err.splitlines())) == (1, "", 1)
+        assert f"{workspace}/catalog.sqlite cannot be written: Read-only file system; give this user" in err
+    with pytest.raises(NotWritable, match=r"catalog\.sqlite cannot be written: Read-only file system; give"):
+        mms.connect()
+
+
+def test_status_counts_all_jobs(capsys: pytest.CaptureFixture[str], workspace: Path) -> None:
+    opened = Workspace(workspace)
+    ended = [opened.catalog.jobs.start("ingest", "x", {}).id for _ in range(130)]
+    for job in ended:
+        opened.catalog.jobs.finish(job, "succeeded")
+    opened.catalog.jobs.start("ingest", "x", {})
+    opened.close()
+    assert json.loads(run(capsys, "status", "--json")[1])["jobs"] == "1 running, 131 recorded"
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +234,9 @@ def test_doctor_looks_at_everything_and_shows_no_secret(capsys: pytest.CaptureFi
 def test_doctor_names_the_database_of_the_catalog_and_not_its_password(
     capsys: pytest.CaptureFixture[str], workspace: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer
 ) -> None:
+    shutil.rmtree(workspace)
     monkeypatch.setenv("MMS_CATALOG", postgres.make_database())
+    Workspace(workspace, catalog=os.environ["MMS_CATALOG"]).close()
     run(capsys, "status")
 
     good = run(capsys, "doctor", "--json")[1]
@@ -399,6 +474,7 @@ def test_datasets_are_cleaned_joined_and_put_end_to_end(
         (["show", "a", "b", "c"], "usage: mms datasets show NAME"),
     ],
 )
+@pytest.mark.usefixtures("workspace")
 def test_words_that_do_not_fit_an_action_say_how_they_would(
     capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:

@@ -54,6 +54,7 @@ _DATASETS = {
     "expire": (("NAME",), "let old snapshots go"),
     "gc": (("NAME",), "remove what nothing refers to"),
 }
+_MAKING = ("ingest", "watch")  # what brings something into a workspace makes it if it is not there
 _SIDE = 64  # pixels a side that pictures of many sizes are brought to, unless a person says otherwise
 
 
@@ -67,15 +68,35 @@ class _Terminated(KeyboardInterrupt):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageProblem(f"{message}\n{self.format_usage().strip()}\nmore: {self.prog} --help")
+        if message.startswith("the following arguments are required"):
+            words = [str(action.metavar or action.dest.upper()) for action in self._get_positional_actions()]
+            message = f"usage: {' '.join([self.prog, *words])}; {message}"
+        raise UsageProblem(f"{message}{'' if message.endswith('?') else ';'} more: {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        asked, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            verb = asked.verbs.choices.get(asked.verb, self)
+            verb.error(_unknown(unknown[0], verb))
+        return asked
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
         near = difflib.get_close_matches(str(value), choices, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(choices)}{meant}")
+        rest = f"did you mean {near[0]}?" if near else f"there are {', '.join(choices)}"
+        what = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest).lower()
+        raise argparse.ArgumentError(None, f"there is no {what} {value!r}; {rest}")
+
+
+def _unknown(word: str, verb: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"{word!r} is one word too many for {verb.prog}; put what has spaces or a * in it in quotes"
+    option = word.partition("=")[0]
+    options = [each for action in verb._actions for each in action.option_strings]
+    near = difflib.get_close_matches(option, options, n=1)
+    return f"{option} is no option of {verb.prog}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
@@ -284,10 +305,13 @@ class _Facts(dict[str, Any]):
         return html.facts("MMS", self)
 
 
-def _connect(asked: argparse.Namespace) -> WorkspaceClient:
+def _connect(asked: argparse.Namespace, *, make: bool = False) -> WorkspaceClient:
+    # Nobody named the default one, so that it is no slip of the pen: it may be made.
     from mms_sdk.client.workspace import connect
+    from mms_sdk.settings import WORKSPACE_VARIABLE
 
-    return connect(asked.url, workspace=asked.workspace)
+    named = asked.workspace or os.environ.get(WORKSPACE_VARIABLE)
+    return connect(asked.url, workspace=asked.workspace, make=make or not named)
 
 
 def _listed(table: Table[Any], workspace: WorkspaceClient, asked: argparse.Namespace) -> Any:
@@ -304,7 +328,7 @@ def _demo(asked: argparse.Namespace) -> Any:
     if asked.url:
         raise InvalidRequest("the demo trains in this process, in a workspace folder; leave --url out")
     report = run_demo(
-        _connect(asked), data=Path(asked.data) if asked.data else None, epochs=asked.epochs, quiet=asked.json
+        _connect(asked, make=True), data=Path(asked.data) if asked.data else None, epochs=asked.epochs, quiet=asked.json
     )
     return report if asked.json else None
 
@@ -317,9 +341,11 @@ def _datasets(asked: argparse.Namespace) -> Any:
     words, _ = _DATASETS[asked.action]
     given = [word for word in (asked.name, asked.what, *asked.more) if word is not None]
     several = any(word.endswith("...") for word in words)
+    if asked.action in _MAKING and len(given) > len(words):
+        raise UsageProblem(_several_sources(asked, given[1:]))
     if len(given) < len(words) or (len(given) > len(words) and not several):
         raise UsageProblem(f"usage: mms datasets {' '.join([asked.action, *words])}; more: mms help datasets")
-    workspace = _connect(asked)
+    workspace = _connect(asked, make=asked.action in _MAKING)
     datasets = workspace.datasets
     plain = asked.json or _in_notebook(asked)
     match asked.action:
@@ -355,6 +381,17 @@ def _datasets(asked: argparse.Namespace) -> Any:
             return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=_say)
     dataset = _made(workspace, asked)
     return dataset if plain else text(dataset, width=terminal_width())
+
+
+def _several_sources(asked: argparse.Namespace, sources: Sequence[str]) -> str:
+    # What a shell made of a pattern that it was not kept from filling in.
+    folders = {str(Path(each).parent) for each in sources}
+    suffixes = {Path(each).suffix for each in sources}
+    pattern = f"{folders.pop() if len(folders) == 1 else '**'}/*{suffixes.pop() if len(suffixes) == 1 else ''}"
+    return (
+        f"mms datasets {asked.action} takes one source; got {len(sources)}; put a pattern in quotes, so that the shell "
+        f"leaves it as it is: mms datasets {asked.action} {asked.name} {shlex.quote(pattern)}"
+    )
 
 
 def _made(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:

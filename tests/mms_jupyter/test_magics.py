@@ -13,10 +13,13 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 from traitlets.config import Config
 
+from mms_sdk.storage.workspace import Workspace
+
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    Workspace(tmp_path / "ws").close()
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     shell.run_line_magic("load_ext", "mms_jupyter")
     yield shell
@@ -68,7 +71,7 @@ def test_variables_on_the_line_are_replaced(shell: InteractiveShell, photos: Pat
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("frobnicate", "is none of status, demo"),
+        ("frobnicate", "there is no verb 'frobnicate'"),
         ("data show nope", "no dataset 'nope'"),
         ("data show 'unfinished", "No closing quotation"),
         ("serve", "would block the notebook"),

@@ -97,7 +97,7 @@ def test_a_file_that_is_no_catalog_is_damage(tmp_path: Path, body: bytes) -> Non
     path = tmp_path / "catalog.sqlite"
     path.write_bytes(body)
 
-    with pytest.raises(Damaged, match=r"catalog\.sqlite is not a readable catalog \(.+\); restore it from a backup"):
+    with pytest.raises(Damaged, match=r"catalog\.sqlite is not a readable catalog \(.+\); restore a new workspace"):
         Catalog(path)
     assert path.read_bytes() == body
 

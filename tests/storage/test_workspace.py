@@ -71,7 +71,7 @@ def test_a_folder_with_other_things_in_it_is_refused_and_stays_as_it_is(tmp_path
 def test_a_description_that_cannot_be_read_is_damage(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "workspace.json").write_bytes(body)
 
-    with pytest.raises(Damaged, match=r"workspace\.json is not a workspace description; restore it"):
+    with pytest.raises(Damaged, match=r"workspace\.json is not a workspace description; restore a new workspace"):
         Workspace(tmp_path)
 
 

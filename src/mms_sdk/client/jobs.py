@@ -141,6 +141,10 @@ class Jobs:
         found = [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
         return Table(found, title="jobs", rows=map(_row, found))
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each state that any is in."""
+        return self._api.get("/v1/jobs:counts", dict[str, int])
+
     def get(self, job: str) -> Job:
         """One job.
 

@@ -186,7 +186,7 @@ def _bars(shown: Counts, rest: str, width: int | None) -> str:
 
 
 def _cleaning(report: CleaningReport, width: int | None) -> str:
-    sections = [report.summary]
+    sections = list(wrapped(on_one_line(report.summary), width))
     if report.steps:
         sections.append(aligned(report.table(), width=width))
     return "\n".join([*sections, *(line for note in report.notes for line in wrapped(on_one_line(note), width))])

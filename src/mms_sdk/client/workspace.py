@@ -109,15 +109,13 @@ class WorkspaceClient:
 
     def status(self) -> dict[str, Any]:
         """What is in the workspace, in a few words."""
-        jobs = self.jobs.list(100)
+        jobs = self.jobs.counts()
         return {
             "workspace": self.where,
             "datasets": ", ".join(dataset.ref for dataset in self.datasets.list()) or "none yet",
             "models": ", ".join(sorted({version.model for version in self.models.list()})) or "none yet",
             "deployments": ", ".join(each.name for each in self.deployments.list()) or "none",
-            "jobs": f"{sum(job.state == 'running' for job in jobs)} running, {len(jobs)} recorded"
-            if jobs
-            else "none yet",
+            "jobs": f"{jobs.get('running', 0):,} running, {sum(jobs.values()):,} recorded" if jobs else "none yet",
         }
 
     def predict(
@@ -278,6 +276,7 @@ def connect(
     catalog: str | None = None,
     datasets: str | None = None,
     token: str | None = None,
+    make: bool = True,
 ) -> WorkspaceClient:
     """Opens a workspace.
 
@@ -292,6 +291,7 @@ def connect(
         datasets: Where the workspace's datasets lie: a folder, or the URL of an object store such as
             `s3://bucket/folder`; `$MMS_DATASETS`, or a folder in the workspace, if left out.
         token: For a server; `$MMS_TOKEN` if left out.
+        make: Whether a folder that is not there becomes a new workspace; False to find a name that was mistyped.
 
     Returns:
         The workspace. Opening the same folder again in one process gives the same one.
@@ -299,11 +299,12 @@ def connect(
     Raises:
         InvalidRequest: Both a URL and a folder or catalog, or something that is none; a workspace with another catalog.
         Unauthenticated: A URL without a token.
+        NotFound: There is no workspace in the folder, and `make` is False.
         NotWritable: The folder cannot be made or written.
     """
     if url is None:
         folder = Path(workspace).expanduser() if workspace is not None else default_workspace()
-        return _embedded(folder, catalog or default_catalog(), datasets or default_datasets())
+        return _embedded(folder, catalog or default_catalog(), datasets or default_datasets(), make=make)
     if workspace is not None:
         raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
     if catalog is not None:
@@ -327,13 +328,12 @@ def connect(
     return WorkspaceClient(Api(url, token), url, None)
 
 
-def _embedded(folder: Path, catalog: str | None, datasets: str | None) -> WorkspaceClient:
+def _embedded(folder: Path, catalog: str | None, datasets: str | None, *, make: bool) -> WorkspaceClient:
     from mms_sdk.service.app import create_app
 
     with _opening:
-        workspace = Workspace(
-            folder.resolve(), catalog=catalog, datasets=datasets
-        )  # one folder, whichever way it was named
+        whole = folder.resolve()  # one folder, whichever way it was named
+        workspace = Workspace(whole, catalog=catalog, datasets=datasets, make=make)
         if workspace.root in _open:
             return _open[workspace.root]
         # The token never leaves this process; it is there so that embedded requests pass the same door as all others.
@@ -343,8 +343,12 @@ def _embedded(folder: Path, catalog: str | None, datasets: str | None) -> Worksp
         def find(token: str) -> Principal | None:
             return person if hmac.compare_digest(token, secret) else None
 
-        app = create_app(workspace, ServerSettings(source_roots=None), find=find)
-        api = Api("http://localhost", secret, InProcessTransport(app))
+        try:
+            app = create_app(workspace, ServerSettings(source_roots=None), find=find)
+            api = Api("http://localhost", secret, InProcessTransport(app))
+        except BaseException:
+            workspace.close()
+            raise
         _open[workspace.root] = WorkspaceClient(api, str(workspace.root), workspace)
         return _open[workspace.root]
 

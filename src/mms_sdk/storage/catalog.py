@@ -209,6 +209,13 @@ class Jobs:
         with self._catalog.reading() as connection:
             return [Job.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs there are in each state that any is in."""
+        state = tables.jobs.c.state
+        query = sa.select(state, sa.func.count()).group_by(state).order_by(state)
+        with self._catalog.reading() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def reconcile(self) -> Sequence[str]:
         """Ends as `lost` every running job whose process is gone.
 

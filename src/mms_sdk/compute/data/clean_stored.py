@@ -350,14 +350,13 @@ def _drop_odd_sizes(of: OpenSnapshot, step: DropOddSizes, read: Callable[[], Bat
 
     sizes = Counter(size for batch in read() for size in sizes_of(batch) if size is not None)
     usual, count = sizes.most_common(1)[0] if sizes else (None, 0)
+    others = f"{count:,} of {sizes.total():,} have {_told(usual)}"
     agreed = count >= step.min_share * sizes.total()
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         found = sizes_of(batch) if agreed else [usual] * len(batch)
         odd: Array = np.array([size not in (None, usual) for size in found], bool)
-        return clean_table.without(
-            batch, odd, lambda at: f"it has {_told(found[at])} pixels, nearly all others have {_told(usual)}"
-        )
+        return clean_table.without(batch, odd, lambda at: f"it has {_told(found[at])} pixels, {others}")
 
     return Fitted(step=step, begin=lambda: apply)
 

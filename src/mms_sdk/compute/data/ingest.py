@@ -27,6 +27,7 @@ from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import as_before, ingest_table
 from mms_sdk.compute.data.kinds.tabular import values_in
 from mms_sdk.compute.data.media import Medium, medium_of
+from mms_sdk.compute.data.sources.meant import folder_meant
 from mms_sdk.compute.data.sources.open import open_source
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import OWN, Collection, Entry
@@ -34,6 +35,7 @@ from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import CleaningReport, CleaningStepReport, DropNearDuplicates, Reject
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
+from mms_sdk.schema.sources import AudioFolder, ImageFolder, VideoFolder
 from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
@@ -185,12 +187,12 @@ def _plan(
         kept, dropped = clean.apply(step, kept, present)
         rejects += dropped
         steps.append(CleaningStepReport(step=step.step, dropped=len(dropped), examples=tuple(dropped[:EXAMPLES])))
-    _refuse_unreadable(kept, medium)
+    _refuse_unreadable(kept, medium, samples)
     if not kept and base is None:
         reasons = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
         raise NothingToIngest(
             f"a dataset begins with at least one usable {medium.noun}; all {found} were left out: {reasons}; check the "
-            f"folder, or the cleaning steps"
+            f"folder, or the cleaning steps{_meant(samples)}"
         )
     column = column or medium.describe([item.facts for item in kept])
     medium.refuse(kept, column)
@@ -218,12 +220,19 @@ def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
     return {(source.decode(), content.tobytes()): labels[code] for source, content, code in rows}
 
 
-def _refuse_unreadable(kept: Sequence[Looked], medium: Medium) -> None:
+def _meant(samples: Collection) -> str:
+    taken = samples.taken
+    return folder_meant(taken) if isinstance(taken, ImageFolder | AudioFolder | VideoFolder) else ""
+
+
+def _refuse_unreadable(kept: Sequence[Looked], medium: Medium, samples: Collection) -> None:
     bad = [item for item in kept if item.facts is None]
     if bad:
+        meant = _meant(samples) if len(bad) == len(kept) else ""
         raise DataError(
             f"every {medium.noun} of a source decodes; {len(bad)} of {len(kept)} do not, e.g. "
-            f"{bad[0].entry.source}: {bad[0].reason}; mend them, or drop such files with clean=[mms.drop_unreadable()]"
+            f"{bad[0].entry.source}: {bad[0].reason}; mend them, or drop such files with "
+            f"clean=[mms.drop_unreadable()]{meant}"
         )
 
 

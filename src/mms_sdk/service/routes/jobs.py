@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from mms_sdk.errors import InvalidRequest, NotFound
-from mms_sdk.schema.job import Job, JobPage
+from mms_sdk.schema.job import Job, JobPage, JobState
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
 from mms_sdk.storage import metric_log
@@ -27,6 +27,12 @@ def list_jobs(service: Service, limit: Annotated[int, Query(ge=1, le=500)] = 50,
     found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before)
     page = found[:limit]
     return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
+
+
+@router.get(":counts", **needs("viewer"))
+def count_jobs(service: Service) -> dict[JobState, int]:
+    """How many jobs there are in each state that any is in."""
+    return service.workspace.catalog.jobs.counts()
 
 
 @router.get("/{job}", **needs("viewer"))
