@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.callbacks import Callback
+    from mms_sdk.compute.training.check import Check
     from mms_sdk.compute.training.loop import Step
     from mms_sdk.compute.training.lora import LoRA
     from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits
@@ -81,6 +82,7 @@ _HOME = {
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Callback": "compute.training.callbacks",
+    "Check": "compute.training.check",
     "Checkpoints": "compute.training.policies",
     "Classification": "compute.training.tasks",
     "Column": "schema.dataset",
@@ -151,6 +153,7 @@ __all__ = [
     "Batches",
     "BulkResult",
     "Callback",
+    "Check",
     "Checkpoints",
     "Classification",
     "Column",

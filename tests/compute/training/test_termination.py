@@ -18,9 +18,10 @@ from test_trainer import arrays_of, assert_equal_to_the_bit, checkpoints_of
 from trains_until_terminated import DWELL, trainer
 
 from mms_sdk.compute.training.trainer import Result
+from torture import times
 
 DRIVER = Path(__file__).with_name("trains_until_terminated.py")
-ROUNDS = 20
+ROUNDS = times(8, full=20)
 
 
 @pytest.fixture(scope="module")

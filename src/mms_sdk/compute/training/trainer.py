@@ -19,6 +19,7 @@ from mms_sdk.compute.models import functional as models
 from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
 from mms_sdk.compute.sharding.rules import PartitionRules
 from mms_sdk.compute.training.callbacks import Callback
+from mms_sdk.compute.training.check import Check, check
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
 from mms_sdk.compute.training.lora import LoRA
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits, NeverStop, StopPolicy, check_metric
@@ -162,6 +163,21 @@ class Trainer:
         """
         yield from Fitting(self, data, resume=resume).steps()
 
+    def check(self, data: TrainingData) -> Check:
+        """Goes once through all that `fit` does, in seconds, and records nothing.
+
+        A batch of data, a step, an evaluation, a checkpoint and back, and the program of a model version.
+
+        Args:
+            data: What would be trained on.
+
+        Raises:
+            DataError, InvalidRequest, TrainingFailed: What `fit` would come to sooner or later.
+        """
+        snapshot = _opened(data)
+        trainer = self._for(snapshot)
+        return check(trainer, trainer._program(snapshot), snapshot)
+
     def describe(self) -> dict[str, Any]:
         """The options as JSON, for the job and the lineage."""
         return {
@@ -255,9 +271,7 @@ class Fitting:
     """
 
     def __init__(self, trainer: Trainer, data: TrainingData, *, resume: str | None) -> None:
-        if not hasattr(data, "open"):
-            raise InvalidRequest(f"training takes a dataset, e.g. ws.datasets.get('flowers'); got {data!r}")
-        self.snapshot = data.open()
+        self.snapshot = _opened(data)
         self.workspace = data.workspace
         self.trainer = trainer._for(self.snapshot)
         assert self.trainer.batch_size is not None
@@ -609,6 +623,12 @@ def _good(folder: CheckpointFolder, step: int, *, newest: int) -> list[Checkpoin
         _log.warning("the best checkpoint so far is lost; the newest stands in for it: %s", error.message)
         return []
     return [checkpoint]
+
+
+def _opened(data: TrainingData) -> OpenSnapshot:
+    if not hasattr(data, "open"):
+        raise InvalidRequest(f"training takes a dataset, e.g. ws.datasets.get('flowers'); got {data!r}")
+    return data.open()
 
 
 def _fitted(pipeline: Pipeline, snapshot: OpenSnapshot) -> tuple[Pipeline, tuple[int, ...]]:
