@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.loop import Step
     from mms_sdk.compute.training.lora import LoRA
     from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits
+    from mms_sdk.compute.training.profile import Profile
     from mms_sdk.compute.training.schedules import warmup_cosine
     from mms_sdk.compute.training.tasks import (
         Classification,
@@ -108,6 +109,7 @@ _HOME = {
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Prediction": "client.deployments",
+    "Profile": "compute.training.profile",
     "Reconstruction": "compute.training.tasks",
     "Record": "compute.data.streams",
     "Regression": "compute.training.tasks",
@@ -177,6 +179,7 @@ __all__ = [
     "Parquet",
     "PartitionRules",
     "Prediction",
+    "Profile",
     "Reconstruction",
     "Record",
     "Regression",

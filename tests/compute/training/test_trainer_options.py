@@ -22,6 +22,7 @@ from mms_sdk.compute.sharding.mesh import batch_sharding, make_mesh
 from mms_sdk.compute.training.loop import ROLLBACKS
 from mms_sdk.compute.training.lora import LoRA
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits
+from mms_sdk.compute.training.profile import Profile
 from mms_sdk.compute.training.tasks import Classification, Embedding, Reconstruction
 from mms_sdk.compute.training.trainer import Trainer
 from mms_sdk.errors import InvalidRequest, TrainingFailed
@@ -291,6 +292,22 @@ def test_an_embedding_learns_to_lay_rows_of_one_class_together(pets: SmallData) 
 def test_options_that_do_not_fit_are_refused(pets: SmallData, changed: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         fit(replace(SMALL, **changed), pets)
+
+
+def test_a_window_of_steps_is_recorded_by_the_profiler(pets: SmallData) -> None:
+    result = fit(replace(SMALL, epochs=2, profile=Profile(after=3, steps=2)), pets)
+
+    (recorded,) = (result.folder / "profile").rglob("*.xplane.pb")
+    assert recorded.stat().st_size > 1000
+    assert result.steps == 2 * BATCHES
+
+
+def test_a_recording_ends_with_the_run(pets: SmallData) -> None:
+    result = fit(replace(SMALL, epochs=1, profile=Profile(after=BATCHES - 1, steps=50)), pets)
+
+    assert list((result.folder / "profile").rglob("*.xplane.pb"))
+    jax.profiler.start_trace(str(result.folder / "another"))  # which it refuses while one is under way
+    jax.profiler.stop_trace()
 
 
 def test_all_options_are_json_and_print() -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -130,7 +130,7 @@ class InFlight:
         return seen
 
 
-def train(run: Run) -> Iterator[Step]:
+def train(run: Run) -> Generator[Step]:
     """Trains until the epochs or the limits are over or the stop policy says so, and yields after every step.
 
     Raises:

@@ -24,6 +24,7 @@ from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
 from mms_sdk.compute.training.lora import LoRA
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits, NeverStop, StopPolicy, check_metric
 from mms_sdk.compute.training.precision import Precision, PrecisionName
+from mms_sdk.compute.training.profile import Profile, profiled
 from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.step_options import OnNan, Remat, StepOptions
@@ -84,6 +85,7 @@ class Trainer:
         limits: Steps or time after which to stop in any case.
         checkpoint: When to save and what to keep.
         callbacks: Who else is told what is logged.
+        profile: Steps that JAX's profiler records.
         seed: Of initial values, order and augmentation. The same seed on the same devices gives the same run.
     """
 
@@ -108,6 +110,7 @@ class Trainer:
     limits: Limits = field(default_factory=Limits)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     callbacks: Sequence[Callback] = ()
+    profile: Profile | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -285,7 +288,14 @@ class Fitting:
         """Trains, and records how it ended."""
         try:
             with self._end_recorded():
-                for step in train(self.run):
+                run = self.run
+                recorded = profiled(
+                    train(run),
+                    self.trainer.profile,
+                    run.log.path.parent / "profile",
+                    wait=lambda: run.totals.block_until_ready(),
+                )
+                for step in recorded:
                     if step.metrics:
                         told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
                         self.workspace.catalog.jobs.progress(self.job.id, told)
