@@ -53,6 +53,23 @@ class MetricLog:
             self._file.truncate(whole)
 
 
+class SilentLog(MetricLog):
+    """What the other processes of a run write: nothing.
+
+    Args:
+        path: The file that the first one writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Reads whole lines from a byte offset.
 

@@ -18,6 +18,7 @@ from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.training.policies import Checkpoints, StopPolicy
 from mms_sdk.compute.training.program import Leaves, Program, State, Totals
 from mms_sdk.errors import TrainingFailed
+from mms_sdk.storage import processes
 from mms_sdk.storage.checkpoints import CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
@@ -127,7 +128,7 @@ def train(run: Run) -> Iterator[Step]:
             if last:
                 _end_epoch(run)
                 saved_at = time.monotonic()
-            elif (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s):
+            elif (every_steps and run.steps % every_steps == 0) or (every_s and _is_late(saved_at + every_s)):
                 _save(run, best=False)
                 saved_at = time.monotonic()
             metrics = run.history[-1] if last else _NO_METRICS
@@ -136,6 +137,11 @@ def train(run: Run) -> Iterator[Step]:
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
     # The promise of a finished run is that its checkpoints are on the disk.
     run.checkpoints.wait()
+
+
+def _is_late(due: float) -> bool:
+    # By one clock: processes that save together must not think differently about when.
+    return bool(processes.agreed(time.monotonic() > due))
 
 
 def _end_epoch(run: Run) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.compute.models.functional import Arrays, Functional
-from mms_sdk.compute.sharding.mesh import batch_sharding
-from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.sharding.mesh import batch_sharding, using
+from mms_sdk.compute.sharding.rules import PartitionRules, Placement, placements
 from mms_sdk.compute.training.tasks import Sums, Task
 from mms_sdk.errors import InvalidRequest, MmsError
 
@@ -156,15 +156,22 @@ class Program:
         from jax.sharding import NamedSharding, PartitionSpec
 
         abstract = self.abstract
-        params = {
-            path: NamedSharding(self.mesh, PartitionSpec(*self.rules.spec(path, value.shape, self.mesh)))
-            for path, value in abstract.params.items()
-        }
+        params = {each.path: NamedSharding(self.mesh, PartitionSpec(*each.spec)) for each in self.placements}
         whole = self._whole
         opt = optax.tree.map_params(
             self.optimizer, lambda _, sharding: sharding, abstract.opt, params, transform_non_params=lambda _: whole
         )
         return State(params, jax.tree.map(lambda _: whole, abstract.rest), opt, whole)
+
+    @cached_property
+    def placements(self) -> list[Placement]:
+        """Where each parameter lies, and who decided it.
+
+        Raises:
+            InvalidRequest: A rule matches nothing or cannot be followed.
+        """
+        model = self.model
+        return placements(self.abstract.params, self.rules, self.mesh, names=model.names, family=model.rules)
 
     @cached_property
     def batch_sharding(self) -> Any:
@@ -247,13 +254,15 @@ class Program:
             sums = self.task.sums(outputs, labels, weight)
             return sums["loss"] / jnp.maximum(sums["weight"], 1), (rest, sums)
 
-        grads, (rest, sums) = jax.grad(loss, has_aux=True)(state.params)
+        with using(self.mesh):
+            grads, (rest, sums) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt = self.optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         return self.flat(State(params, rest, opt, state.step + 1)), self._added(totals, sums)
 
     def _evaluate(self, params: Arrays, rest: Arrays, totals: Totals, inputs: Any, labels: Any, weight: Any) -> Totals:
-        outputs, _ = self._forward(params, rest, inputs, None)
+        with using(self.mesh):
+            outputs, _ = self._forward(params, rest, inputs, None)
         return self._added(totals, self.task.sums(outputs, labels, weight))
 
 
