@@ -32,8 +32,8 @@ class Routing(NamedTuple):
 
     Attributes:
         balance: float32 scalar: experts · Σ fᵢPᵢ, where fᵢ is the share of the choices that fell on expert i and Pᵢ its
-            mean probability (Fedus et al. 2022, equations 4 to 6, without the factor). 1 if all are used alike, and more
-            otherwise; add it to the loss times a small number, e.g. 0.01.
+            mean probability (Fedus et al. 2022, equations 4 to 6, without the factor). 1 if all are used alike, and
+            more otherwise; add it to the loss times a small number, e.g. 0.01.
         dropped: int32 scalar: choices for which an expert had no room, of tokens × top_k.
         load: float32, shape (experts,): fᵢ.
     """

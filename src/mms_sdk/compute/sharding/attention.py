@@ -212,7 +212,7 @@ _ring.defvjp(_forward, _backward)
 
 def _scores(ring: _Ring, asked: jax.Array, keys: jax.Array, turn: jax.Array) -> jax.Array:
     # Shape (batch, key heads, group, queries, keys), float32.
-    scores = jnp.einsum("bqkgd,bskd->bkgqs", asked, keys.astype(jnp.float32)) * asked.shape[-1] ** -0.5
+    scores: jax.Array = jnp.einsum("bqkgd,bskd->bkgqs", asked, keys.astype(jnp.float32)) * asked.shape[-1] ** -0.5
     if not ring.causal:
         return scores
     mine = lax.axis_index("sequence") if ring.size > 1 else 0
@@ -229,7 +229,8 @@ def _grouped(array: jax.Array, shared: int) -> jax.Array:
 
 
 def _by_place(array: jax.Array) -> jax.Array:
-    return array.transpose(0, 3, 1, 2)[..., None]
+    by_place: jax.Array = array.transpose(0, 3, 1, 2)[..., None]
+    return by_place
 
 
 def _passed_on(ring: _Ring, *arrays: jax.Array) -> tuple[jax.Array, ...]:
