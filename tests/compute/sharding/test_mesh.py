@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -114,3 +118,56 @@ def test_rows_lie_in_the_order_of_the_devices_whatever_the_order_of_the_axes(ask
     firsts = {shard.device.id: int(shard.data[0]) for shard in placed.addressable_shards}
     assert [firsts[at] for at in range(parts)] == [at * 16 // parts for at in range(parts)]
     assert batch_share(batch_sharding(mesh)) == (0, 1)
+
+
+class Elsewhere(NamedTuple):
+    """A device of some process."""
+
+    id: int
+    process_index: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which process holds which part of a batch, as a sharding over several processes says it."""
+
+    held: tuple[tuple[int, ...], ...]
+
+    @property
+    def mesh(self) -> Any:
+        parts = {part for each in self.held for part in each}
+        return SimpleNamespace(shape={"data": len(parts)})
+
+    def devices_indices_map(self, shape: tuple[int, ...]) -> dict[Elsewhere, Any]:
+        assert shape == (self.mesh.shape["data"],)
+        numbered = enumerate((process, part) for process, parts in enumerate(self.held) for part in parts)
+        return {Elsewhere(id, process): (slice(part or None, part + 1),) for id, (process, part) in numbered}
+
+
+@pytest.mark.parametrize(
+    ("held", "shares"),
+    [
+        (((0, 1), (2, 3)), [(0, 2), (1, 2)]),
+        (((2, 3), (0, 1)), [(1, 2), (0, 2)]),
+        (((0, 1), (0, 1)), [(0, 1), (0, 1)]),
+        (((0, 0), (1, 1), (0, 0), (1, 1)), [(0, 2), (1, 2), (0, 2), (1, 2)]),
+    ],
+)
+def test_a_process_brings_the_part_of_a_batch_that_its_devices_hold(
+    held: Any, shares: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: len(held))
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert batch_share(Rows(held)) == share  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("held", [((0, 2), (1, 3)), ((0, 1), (2,), (3,)), ((0, 1), (1, 2), (2, 3))])
+def test_parts_of_a_batch_that_a_process_does_not_hold_together_are_refused(
+    held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: len(held))
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+
+    with pytest.raises(InvalidRequest, match=r"stand together, as many as the others; .* write data and fsdp first"):
+        batch_share(Rows(held))  # type: ignore[arg-type]

@@ -100,6 +100,7 @@ def test_a_familys_rule_that_does_not_suit_the_mesh_or_the_shape_is_passed_over_
         ({"names": {"mlp/kernel": ("tensor", "tensor")}}, ["names ('tensor', 'tensor')", "more than once"]),
         ({"names": {"mlp/kernel": (None, "tensor")}, "shape": (8, 5)}, ["dimension of 5 of mlp/kernel", "2 devices"]),
         ({"rules": (("mlp/kernl", ()),)}, ["matches none of 1", "['mlp/kernel']", "leave the rule out"]),
+        ({"rules": (("kernel", "fsdp"),)}, ["one entry a dimension", "('kernel', ('fsdp', None))"]),
         ({"rules": (("(", ()),)}, ["regular expression", "'('"]),
         ({"axis_rules": (("mlp", "model"),)}, ["axes of ['data'", "['model'] for 'mlp'"]),
     ],
@@ -195,7 +196,14 @@ def test_the_report_names_what_a_rule_keeps_whole(mesh: Mesh) -> None:
     told = large(mesh, PartitionRules((("head", ()),)))
 
     head = next(each for each in told.whole if each.path == "head")
-    assert head.note == "rule 'head' keeps it whole; divide it with a rule, e.g. ('head', ('fsdp', None,))"
+    assert head.note == "rule 'head' keeps it whole; divide it with a rule, e.g. ('head', (None, 'fsdp'))"
+
+
+def test_the_report_names_what_only_a_rule_could_divide() -> None:
+    told = large(make_mesh({"data": 4, "tensor": 2}), PartitionRules())
+
+    assert [each.path for each in told.whole] == ["embed", "head"]
+    assert told.whole[1].note == "nothing divides it; divide it with a rule, e.g. ('head', (None, 'tensor'))"
 
 
 def test_the_report_of_a_mesh_that_divides_no_parameters_has_nothing_to_complain_of() -> None:

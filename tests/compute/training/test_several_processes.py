@@ -91,6 +91,7 @@ def test_two_processes_train_as_one_with_the_same_devices(unbroken: tuple[Path, 
     for mine, theirs in zip(one.told()["history"], two.told()["history"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert two.told(0) == two.told(1)
+    assert "there are 2 here; in one process, fit(data, resume=" in two.told()["export"]
     assert one.told()["test"] == pytest.approx(two.told()["test"], rel=1e-5)
 
 
@@ -110,6 +111,15 @@ def test_the_first_process_alone_writes_the_catalog_the_metric_log_and_the_manif
         checkpoint.verify()
     assert kept.all()[-1].step == STEPS
     workspace.close()
+
+
+def test_one_process_takes_up_the_run_of_two_and_exports_it(unbroken: tuple[Path, Run], tmp_path: Path) -> None:
+    root, two = unbroken
+
+    one = together(root, tmp_path / "out", count=1, resume=two.told()["job"])
+
+    assert (one.told()["steps"], one.told()["export"]) == (STEPS, "exported")
+    assert one.told()["history"] == two.told()["history"]
 
 
 @pytest.mark.parametrize("dies", [0, 1])

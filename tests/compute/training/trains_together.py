@@ -22,6 +22,16 @@ from mms_sdk.compute.training.trainer import Fitting
 from mms_sdk.storage.workspace import Workspace
 
 
+def export(result: mms.Result, folder: Path) -> str:
+    """What came of writing the model."""
+    folder.mkdir()
+    try:
+        result.export(folder)
+    except mms.errors.InvalidRequest as refused:
+        return refused.message
+    return "exported"
+
+
 def main(told: dict[str, Any]) -> None:
     if told["count"] > 1:
         mms.sharding.join_processes(
@@ -46,8 +56,13 @@ def main(told: dict[str, Any]) -> None:
     leaves = [np.stack([shard.data for shard in leaf.addressable_shards]) for leaf in fitting.run.state]
     folder = Path(told["into"])
     np.savez(folder / f"result-{told['index']}.npz", *leaves)
-    evaluated = fitting.result().evaluate("test")
-    said = {"history": fitting.run.history, "test": evaluated, "job": fitting.job.id, "steps": fitting.run.steps}
+    said = {
+        "history": fitting.run.history,
+        "test": fitting.result().evaluate("test"),
+        "job": fitting.job.id,
+        "steps": fitting.run.steps,
+        "export": export(fitting.result(), folder / f"model-{told['index']}"),
+    }
     (folder / f"result-{told['index']}.json").write_text(json.dumps(said))
     data.workspace.close()
 

@@ -59,17 +59,8 @@ def exchanged_attention(
 ) -> jax.Array:
     """The same as `ring_attention`, by two all-to-all exchanges over the `sequence` axis (Ulysses).
 
-    Key heads that are fewer than the devices of the axis are sent to several of them.
-
-    Args:
-        query: Shape (batch, length, heads, width); heads are a multiple of the devices of the axis.
-        key: Shape (batch, length, key heads, width).
-        value: Shape (batch, length, key heads, value width).
-        causal: Whether a place sees only itself and those before it.
-        mesh: If left out that of the trainer whose step is traced; without one, one device has the whole sequence.
-
-    Returns:
-        Shape (batch, length, heads, value width), of the query's dtype.
+    It takes and returns the same. The heads are a multiple of the devices of the axis; key heads that are fewer are
+    sent to several of them.
 
     Raises:
         InvalidRequest: Shapes that do not fit together, or do not divide over the mesh.

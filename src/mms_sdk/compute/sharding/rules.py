@@ -48,7 +48,11 @@ class PartitionRules:
     axis_rules: tuple[tuple[str, Entry], ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern, _ in self.rules:
+        for pattern, spec in self.rules:
+            if isinstance(spec, str):
+                raise InvalidRequest(
+                    f"a rule has one entry a dimension, e.g. ({pattern!r}, ({spec!r}, None)); got {(pattern, spec)}"
+                )
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -226,15 +230,17 @@ def _kept_whole(parameter: _Parameter, by: str, size: int) -> str:
     # What to do about a parameter that each device holds as a whole although the mesh could divide it.
     path, shape, mesh = parameter
     ways = {axis: mesh.shape[axis] for axis in ("fsdp", "tensor") if mesh.shape.get(axis, 1) > 1}
-    if not ways or not size or (by != "nothing" and size <= LARGE_BYTES):
-        return ""
-    axis, parts = next(iter(ways.items()))
+    axis, parts = next(iter(ways.items()), ("", 1))
     fitting = [at for at, length in enumerate(shape) if length >= parts and length % parts == 0]
+    if not ways or not size or (size <= LARGE_BYTES and (fitting or by != "nothing")):
+        return ""
     if fitting:
-        entries = ", ".join(repr(axis) if at == fitting[0] else "None" for at in range(len(shape)))
-        return f"{by} keeps it whole; divide it with a rule, e.g. ({path!r}, ({entries},))"
-    if not shape or max(shape) < parts:
-        return f"too small to divide over {axis}={parts}" if size <= LARGE_BYTES else _padded(shape, axis, parts)
+        at = max(fitting, key=lambda at: shape[at])
+        spec = tuple(axis if at == each else None for each in range(len(shape)))
+        why = "nothing divides it" if by == "nothing" else f"{by} keeps it whole"
+        return f"{why}; divide it with a rule, e.g. ({path!r}, {spec})"
+    if size <= LARGE_BYTES and max(shape, default=0) < parts:
+        return f"too small to divide over {axis}={parts}"
     return _padded(shape, axis, parts)
 
 
