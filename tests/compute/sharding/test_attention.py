@@ -16,6 +16,7 @@ from mms_sdk.compute.sharding.mesh import make_mesh, using
 from mms_sdk.errors import InvalidRequest
 
 BATCH, LENGTH, WIDTH, VALUES = 2, 16, 8, 6
+TOWARDS = np.random.default_rng(1).normal(size=(BATCH, LENGTH, 8, VALUES)).astype(np.float32)
 BOTH = pytest.mark.parametrize("attend", [ring_attention, exchanged_attention])
 
 
@@ -49,26 +50,33 @@ def in_numpy(query: Any, key: Any, value: Any, *, causal: bool) -> Any:
     return out
 
 
+def seen_by_a_device(attend: Callable[..., Any], given: Any) -> list[tuple[int, ...]]:
+    """Shape of the queries inside of `shard_map`."""
+    equations = jax.make_jaxpr(attend)(*given).eqns
+    return [each.params["jaxpr"].invars[0].aval.shape for each in equations if each.primitive.name == "shard_map"]
+
+
 def over(devices: int) -> Any:
     return make_mesh({"sequence": devices}, jax.devices()[:devices])
 
 
 @BOTH
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [1, pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_attention_over_a_divided_sequence_and_its_gradient_are_those_of_plain_attention(
     attend: Callable[..., Any], devices: int, causal: bool
 ) -> None:
     given, mesh = inputs(8, 4), over(devices)
-    towards = np.random.default_rng(1).normal(size=(BATCH, LENGTH, 8, VALUES)).astype(np.float32)
 
     def loss(arrays: Any) -> Any:
         out = attend(*arrays, causal=causal, mesh=mesh)
-        return (out * towards).sum(), out
+        return (out * TOWARDS).sum(), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
 
-    expected = jax.grad(lambda arrays: (written_out(*arrays, causal=causal) * towards).sum())(given)
+    expected = jax.grad(lambda arrays: (written_out(*arrays, causal=causal) * TOWARDS).sum())(given)
     np.testing.assert_allclose(out, in_numpy(*given, causal=causal), atol=1e-5)
     for grad, other in zip(grads, expected, strict=True):
         np.testing.assert_allclose(grad, other, atol=1e-5)
@@ -87,17 +95,22 @@ def test_groups_of_heads_share_a_key_head_wherever_they_lie(
 
 
 @BOTH
-def test_batch_and_heads_are_divided_over_the_other_axes_of_the_mesh(attend: Callable[..., Any]) -> None:
-    given, mesh = inputs(8, 2), make_mesh({"data": 2, "sequence": 2, "tensor": 2})
+@pytest.mark.parametrize(("shared", "divided"), [(2, True), (1, False)])
+def test_batch_and_whole_groups_of_heads_are_divided_over_the_other_axes_of_the_mesh(
+    attend: Callable[..., Any], shared: int, divided: bool
+) -> None:
+    given, mesh = inputs(8, shared), make_mesh({"data": 2, "sequence": 2, "tensor": 2})
 
     def loss(arrays: Any) -> Any:
-        return (attend(*arrays, causal=True, mesh=mesh) ** 2).sum()
+        return (attend(*arrays, causal=True, mesh=mesh) * TOWARDS).sum()
 
     grads = jax.jit(jax.grad(loss))(given)
 
-    expected = jax.grad(lambda arrays: (written_out(*arrays, causal=True) ** 2).sum())(given)
+    expected = jax.grad(lambda arrays: (written_out(*arrays, causal=True) * TOWARDS).sum())(given)
     for grad, other in zip(grads, expected, strict=True):
-        np.testing.assert_allclose(grad, other, atol=1e-4)
+        np.testing.assert_allclose(grad, other, atol=1e-5)
+    heads = {8 // 2 if divided else 8}
+    assert {shape[2] for shape in seen_by_a_device(lambda *arrays: attend(*arrays, mesh=mesh), given)} == heads
 
 
 @BOTH

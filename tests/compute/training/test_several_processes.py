@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -115,8 +116,9 @@ def test_the_first_process_alone_writes_the_catalog_the_metric_log_and_the_manif
 
 def test_one_process_takes_up_the_run_of_two_and_exports_it(unbroken: tuple[Path, Run], tmp_path: Path) -> None:
     root, two = unbroken
+    shutil.copytree(root, tmp_path / "ws")
 
-    one = together(root, tmp_path / "out", count=1, resume=two.told()["job"])
+    one = together(tmp_path / "ws", tmp_path / "out", count=1, resume=two.told()["job"])
 
     assert (one.told()["steps"], one.told()["export"]) == (STEPS, "exported")
     assert one.told()["history"] == two.told()["history"]
