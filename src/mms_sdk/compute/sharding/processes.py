@@ -13,11 +13,11 @@ def join_processes(
     """Joins this process with others to train together; called in each, before anything else of JAX.
 
     After it `jax.devices()` are those of all of them, and a mesh goes over all. Each then runs the same trainer on the
-    same workspace, which all of them reach. A process that dies ends the others with an error: at once where they were
+    same workspace, as processes of one machine. A process that dies ends the others with an error: at once where they were
     waiting for numbers of it, or when its heartbeat is missed.
 
     Args:
-        coordinator: Address and port at which the first process listens, e.g. `10.0.0.1:4321`. JAX neither encrypts
+        coordinator: Address and port at which the first process listens, e.g. `127.0.0.1:4321`. JAX neither encrypts
             nor authenticates what goes over it: a private network only.
         count: How many processes there are.
         index: The number of this one, from 0; the first writes the catalog, the metric log and manifests.
