@@ -13,8 +13,8 @@ def join_processes(
     """Joins this process with others to train together; called in each, before anything else of JAX.
 
     After it `jax.devices()` are those of all of them, and a mesh goes over all. Each then runs the same trainer on the
-    same workspace, as processes of one machine. A process that dies ends the others with an error: at once where they were
-    waiting for numbers of it, or when its heartbeat is missed.
+    same workspace, as processes of one machine. A process that dies ends the others with an error: at once where they
+    were waiting for numbers of it, or when its heartbeat is missed.
 
     Args:
         coordinator: Address and port at which the first process listens, e.g. `127.0.0.1:4321`. JAX neither encrypts
