@@ -263,7 +263,8 @@ class Program:
     def _evaluate(self, params: Arrays, rest: Arrays, totals: Totals, inputs: Any, labels: Any, weight: Any) -> Totals:
         with using(self.mesh):
             outputs, _ = self._forward(params, rest, inputs, None)
-        return self._added(totals, self.task.sums(outputs, labels, weight))
+            sums = self.task.sums(outputs, labels, weight)
+        return self._added(totals, sums)
 
 
 def _named(tree: Any) -> dict[str, Any]:
