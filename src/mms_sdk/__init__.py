@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
-    from mms_sdk.compute import models
+    from mms_sdk.compute import models, sharding
     from mms_sdk.compute.data.follow import Batches
     from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import image
@@ -141,7 +141,12 @@ _HOME = {
     "keep_where": "schema.cleaning:KeepWhere",
     "warmup_cosine": "compute.training.schedules",
 }
-_MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}
+_MODULES = {
+    "errors": "errors",
+    "image": "compute.data.preprocess.image",
+    "models": "compute.models",
+    "sharding": "compute.sharding",
+}
 
 __all__ = [
     "CSV",
@@ -210,6 +215,7 @@ __all__ = [
     "impute",
     "keep_where",
     "models",
+    "sharding",
     "warmup_cosine",
 ]
 

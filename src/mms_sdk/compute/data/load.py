@@ -14,6 +14,7 @@ import psutil
 
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
+from mms_sdk.compute.sharding.mesh import batch_share
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.reader import Block, Position, Reader, batches_together
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -127,9 +128,7 @@ class Loader:
         target: str | None = "label",
         sample: str | None = None,
     ) -> None:
-        import jax
-
-        process = (jax.process_index(), jax.process_count())
+        process = batch_share(sharding)
         self.reader = Reader(
             snapshot, split, columns=("image",), batch_size=batch_size, seed=seed, process=process, sample=sample
         )
@@ -137,7 +136,7 @@ class Loader:
         self.pictures = Pictures(snapshot, snapshot.split_rows(split), pipeline)
         self._snapshot = snapshot
         self._sharding = sharding
-        self._alone = process[1] == 1
+        self._shares = process[1]
         self._place = self._as_it_is if _host_is_device(sharding) else self._placed
         share = batch_size // process[1]
         self._together = batches_together(share * int(np.prod(self.pictures.shape)))
@@ -181,9 +180,10 @@ class Loader:
     def _placed(self, array: Array) -> Any:
         import jax
 
-        if self._alone:
+        if jax.process_count() == 1:
             return jax.device_put(array, self._sharding)
-        return jax.make_array_from_process_local_data(self._sharding, array)
+        whole = (len(array) * self._shares, *array.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding, array, whole)
 
     def _as_it_is(self, array: Array) -> Array:
         return array

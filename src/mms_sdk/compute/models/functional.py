@@ -7,11 +7,12 @@ taken apart once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mms_sdk.compute.sharding.rules import Names, PartitionRules, Spec
 from mms_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ class Functional:
     Attributes:
         init: Key → (parameters, other state such as running averages).
         apply: Parameters, other state, batch, key (None outside training) → (output, other state).
+        names: Of the dimensions of parameters, where the model names them for partitioning.
+        rules: How the model's family divides its parameters where nothing else is asked for.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
     apply: Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]
+    names: Names = field(default_factory=dict)
+    rules: tuple[tuple[str, Spec], ...] = ()
 
 
 def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
@@ -40,7 +45,8 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
     Args:
         model: A family with `build(input_shape, rngs=…)`, an NNX module, a class or function that makes one of
             `nnx.Rngs`, a Linen module, or a pair of functions `init(key, input_shape) -> params` and
-            `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told.
+            `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told. A
+            family may have `rules`: pairs as in `PartitionRules`.
         input_shape: Shape of one row as the model takes it.
 
     Raises:
@@ -57,7 +63,9 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
             f"a model family is made first; write {model.__name__}(num_classes=…) instead of its class"
         )
     if hasattr(model, "build"):
-        return _of_factory(lambda rngs: model.build(input_shape, rngs=rngs))
+        made = _of_factory(lambda rngs: model.build(input_shape, rngs=rngs))
+        rules = getattr(model, "rules", ())
+        return replace(made, rules=tuple(rules.rules if isinstance(rules, PartitionRules) else rules))
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         init, apply = model
         return Functional(
@@ -83,23 +91,30 @@ def describe(model: Any) -> str:
 def _of_factory(factory: Callable[[Any], Any]) -> Functional:
     from flax import nnx
 
+    def make(key: Any) -> Any:
+        # Flax would lay out named parameters at once, on a mesh there is none of yet.
+        eager: Any = nnx.use_eager_sharding
+        with eager(False):
+            return factory(nnx.Rngs(key))
+
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        _, params, _, rest = _split(factory(nnx.Rngs(key)))
+        _, params, _, rest = _split(make(key))
         return _flat(params), _flat(rest)
 
-    abstract = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
-    return Functional(init=init, apply=_apply(abstract))
+    abstract = nnx.eval_shape(lambda: make(0))
+    return Functional(init=init, apply=_apply(abstract), names=_names(abstract))
 
 
 def _of_instance(module: Any) -> Functional:
     _, params, _, rest = _split(module)
     values = _flat(params), _flat(rest)
-    return Functional(init=lambda key: values, apply=_apply(module))
+    return Functional(init=lambda key: values, apply=_apply(module), names=_names(module))
 
 
 def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
+    import jax
     import jax.numpy as jnp
-    from flax import traverse_util
+    from flax import linen, traverse_util
 
     flat: Any = partial(traverse_util.flatten_dict, sep="/")
     nested: Any = partial(traverse_util.unflatten_dict, sep="/")
@@ -108,9 +123,12 @@ def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
     def mode(training: bool) -> dict[str, bool]:
         return {name: training == (name == "train") for name in ("train", "deterministic") if name in takes}
 
+    def boxed(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, *input_shape)), **mode(False))
+
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        variables = dict(module.init(key, jnp.zeros((1, *input_shape)), **mode(False)))
-        return flat(variables.pop("params")), flat(variables)
+        variables = dict(linen.meta.unbox(boxed(key)))
+        return flat(variables.pop("params", {})), flat(variables)
 
     def apply(params: Arrays, rest: Arrays, batch: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Arrays]:
         others = nested(rest)
@@ -120,7 +138,11 @@ def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
         output, changed = module.apply(variables, batch, rngs={"dropout": key}, mutable=list(others), **mode(True))
         return output, {**rest, **flat(changed)}
 
-    return Functional(init=init, apply=apply)
+    def names() -> Names:
+        boxes = flat(jax.eval_shape(boxed, jax.random.key(0)).get("params", {}))
+        return {path: tuple(box.names) for path, box in boxes.items() if isinstance(box, linen.Partitioned)}
+
+    return Functional(init=init, apply=apply, names=names())
 
 
 def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
@@ -137,6 +159,21 @@ def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
         return output, _flat(_split(module)[3])
 
     return apply
+
+
+def _names(module: Any) -> Names:
+    # `nnx.with_partitioning` leaves them with the variable; its `sharding_rules` translate words of the module's own.
+    from flax import nnx
+
+    told = {_name(path): variable.get_metadata() for path, variable in nnx.to_flat_state(_split(module)[1])}
+    found: dict[str, tuple[Mapping[str, Any], Any]] = {
+        path: (dict(each.get("sharding_rules") or ()), each.get("out_sharding")) for path, each in told.items()
+    }
+    return {
+        path: tuple(own.get(word, word) for word in getattr(names, "spec", names))
+        for path, (own, names) in found.items()
+        if names is not None
+    }
 
 
 def _split(module: Any) -> tuple[Any, Any, Any, Any]:

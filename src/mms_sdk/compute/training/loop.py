@@ -21,6 +21,7 @@ from mms_sdk.compute.training.policies import Checkpoints, Limits, StopPolicy
 from mms_sdk.compute.training.program import Leaves, Program, State, Totals
 from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.errors import TrainingFailed
+from mms_sdk.storage import processes
 from mms_sdk.storage.checkpoints import CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
@@ -31,6 +32,7 @@ ROLLBACKS = 3
 _IN_FLIGHT = 2
 _LOOK_EVERY_S = 0.01
 _LOG_EVERY_S = 0.25
+_AGREE_EVERY_STEPS = 8
 _NO_METRICS: Mapping[str, float] = MappingProxyType({})
 _log = logging.getLogger("mms.training")
 
@@ -89,8 +91,13 @@ class Run:
     left_out: int = 0
     rollbacks: int = 0
     input_wait_s: float = 0.0
-    termination: Termination = field(default_factory=Termination)
+    termination: Termination
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process trains, which may decide by its own clock and its own signals."""
+        return self.termination.interrupts
 
     def trained_s(self) -> float:
         """Seconds of training so far, over all its continuations."""
@@ -170,15 +177,18 @@ def _steps(run: Run) -> Iterator[Step]:
                 number, totals = seen
                 running = run.program.averages(totals, "running")
                 run.tell({"step": number, "time": time.time(), **running})
-                if not math.isfinite(running["running/loss"]):
+                if run.alone and not math.isfinite(running["running/loss"]):
                     _sound(run)
             if run.position.batch == batches:
                 break
-            if run.termination.asked:
+            if _asked_to_end(run):
                 raise Terminated
-            run.stopped = run.limits.reason(run.steps, run.trained_s()) or ""
-            due = (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s)
-            if due or run.stopped:
+            run.stopped = _limit(run) or ""
+            if (
+                (every_steps and run.steps % every_steps == 0)
+                or (every_s and _is_late(saved_at + every_s))
+                or run.stopped
+            ):
                 _save(run, best=False)
                 saved_at = time.monotonic()
             yield Step(run.steps, run.position.epoch + 1, run.position.batch, batches)
@@ -190,6 +200,25 @@ def _steps(run: Run) -> Iterator[Step]:
         yield _end_epoch(run, metrics, batches)
         saved_at = time.monotonic()
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
+
+
+def _is_late(due: float) -> bool:
+    # By one clock: processes that save together must not think differently about when.
+    return bool(processes.agreed(time.monotonic() > due))
+
+
+def _asked_to_end(run: Run) -> bool:
+    # Several processes end after the same step: now and then they ask one another.
+    if run.alone:
+        return run.termination.asked
+    return run.steps % _AGREE_EVERY_STEPS == 0 and processes.anyone(run.termination.asked)
+
+
+def _limit(run: Run) -> str | None:
+    seconds = run.trained_s()
+    if not run.alone and run.limits.time is not None:
+        seconds = float(processes.agreed(int(seconds)))
+    return run.limits.reason(run.steps, seconds)
 
 
 def _first_apart(run: Run) -> Callable[..., tuple[Leaves, Totals]]:
@@ -248,7 +277,7 @@ def _end_epoch(run: Run, metrics: dict[str, float], batches: int) -> Step:
     run.tell({"step": run.steps, "time": time.time(), "epoch": epoch, **metrics})
     run.totals = run.program.zero_totals()
     run.position = Position(epoch=epoch)
-    run.stopped = run.stop.reason(run.history) or run.limits.reason(run.steps, run.trained_s()) or ""
+    run.stopped = run.stop.reason(run.history) or _limit(run) or ""
     _save(run, best=run.policy.is_best(run.history))
     return Step(run.steps, epoch, batches, batches, metrics)
 
@@ -278,7 +307,7 @@ def _save(run: Run, *, best: bool) -> None:
         "stopped": run.stopped,
         "seconds": run.trained_s(),
         "left_out": run.left_out,
-        "log_bytes": run.log.path.stat().st_size,
+        "log_bytes": run.log.size(),
         "options": run.options,
     }
     run.checkpoints.save(run.steps, run.program.to_arrays(run.program.tree(run.state), run.totals), meta, best=best)

@@ -16,8 +16,8 @@ import numpy as np
 
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.compute.models.functional import Arrays, Functional
-from mms_sdk.compute.sharding.mesh import batch_sharding
-from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.sharding.mesh import batch_sharding, using
+from mms_sdk.compute.sharding.rules import PartitionRules, Placement, placements
 from mms_sdk.compute.training.lora import PREFIX as LORA
 from mms_sdk.compute.training.precision import GROW_EVERY_STEPS
 from mms_sdk.compute.training.step_options import StepOptions
@@ -166,10 +166,7 @@ class Program:
         from jax.sharding import NamedSharding, PartitionSpec
 
         abstract = self.abstract
-        params = {
-            path: NamedSharding(self.mesh, PartitionSpec(*self.rules.spec(path, value.shape, self.mesh)))
-            for path, value in abstract.params.items()
-        }
+        params = {each.path: NamedSharding(self.mesh, PartitionSpec(*each.spec)) for each in self.placements}
         whole = self._whole
         learnt = {path: params[path] for path in self._learnt}
         opt = optax.tree.map_params(
@@ -177,6 +174,16 @@ class Program:
         )
         extra = {name: params.get(name.removeprefix(_EMA), whole) for name in abstract.extra}
         return State(params, jax.tree.map(lambda _: whole, abstract.rest), opt, whole, extra)
+
+    @cached_property
+    def placements(self) -> list[Placement]:
+        """Where each parameter lies, and who decided it.
+
+        Raises:
+            InvalidRequest: A rule matches nothing or cannot be followed.
+        """
+        model = self.model
+        return placements(self.abstract.params, self.rules, self.mesh, names=model.names, family=model.rules)
 
     @cached_property
     def batch_sharding(self) -> Any:
@@ -326,7 +333,8 @@ class Program:
         state = self.tree(leaves)
         learnt = {path: state.params[path] for path in self._learnt}
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        grads, rest, sums = self._gradients(state, learnt, (inputs, labels, weight), key)
+        with using(self.mesh):
+            grads, rest, sums = self._gradients(state, learnt, (inputs, labels, weight), key)
         updates, opt = self.optimizer.update(grads, state.opt, learnt)
         updated = optax.apply_updates(learnt, updates)
         extra = {name: value for name, value in state.extra.items() if not name.startswith(_EMA)}
@@ -422,8 +430,10 @@ class Program:
         return {**extra, "loss_scale": jnp.maximum(scale, 1.0), "good_steps": jnp.where(grown, 0, good)}
 
     def _evaluate(self, params: Arrays, rest: Arrays, totals: Totals, inputs: Any, labels: Any, weight: Any) -> Totals:
-        outputs, _, targets = self._forward(params, rest, inputs, labels)
-        return self._added(totals, self.task.sums(outputs, targets, weight))
+        with using(self.mesh):
+            outputs, _, targets = self._forward(params, rest, inputs, labels)
+            sums = self.task.sums(outputs, targets, weight)
+        return self._added(totals, sums)
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -25,9 +25,14 @@ class Termination:
     In the main thread; elsewhere Python gives nobody a signal, and it never notices any. `with termination:` goes
     around what only waits, for data, a compiler or an evaluation, so that the signal ends it at once; between steps
     `asked` is looked at, so that the state is never lost in one.
+
+    Args:
+        interrupts: Whether it ends what only waits. Where several processes train together none may leave on its own:
+            the others would wait for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, interrupts: bool = True) -> None:
+        self.interrupts = interrupts
         self.asked = False
         self._waiting = False
         self._before: Any = None
@@ -57,7 +62,7 @@ class Termination:
         Raises:
             Terminated: It was.
         """
-        if self.asked:
+        if self.asked and self.interrupts:
             self._waiting = False
             raise Terminated
 

@@ -16,8 +16,9 @@ from mms_sdk import html
 from mms_sdk.compute.data.load import Loader, Pictures
 from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, to_json
 from mms_sdk.compute.models import functional as models
-from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
-from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
+from mms_sdk.compute.sharding.report import ShardingReport, report
+from mms_sdk.compute.sharding.rules import WHOLE, PartitionRules
 from mms_sdk.compute.training.callbacks import Callback
 from mms_sdk.compute.training.check import Check, check
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
@@ -29,12 +30,12 @@ from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.step_options import OnNan, Remat, StepOptions
 from mms_sdk.compute.training.tasks import Classification, Task
-from mms_sdk.compute.training.termination import Terminated
+from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
-from mms_sdk.schema.job import Job, Progress
-from mms_sdk.storage import files
+from mms_sdk.schema.job import Job, JobState, Progress
+from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
-from mms_sdk.storage.metric_log import MetricLog
+from mms_sdk.storage.metric_log import MetricLog, SilentLog
 from mms_sdk.storage.reader import Position
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
@@ -66,7 +67,8 @@ class Trainer:
         task: What for; classification of the column `label`.
         optimizer: An optax transformation; None for AdamW at 1e-3.
         preprocess: Host steps, then device steps; fitted on the training rows only.
-        mesh: Devices along each named axis; -1 for all that are left.
+        mesh: Devices along each named axis; -1 for all that are left. Or `replicated`, for all parameters on every
+            device; or a mesh of chosen devices, from `mms.sharding.make_mesh`.
         rules: How parameters are divided over the mesh.
         batch_size: Rows in a step, over all devices; if left out 128, or fewer where there are few rows.
         epochs: Passes over the training rows, at most.
@@ -93,7 +95,7 @@ class Trainer:
     task: Task = field(default_factory=Classification)
     optimizer: Any = None
     preprocess: Sequence[HostStep | DeviceStep] = ()
-    mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
+    mesh: Axes = field(default_factory=lambda: {"data": -1})
     rules: PartitionRules = field(default_factory=PartitionRules)
     batch_size: int | None = None
     epochs: int = 20
@@ -126,6 +128,11 @@ class Trainer:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
+        if self.mesh == "replicated" and self.rules.rules:
+            raise InvalidRequest(
+                f"a replicated mesh keeps every parameter whole; got rules for {len(self.rules.rules)} patterns; leave "
+                f'them out, or write mesh={{"data": -1, "fsdp": …}}'
+            )
         if self.optimizer is not None and not hasattr(self.optimizer, "update"):
             raise InvalidRequest(
                 f"an optimizer is an optax transformation, e.g. optax.adamw(1e-3); got {self.optimizer!r}"
@@ -150,7 +157,8 @@ class Trainer:
         fitting = Fitting(self, data, resume=resume)
         # Closed at once, not when the last reference to a traceback goes: an interrupt may come between two steps.
         try:
-            with make_progress(progress, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
+            shown = progress if processes.is_first() else "none"
+            with make_progress(shown, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
                 for step in steps:
                     bar.update(step)
         except KeyboardInterrupt as stop:  # Python and notebooks show the note below the traceback
@@ -181,6 +189,17 @@ class Trainer:
         trainer = self._for(snapshot)
         return check(trainer, trainer._program(snapshot), snapshot)
 
+    def sharding(self, data: TrainingData) -> ShardingReport:
+        """Where each parameter would lie, who decided it and what stays whole; nothing is trained or recorded.
+
+        Raises:
+            DataError: The data does not suit the task.
+            InvalidRequest: Options that do not fit together or do not fit the data.
+        """
+        snapshot = _opened(data)
+        program = self._for(snapshot)._program(snapshot)
+        return report(program.placements, program.mesh)
+
     def describe(self) -> dict[str, Any]:
         """The options as JSON, for the job and the lineage."""
         return {
@@ -188,8 +207,8 @@ class Trainer:
             "task": repr(self.task),
             "optimizer": "optax.adamw(0.001)" if self.optimizer is None else "custom",
             "preprocess": [to_json(step) for step in self.preprocess],
-            "mesh": dict(self.mesh),
-            "rules": [[pattern, list(spec)] for pattern, spec in self.rules.rules],
+            "mesh": told(self.mesh),
+            **self.rules.to_json(),
             "batch_size": self.batch_size,
             "epochs": self.epochs,
             "precision": self.precision,
@@ -255,7 +274,7 @@ class Trainer:
             task=task,
             optimizer=optimizer if self.clip_norm is None else clipped(optimizer, self.clip_norm),
             pipeline=pipeline,
-            rules=self.rules,
+            rules=WHOLE if self.mesh == "replicated" else self.rules,
             mesh=mesh,
             seed=self.seed,
             input_shape=input_shape,
@@ -296,35 +315,47 @@ class Fitting:
                     wait=lambda: run.totals.block_until_ready(),
                 )
                 for step in recorded:
-                    if step.metrics:
+                    if step.metrics and processes.is_first():
                         told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
                         self.workspace.catalog.jobs.progress(self.job.id, told)
                     yield step
-                self.workspace.catalog.jobs.finish(self.job.id, "succeeded", result=self.result().summary())
+                self._finish("succeeded", result=self.result().summary())
         finally:
             self.run.log.close()
             self.run.checkpoints.close()
-            for callback in self.trainer.callbacks:
+            for callback in self.run.callbacks:
                 callback.end(self.run.stopped)
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
-        jobs = self.workspace.catalog.jobs
         try:
             yield
         except MmsError as error:
-            jobs.finish(self.job.id, "failed", error={"title": error.code(), "detail": error.message})
+            self._finish("failed", error={"title": error.code(), "detail": error.message})
             raise
         except Terminated:
             told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job.id!r} goes on from it"
-            jobs.finish(self.job.id, "cancelled", error={"title": "terminated", "detail": told})
+            self._finish("cancelled", error={"title": "terminated", "detail": told})
             raise
         except (KeyboardInterrupt, GeneratorExit):
-            jobs.finish(self.job.id, "cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
+            self._finish("cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
             raise
         except BaseException as error:
-            jobs.finish(self.job.id, "failed", error={"title": type(error).__name__, "detail": str(error)})
+            self._finish("failed", error={"title": type(error).__name__, "detail": str(error)})
             raise
+
+    def _finish(self, state: JobState, **said: Any) -> None:
+        if processes.is_first():
+            self.workspace.catalog.jobs.finish(self.job.id, state, **said)
+
+    def _job(self, spec: Mapping[str, Any]) -> Job:
+        # One job, whatever the number of processes.
+        jobs = self.workspace.catalog.jobs
+        if not processes.is_first():
+            return jobs.get(processes.agreed_text(""))
+        job = jobs.start("train", self.snapshot.record.dataset, spec)
+        processes.agreed_text(job.id)
+        return job
 
     def result(self) -> Result:
         """What came out."""
@@ -355,16 +386,17 @@ class Fitting:
         loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
         state, totals, meta = self._state(earlier)
         spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
-        self.job: Job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec)
+        self.job = self._job(spec)
         with self._end_recorded():
             folder = self.workspace.job_folder(self.job.id)
             checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
             for checkpoint in earlier:
                 checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
-            if earlier:
+            callbacks = self.trainer.callbacks if processes.is_first() else ()
+            if earlier and processes.is_first():
                 self._take_over_log(resume or "", earlier[-1], folder)
-            log = MetricLog(folder / "metrics.jsonl")
-            for callback in self.trainer.callbacks:
+            log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
+            for callback in callbacks:
                 callback.begin(self.job.id, options)
         return Run(
             program=self.program,
@@ -376,7 +408,8 @@ class Fitting:
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
             log=log,
-            callbacks=self.trainer.callbacks,
+            callbacks=callbacks,
+            termination=Termination(interrupts=processes.count() == 1),
             options=options,
             state=state,
             totals=totals,
@@ -512,8 +545,15 @@ class TrainedCheckpoint:
 
     def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the model artefact: everything needed to serve it, and no code. See `docs/models.md`."""
+        import jax
+
         from mms_sdk.compute.inference.export import export_model
 
+        if jax.process_count() > 1:
+            raise InvalidRequest(
+                f"a model is exported by a process that has all of it; there are {jax.process_count()} here; in one "
+                f"process, fit(data, resume={self.job!r}) gives the result to export"
+            )
         for name, value in (metrics or {}).items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise InvalidRequest(f"the metrics of a version are finite numbers; got {name}={value!r}; leave it out")
