@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute import models
     from mms_sdk.compute.data.follow import Batches
     from mms_sdk.compute.data.kafka import Kafka
-    from mms_sdk.compute.data.preprocess import image
+    from mms_sdk.compute.data.preprocess import audio, image, series, table, text
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.loop import Step
@@ -116,7 +116,15 @@ _HOME = {
     "keep_where": "schema.cleaning:KeepWhere",
     "warmup_cosine": "compute.training.schedules",
 }
-_MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}
+_MODULES = {
+    "audio": "compute.data.preprocess.audio",
+    "errors": "errors",
+    "image": "compute.data.preprocess.image",
+    "models": "compute.models",
+    "series": "compute.data.preprocess.series",
+    "table": "compute.data.preprocess.table",
+    "text": "compute.data.preprocess.text",
+}
 
 __all__ = [
     "CSV",
@@ -158,6 +166,7 @@ __all__ = [
     "WorkspaceClient",
     "Writing",
     "Zarr",
+    "audio",
     "clip",
     "connect",
     "convert",
@@ -173,6 +182,9 @@ __all__ = [
     "impute",
     "keep_where",
     "models",
+    "series",
+    "table",
+    "text",
     "warmup_cosine",
 ]
 

@@ -34,7 +34,7 @@ class Functional:
     apply: Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]
 
 
-def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
+def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Functional:
     """Any model a person may hand in.
 
     Args:
@@ -42,6 +42,7 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
             `nnx.Rngs`, a Linen module, or a pair of functions `init(key, input_shape) -> params` and
             `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told.
         input_shape: Shape of one row as the model takes it.
+        dtype: Of its values: float32, or int32 where they are ids.
 
     Raises:
         InvalidRequest: It is none of these.
@@ -51,7 +52,7 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
     if isinstance(model, nnx.Module):
         return _of_instance(model)
     if isinstance(model, linen.Module):
-        return _of_linen(model, input_shape)
+        return _of_linen(model, input_shape, dtype)
     if isinstance(model, type) and hasattr(model, "build"):
         raise InvalidRequest(
             f"a model family is made first; write {model.__name__}(num_classes=…) instead of its class"
@@ -97,7 +98,7 @@ def _of_instance(module: Any) -> Functional:
     return Functional(init=lambda key: values, apply=_apply(module))
 
 
-def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
+def _of_linen(module: Any, input_shape: tuple[int, ...], dtype: Any) -> Functional:
     import jax.numpy as jnp
     from flax import traverse_util
 
@@ -109,7 +110,7 @@ def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
         return {name: training == (name == "train") for name in ("train", "deterministic") if name in takes}
 
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        variables = dict(module.init(key, jnp.zeros((1, *input_shape)), **mode(False)))
+        variables = dict(module.init(key, jnp.zeros((1, *input_shape), dtype), **mode(False)))
         return flat(variables.pop("params")), flat(variables)
 
     def apply(params: Arrays, rest: Arrays, batch: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Arrays]:

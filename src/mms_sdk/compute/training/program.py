@@ -61,6 +61,8 @@ class Program:
         mesh: The devices.
         seed: Of initial values and of everything random.
         input_shape: Of one row as it reaches the device.
+        input_dtype: Likewise.
+        inputs: Names of the columns that a row is made of.
         num_classes: Scores that must come out.
     """
 
@@ -73,6 +75,13 @@ class Program:
     seed: int
     input_shape: tuple[int, ...]
     num_classes: int
+    input_dtype: str = "uint8"
+    inputs: tuple[str, ...] = ("image",)
+
+    @property
+    def target_column(self) -> str | None:
+        """Name of the column that is to be answered; None for a task without."""
+        return getattr(self.task, "target", "label")
 
     def init(self) -> State:
         """The state before the first step, made where it will lie."""
@@ -130,7 +139,7 @@ class Program:
         import jax
 
         state: State = jax.eval_shape(self._init)
-        row = jax.ShapeDtypeStruct((2, *self.input_shape), np.float32)
+        row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
             output, _ = jax.eval_shape(forward, state.params, state.rest, row)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,42 @@ class Facts:
     dtype: str
     plain: bool
     notes: tuple[str, ...] = ()
+
+
+class Sound(NamedTuple):
+    """A recording.
+
+    Attributes:
+        samples: float32 in [-1, 1], shape (frames, channels).
+        rate_hz: Frames in a second.
+    """
+
+    samples: Array
+    rate_hz: float
+
+
+def sound(data: bytes, *, max_seconds: float = float("inf")) -> Sound:
+    """A recording out of the bytes of its file.
+
+    Args:
+        data: WAV, FLAC, OGG, MP3 or whatever else libsndfile reads.
+        max_seconds: Longer ones are refused before they are decoded.
+
+    Raises:
+        InvalidInput: It does not decode, or is too long.
+    """
+    soundfile = _soundfile()
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            seconds = file.frames / file.samplerate
+            if seconds > max_seconds:
+                raise InvalidInput(
+                    f"a recording is at most {max_seconds:g} s long; this one has {seconds:.1f} s; cut it"
+                )
+            return Sound(file.read(dtype="float32", always_2d=True), float(file.samplerate))
+    except soundfile.LibsndfileError as error:
+        reason = "it is empty" if not data else error.error_string.strip().rstrip(".")
+        raise InvalidInput(f"this is not a readable recording ({reason}); MMS reads WAV, FLAC, OGG and MP3") from error
 
 
 def inspect(data: bytes, *, max_seconds: float) -> Facts:
