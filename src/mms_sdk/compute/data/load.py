@@ -155,8 +155,8 @@ def fitted(snapshot: OpenSnapshot, pipeline: Pipeline, columns: Sequence[str]) -
     kind = kind_of(described)
     if kind.name == "table" and not pipeline.host:
         pipeline = replace(pipeline, host=(Encode(),))
-    _refuse_missing(snapshot, rows, described, kind)
     _refuse_other_kinds(pipeline, kind)
+    _refuse_missing(snapshot, rows, described, kind)
 
     def stored() -> Iterator[Any]:
         for some in _in_pieces(rows):
