@@ -14,7 +14,7 @@ import psutil
 from mms_sdk.compute.data.kinds.rows import RowKind, kind_of
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline, in_threads
 from mms_sdk.compute.data.preprocess.table import Encode
-from mms_sdk.errors import DataError, InvalidRequest
+from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.reader import Block, Position, Reader, batches_together
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -179,7 +179,10 @@ def on_host(pipeline: Pipeline, kind: RowKind, stored: Sequence[Any]) -> Array:
         rows = pipeline.on_rows(opened(kind, stored))
     else:
         rows = in_threads(lambda row: pipeline.on_row(kind.open(row)), kind.rows(stored))
-    return np.asarray(rows, _dtype(pipeline, kind))
+    dtype, made = _dtype(pipeline, kind), np.asarray(rows)
+    if dtype == np.int32 and made.size and not -(2**31) <= made.min() <= made.max() < 2**31:
+        raise InvalidInput(f"ids have 32 bits; there are some from {made.min()} to {made.max()}; number them anew")
+    return made.astype(dtype, copy=False)
 
 
 def host_form(pipeline: Pipeline, kind: RowKind) -> tuple[tuple[int, ...], np.dtype[Any]]:

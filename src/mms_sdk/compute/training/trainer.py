@@ -88,6 +88,9 @@ class Trainer:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
+        asked = (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+        if asked is not None and not (isinstance(asked, tuple | list) and all(isinstance(name, str) for name in asked)):
+            raise InvalidRequest(f"inputs is the name of a column, or several; got inputs={self.inputs!r}")
         if self.optimizer is not None and not hasattr(self.optimizer, "update"):
             raise InvalidRequest(
                 f"an optimizer is an optax transformation, e.g. optax.adamw(1e-3); got {self.optimizer!r}"

@@ -47,8 +47,11 @@ class RowKind(Protocol):
     """What rows of a kind are, and how they are made. A frozen dataclass."""
 
     name: ClassVar[str]
-    dtype: ClassVar[str]
     first: ClassVar[str]
+
+    @property
+    def dtype(self) -> str:
+        """Of rows on the device, unless the last host step says otherwise."""
 
     def shape(self) -> tuple[int, ...] | None:
         """Shape of a row before the first host step, with -1 for what differs; None if rows are no array."""
@@ -77,10 +80,14 @@ class Pictures:
     """
 
     name: ClassVar[str] = "image"
-    dtype: ClassVar[str] = "uint8"
     first: ClassVar[str] = "mms.image.Resize(64)"
     column: Column
     max_pixels: int = image.DEFAULT_MAX_PIXELS
+
+    @property
+    def dtype(self) -> str:
+        """Pixels are uint8; pictures that were stored as other numbers are float32, and not scaled."""
+        return "uint8" if self.column.varies or self.column.dtype == "uint8" else "float32"
 
     @property
     def channels(self) -> int:
@@ -113,10 +120,10 @@ class Pictures:
             raise InvalidInput(f"a picture is the bytes of a file, or a uint8 array; got {type(item).__name__}")
         elif item.ndim == 2 and self.channels == 1:
             item = item[:, :, None]
-        if item.dtype != np.uint8 or item.ndim != 3 or 0 in item.shape:
+        if item.dtype != self.dtype or item.ndim != 3 or 0 in item.shape:
             raise InvalidInput(
-                f"a picture is uint8 of shape (height, width, channels); got {item.dtype} of shape {item.shape}; "
-                f"convert it first"
+                f"a picture is {self.dtype} of shape (height, width, channels); got {item.dtype} of shape "
+                f"{item.shape}; convert it first"
             )
         return item  # type: ignore[no-any-return]
 
