@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import small_kinds
 import soundfile
-from small_kinds import LABELS, RATE_HZ, SmallRows, trainer
+from made_artifacts import edit_card, seal_again
 
+import small_kinds
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.inference.bulk import predict_folder, predict_snapshot
 from mms_sdk.compute.inference.predictor import Predictor
@@ -21,6 +22,7 @@ from mms_sdk.errors import ColumnNotFound, InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage.reader import Position
+from small_kinds import LABELS, RATE_HZ, SmallRows, trainer
 
 CHANCE = 1 / len(LABELS)
 KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("text", "table"))) for kind in small_kinds.KINDS]
@@ -34,6 +36,7 @@ class Trained:
     data: SmallRows
     result: Result
     predictor: Predictor
+    folder: Path
 
     def raw(self, count: int) -> list[Any]:
         """The first test rows as a person would send them."""
@@ -76,7 +79,7 @@ def train(kind: str, folder: Path, **options: Any) -> Trained:
     result = trainer(kind, **options).fit(data, progress="none")
     (folder / "artifact").mkdir()
     result.best.export(folder / "artifact")
-    return Trained(kind, data, result, Predictor(folder / "artifact", buckets=(1, 8)))
+    return Trained(kind, data, result, Predictor(folder / "artifact", buckets=(1, 8)), folder)
 
 
 def test_it_learns_what_tells_the_classes_apart(trained: Trained) -> None:
@@ -130,6 +133,38 @@ def test_a_dataset_is_predicted_row_by_row(trained: Trained, tmp_path: Path) -> 
     assert [row["row"] for row in table] == rows.tolist()
     assert [row["label"] for row in table] == [LABELS[code] for code in snapshot.values("label")[rows]]
     assert [row["predicted"] for row in table[:8]] == [one.label for one in trained.predictor.predict(trained.raw(8))]
+
+
+def test_the_least_that_can_be_sent_has_an_answer(trained: Trained) -> None:
+    least = {
+        "text": "",
+        "table": dict.fromkeys(("size", "legs", "colour", "seen")),
+        "audio": wav(np.zeros((8, 1), np.int16)),
+        "series": [[0.0, 0.0]],
+        "embedding": [0.0] * 6,
+    }
+    (told,) = trained.predictor.predict([least[trained.kind]])
+
+    assert sum(score for _, score in told.top(3)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_without_labels_answers_numbers(table: Trained, tmp_path: Path) -> None:
+    shutil.copytree(table.folder / "artifact", tmp_path / "numbers")
+    edit_card(tmp_path / "numbers", lambda card: card.update(task="regression", labels=[]))
+    seal_again(tmp_path / "numbers")
+    predictor = Predictor(tmp_path / "numbers", buckets=(1, 8))
+    scores = table.predictor.scores(np.stack([table.predictor.prepare(item) for item in table.raw(8)]))
+
+    answers = [one.values for one in predictor.predict(table.raw(8))]
+    told = predict_snapshot(
+        predictor, table.data.open(), "test", to=tmp_path / "out.parquet", top=0, tell=lambda _progress: None
+    )
+    written = pq.read_table(tmp_path / "out.parquet")
+
+    np.testing.assert_array_equal(answers, scores)
+    np.testing.assert_array_equal(written["values"].to_pylist()[:8], scores)
+    assert written.column_names == ["row", "source", "label", "values", "error"]
+    assert "accuracy" not in told
 
 
 @pytest.mark.parametrize("kind", ["table", pytest.param("text", marks=pytest.mark.slow)])
