@@ -214,6 +214,10 @@ def _refuse_other_kinds(pipeline: Pipeline, kind: RowKind) -> None:
                 f"host steps are for rows of their own kind; {step.name} is for {takes}, these are {kind.name}; begin "
                 f"preprocess with {kind.first}, or say inputs="
             )
+    # Other device steps suit whatever has their axes, such as `series.standardize` what `audio.log-mel` makes.
+    pictures = [step.name for step in pipeline.device if step.name.startswith("image.")]
+    if pictures and kind.name != "image":
+        raise InvalidRequest(f"{pictures} are for pictures; these rows are {kind.name}; leave them out, or say inputs=")
 
 
 def _refuse_missing(snapshot: OpenSnapshot, rows: Rows, columns: Sequence[Column], kind: RowKind | None) -> None:

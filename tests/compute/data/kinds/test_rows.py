@@ -185,5 +185,7 @@ def test_ids_reach_the_device_as_they_are_and_floats_are_narrowed(gaps: OpenSnap
 def test_steps_for_other_rows_and_rows_without_a_shape_are_refused(gaps: OpenSnapshot) -> None:
     with pytest.raises(InvalidRequest, match=r"image\.resize is for image, these are text; begin preprocess"):
         fitted(gaps, Pipeline.of([mms.image.Resize(4)]), ("text",))
+    with pytest.raises(InvalidRequest, match=r"\['image\.normalize'\] are for pictures; these rows are table"):
+        fitted(gaps, Pipeline.of([mms.table.Encode(), mms.image.Normalize()]), ("whole",))
     with pytest.raises(InvalidRequest, match=r"rows of text differ; begin preprocess with mms\.text\.Bytes"):
         Inputs(gaps, np.arange(1, 9), Pipeline(), ("text",))
