@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute import models, sharding
     from mms_sdk.compute.data.follow import Batches
     from mms_sdk.compute.data.kafka import Kafka
-    from mms_sdk.compute.data.preprocess import image
+    from mms_sdk.compute.data.preprocess import audio, image, series, table, text
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.callbacks import Callback
@@ -142,10 +142,14 @@ _HOME = {
     "warmup_cosine": "compute.training.schedules",
 }
 _MODULES = {
+    "audio": "compute.data.preprocess.audio",
     "errors": "errors",
     "image": "compute.data.preprocess.image",
     "models": "compute.models",
+    "series": "compute.data.preprocess.series",
     "sharding": "compute.sharding",
+    "table": "compute.data.preprocess.table",
+    "text": "compute.data.preprocess.text",
 }
 
 __all__ = [
@@ -200,6 +204,7 @@ __all__ = [
     "WorkspaceClient",
     "Writing",
     "Zarr",
+    "audio",
     "clip",
     "connect",
     "convert",
@@ -215,7 +220,10 @@ __all__ = [
     "impute",
     "keep_where",
     "models",
+    "series",
     "sharding",
+    "table",
+    "text",
     "warmup_cosine",
 ]
 

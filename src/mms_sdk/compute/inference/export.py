@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
+from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import to_json
 from mms_sdk.errors import Damaged
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.trainer import TrainedCheckpoint
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-INPUT = "image"
 OUTPUT = "scores"
 _PACKAGES = ("mms-sdk", "jax", "flax", "optax", "orbax-checkpoint", "zarr", "numpy")
 
@@ -58,9 +57,10 @@ def export_model(folder: Path, trained: TrainedCheckpoint, *, metrics: Mapping[s
 
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in weights.items()}
     (rows,) = jax.export.symbolic_shape("batch")
-    batch = jax.ShapeDtypeStruct((rows, *program.input_shape), np.uint8)
+    batch = jax.ShapeDtypeStruct((rows, *program.served_shape), program.input_dtype)
     exported = jax.export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, batch)
-    card = _card(trained, metrics)
+    (scores,) = exported.out_avals
+    card = _card(trained, metrics, tuple(scores.shape[1:]))
     with files.writing(folder):
         ocp.save(folder / "weights", jax.tree.map(jax.numpy.asarray, weights))
         files.write_durable(folder / "forward.stablehlo", bytes(exported.serialize()))
@@ -90,15 +90,19 @@ def read_card(folder: Path) -> ModelCard:
         raise Damaged(f"{folder / 'model.json'} is not a model card: {error}") from error
 
 
-def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float]) -> ModelCard:
+def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tuple[int, ...]) -> ModelCard:
     program = trained.program
     labels = program.task.check(trained.snapshot)
+    columns = tuple(trained.snapshot.column(name) for name in program.inputs)
+    kind: Any = kind_of(columns).name  # one of those that the card allows
     return ModelCard(
-        task="classification",
-        kind="image",
+        task=program.task.name,
+        kind=kind,
+        columns=tuple(column.model_copy(update={"labels": None}) for column in columns),
+        target=program.task.target,
         signature=Signature(
-            inputs=(TensorSpec(name=INPUT, dtype="uint8", shape=program.input_shape),),
-            outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(len(labels),)),),
+            inputs=(TensorSpec(name=kind, dtype=program.input_dtype, shape=program.served_shape),),
+            outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=output),),
         ),
         host=tuple(to_json(step) for step in program.pipeline.host),
         device=tuple(to_json(step) for step in program.pipeline.device),

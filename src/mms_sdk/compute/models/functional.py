@@ -39,7 +39,7 @@ class Functional:
     rules: tuple[tuple[str, Spec], ...] = ()
 
 
-def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
+def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Functional:
     """Any model a person may hand in.
 
     Args:
@@ -48,6 +48,7 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
             `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told. A
             family may have `rules`: pairs as in `PartitionRules`.
         input_shape: Shape of one row as the model takes it.
+        dtype: Of its values: float32, or int32 where they are ids.
 
     Raises:
         InvalidRequest: It is none of these.
@@ -57,7 +58,7 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
     if isinstance(model, nnx.Module):
         return _of_instance(model)
     if isinstance(model, linen.Module):
-        return _of_linen(model, input_shape)
+        return _of_linen(model, input_shape, dtype)
     if isinstance(model, type) and hasattr(model, "build"):
         raise InvalidRequest(
             f"a model family is made first; write {model.__name__}(num_classes=…) instead of its class"
@@ -111,7 +112,7 @@ def _of_instance(module: Any) -> Functional:
     return Functional(init=lambda key: values, apply=_apply(module), names=_names(module))
 
 
-def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
+def _of_linen(module: Any, input_shape: tuple[int, ...], dtype: Any) -> Functional:
     import jax
     import jax.numpy as jnp
     from flax import linen, traverse_util
@@ -124,7 +125,7 @@ def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
         return {name: training == (name == "train") for name in ("train", "deterministic") if name in takes}
 
     def boxed(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *input_shape)), **mode(False))
+        return module.init(key, jnp.zeros((1, *input_shape), dtype), **mode(False))
 
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
         variables = dict(linen.meta.unbox(boxed(key)))

@@ -165,9 +165,8 @@ class _Looking:
             shapes = jax.tree.map(
                 lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), (program.served(state), state.rest)
             )
-            row = program.task.model_shape(program.input_shape)
             (rows,) = jax.export.symbolic_shape("batch")
-            batch = jax.ShapeDtypeStruct((rows, *row), np.asarray(self._batch.inputs).dtype)
+            batch = jax.ShapeDtypeStruct((rows, *program.served_shape), program.input_dtype)
             try:
                 exported = jax.export.export(jax.jit(program.answers), platforms=PLATFORMS)(*shapes, batch)
             except MmsError:
@@ -195,6 +194,7 @@ class _Looking:
             batch_size=self._trainer.batch_size,
             seed=self._trainer.seed,
             sharding=self._program.batch_sharding,
+            inputs=self._program.inputs,
             target=self._program.task.target,
         )
 

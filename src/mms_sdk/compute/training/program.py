@@ -70,6 +70,8 @@ class Program:
         mesh: The devices.
         seed: Of initial values and of everything random.
         input_shape: Of one row as it reaches the device.
+        input_dtype: Likewise.
+        inputs: Names of the columns that a row is made of.
         labels: Names of the classes or values that come out.
         options: How a step is taken.
     """
@@ -84,6 +86,13 @@ class Program:
     input_shape: tuple[int, ...]
     labels: tuple[str, ...]
     options: StepOptions = field(default_factory=StepOptions)
+    input_dtype: str = "uint8"
+    inputs: tuple[str, ...] = ("image",)
+
+    @property
+    def served_shape(self) -> tuple[int, ...]:
+        """Shape of one row as a served model takes it: without what the task is to say."""
+        return self.task.model_shape(self.input_shape)
 
     def init(self) -> State:
         """The state before the first step, made where it will lie."""
@@ -144,7 +153,7 @@ class Program:
         import jax
 
         state: State = jax.eval_shape(self._init)
-        row = jax.ShapeDtypeStruct((2, *self.input_shape), np.float32)
+        row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
             output, _, _ = jax.eval_shape(forward, state.params, state.rest, row, row)
@@ -291,7 +300,9 @@ class Program:
         if self.options.lora is not None:
             params = self.options.lora.merged(params)
         cast = self.options.precision.cast
-        outputs, rest = self.model.apply(cast(params), rest, cast(inputs), key)
+        # Codes of categories stand beside numbers in the rows of a table, and are exact in float32 alone.
+        coded = any(step.name.startswith("table.") for step in self.pipeline.host)
+        outputs, rest = self.model.apply(cast(params), rest, inputs if coded else cast(inputs), key)
         return jax.tree.map(lambda x: x.astype(jnp.float32), outputs), rest
 
     def _refuse_other_outputs(self, shape: tuple[int, ...] | None) -> None:

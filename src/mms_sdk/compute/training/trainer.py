@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import time
@@ -12,9 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import orjson
+
 from mms_sdk import html
-from mms_sdk.compute.data.load import Loader, Pictures
-from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, to_json
+from mms_sdk.compute.data.kinds.rows import input_columns
+from mms_sdk.compute.data.load import Loader, fitted
+from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, device_dtype, to_json
 from mms_sdk.compute.models import functional as models
 from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
 from mms_sdk.compute.sharding.report import ShardingReport, report
@@ -40,9 +44,9 @@ from mms_sdk.storage.reader import Position
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 
-_FIT_ROWS = 4096
+_LONG = 1000
 _FREE_TO_CHANGE = frozenset({"epochs", "stop", "limits", "checkpoint"})
-_CHANGE_IS_SAID = frozenset({"mesh", "rules"})
+_CHANGE_IS_SAID = frozenset({"mesh", "rules", "axis_rules"})
 _log = logging.getLogger("mms.training")
 
 
@@ -66,6 +70,8 @@ class Trainer:
             one, or a pair `(init, apply)`.
         task: What for; classification of the column `label`.
         optimizer: An optax transformation; None for AdamW at 1e-3.
+        inputs: Names of the columns that the model sees. None for the one column of pictures, sound, text, series or
+            embeddings if there is exactly one, and for all numbers, categories and times if there is none.
         preprocess: Host steps, then device steps; fitted on the training rows only.
         mesh: Devices along each named axis; -1 for all that are left. Or `replicated`, for all parameters on every
             device; or a mesh of chosen devices, from `mms.sharding.make_mesh`.
@@ -94,6 +100,7 @@ class Trainer:
     model: Any
     task: Task = field(default_factory=Classification)
     optimizer: Any = None
+    inputs: str | Sequence[str] | None = None
     preprocess: Sequence[HostStep | DeviceStep] = ()
     mesh: Axes = field(default_factory=lambda: {"data": -1})
     rules: PartitionRules = field(default_factory=PartitionRules)
@@ -133,6 +140,9 @@ class Trainer:
                 f"a replicated mesh keeps every parameter whole; got rules for {len(self.rules.rules)} patterns; leave "
                 f'them out, or write mesh={{"data": -1, "fsdp": …}}'
             )
+        asked = (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+        if asked is not None and not (isinstance(asked, tuple | list) and all(isinstance(name, str) for name in asked)):
+            raise InvalidRequest(f"inputs is the name of a column, or several; got inputs={self.inputs!r}")
         if self.optimizer is not None and not hasattr(self.optimizer, "update"):
             raise InvalidRequest(
                 f"an optimizer is an optax transformation, e.g. optax.adamw(1e-3); got {self.optimizer!r}"
@@ -206,7 +216,8 @@ class Trainer:
             "model": models.describe(self.model),
             "task": repr(self.task),
             "optimizer": "optax.adamw(0.001)" if self.optimizer is None else "custom",
-            "preprocess": [to_json(step) for step in self.preprocess],
+            "inputs": [self.inputs] if isinstance(self.inputs, str) else self.inputs and list(self.inputs),
+            "preprocess": [_told(step) for step in self.preprocess],
             "mesh": told(self.mesh),
             **self.rules.to_json(),
             "batch_size": self.batch_size,
@@ -267,17 +278,23 @@ class Trainer:
         check_metric(self.checkpoint.best, available, asked_by="Checkpoints.best")
         if isinstance(self.stop, EarlyStopping):
             check_metric(self.stop.metric, available, asked_by="EarlyStopping")
-        pipeline, input_shape = _fitted(Pipeline.of(self.preprocess), snapshot)
+        columns = tuple(
+            column.name for column in input_columns(snapshot.record.columns, self.inputs, target=task.target)
+        )
+        pipeline, inputs = fitted(snapshot, Pipeline.of(self.preprocess), columns)
         optimizer = self.optimizer or optax.adamw(1e-3)
+        row = task.model_shape(pipeline.device_shape(inputs.shape))
         return Program(
-            model=models.functional(self.model, task.model_shape(pipeline.device_shape(input_shape))),
+            model=models.functional(self.model, row, dtype=device_dtype(inputs.dtype)),
             task=task,
             optimizer=optimizer if self.clip_norm is None else clipped(optimizer, self.clip_norm),
             pipeline=pipeline,
             rules=WHOLE if self.mesh == "replicated" else self.rules,
             mesh=mesh,
             seed=self.seed,
-            input_shape=input_shape,
+            input_shape=inputs.shape,
+            input_dtype=inputs.dtype.name,
+            inputs=columns,
             labels=labels,
             options=self._step_options(),
         )
@@ -477,6 +494,7 @@ class Fitting:
             batch_size=self.batch_size,
             seed=self.trainer.seed if split == "train" else None,
             sharding=self.program.batch_sharding,
+            inputs=self.program.inputs,
             target=self.program.task.target,
             sample=self.program.task.target if split == "train" and self.trainer.sample else None,
         )
@@ -539,6 +557,7 @@ class TrainedCheckpoint:
             batch_size=self.batch_size,
             seed=None,
             sharding=self.program.batch_sharding,
+            inputs=self.program.inputs,
             target=self.program.task.target,
         )
         return self.program.averages(evaluate(self.program, self.state, loader), split)
@@ -681,8 +700,8 @@ def _opened(data: TrainingData) -> OpenSnapshot:
     return data.open()
 
 
-def _fitted(pipeline: Pipeline, snapshot: OpenSnapshot) -> tuple[Pipeline, tuple[int, ...]]:
-    rows = snapshot.split_rows("train")
-    pictures = Pictures(snapshot, rows, pipeline)
-    batches = (pictures.gather(rows[start : start + _FIT_ROWS]) for start in range(0, len(rows), _FIT_ROWS))
-    return pipeline.fit(batches), pictures.shape
+def _told(step: HostStep | DeviceStep) -> dict[str, Any]:
+    # As it comes back from JSON. A vocabulary is a megabyte; that it is the same can be told from its digest.
+    told: dict[str, Any] = orjson.loads(orjson.dumps(to_json(step)))
+    long = {name: value for name, value in told.items() if isinstance(value, str) and len(value) > _LONG}
+    return told | {name: f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" for name, value in long.items()}
