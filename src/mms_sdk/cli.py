@@ -161,7 +161,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     train = verb("train", _train, "train a picture classifier on a dataset and register it")
     train.add_argument("dataset", help="e.g. flowers or flowers@7")
     train.add_argument("--register", metavar="NAME", help="model to register it as; the dataset's name if left out")
-    train.add_argument("--model", default="convnet", help="model family: convnet (the default) or mlp")
+    train.add_argument("--model", default="convnet", help="model family, e.g. convnet (the default), mlp or resnet")
     train.add_argument("--size", type=_positive, help=f"resize to SIZE×SIZE; {_SIDE} where pictures differ in size")
     train.add_argument("--epochs", type=_positive, default=20, help="passes over the training pictures, at most (20)")
     train.add_argument("--batch-size", type=_positive, help="pictures in a step; 128, or fewer where there are few")

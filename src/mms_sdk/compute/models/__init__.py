@@ -1,8 +1,35 @@
-"""Model families, one a file, and the registry by name; `mms.models`."""
+"""Model families, one a file, the registry by name, and imported weights; `mms.models`."""
 
+from mms_sdk.compute.models.autoencoder import Autoencoder
 from mms_sdk.compute.models.convnet import ConvNet
+from mms_sdk.compute.models.convnext import ConvNeXt
+from mms_sdk.compute.models.efficientnet_lite import EfficientNetLite
+from mms_sdk.compute.models.factorised_vit import FactorisedViT
 from mms_sdk.compute.models.mlp import MLP
 from mms_sdk.compute.models.moe import MoE, Routing
-from mms_sdk.compute.models.registry import by_name
+from mms_sdk.compute.models.registry import by_name, preprocess, rules
+from mms_sdk.compute.models.resnet import ResNet
+from mms_sdk.compute.models.vgg import VGG
+from mms_sdk.compute.models.vit import ViT
+from mms_sdk.compute.models.weights import Loaded, Report, Weights, load
 
-__all__ = ["MLP", "ConvNet", "MoE", "Routing", "by_name"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "Autoencoder",
+    "ConvNeXt",
+    "ConvNet",
+    "EfficientNetLite",
+    "FactorisedViT",
+    "Loaded",
+    "MoE",
+    "Report",
+    "ResNet",
+    "Routing",
+    "ViT",
+    "Weights",
+    "by_name",
+    "load",
+    "preprocess",
+    "rules",
+]

@@ -64,9 +64,7 @@ def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float3
             f"a model family is made first; write {model.__name__}(num_classes=…) instead of its class"
         )
     if hasattr(model, "build"):
-        made = _of_factory(lambda rngs: model.build(input_shape, rngs=rngs))
-        rules = getattr(model, "rules", ())
-        return replace(made, rules=tuple(rules.rules if isinstance(rules, PartitionRules) else rules))
+        return _of_family(model, input_shape)
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         init, apply = model
         return Functional(
@@ -87,6 +85,32 @@ def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float3
 def describe(model: Any) -> str:
     """The model in words, for lineage."""
     return repr(model) if hasattr(model, "build") else getattr(model, "__qualname__", type(model).__qualname__)
+
+
+def module_of(factory: Callable[[Any], Any], arrays: Arrays, key: jax.Array) -> Any:
+    """A module in evaluation mode that has the given arrays from the start; its own initial values are never computed.
+
+    Args:
+        factory: Makes the module of `nnx.Rngs`.
+        arrays: Every parameter and all other state, by path.
+        key: Of its random streams.
+    """
+    from flax import nnx
+
+    graph, params, rngs, rest = _split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))))
+    module = nnx.merge(graph, _filled(params, arrays), _reseeded(rngs, key), _filled(rest, arrays))
+    module.eval()
+    return module
+
+
+def _of_family(family: Any, input_shape: tuple[int, ...]) -> Functional:
+    from mms_sdk.compute.models.weights import started_from
+
+    made = _of_factory(lambda rngs: family.build(input_shape, rngs=rngs))
+    rules = getattr(family, "rules", ())
+    made = replace(made, rules=tuple(rules.rules if isinstance(rules, PartitionRules) else rules))
+    source = getattr(family, "init_from", None)
+    return made if source is None else started_from(made, family, source)
 
 
 def _of_factory(factory: Callable[[Any], Any]) -> Functional:
