@@ -58,16 +58,16 @@ def transformer_rules(*, stacked: bool = False) -> PartitionRules:
     `tensor` follows each pair. Tokens are divided by their ids, and so is an untied head by its outputs.
     """
     into: tuple[tuple[str, Spec], ...] = (
-        (r"/(query|key|value|up|gate)/kernel$", ("fsdp", "tensor")),
-        (r"/(query|key|value|up|gate)/bias$", ("tensor",)),
-        (r"/(out|down)/kernel$", ("tensor", "fsdp")),
-        (r"/feed_forward/(up|gate)$", ("expert", "fsdp", "tensor")),
-        (r"/feed_forward/down$", ("expert", "tensor", "fsdp")),
+        (r"(query|key|value|up|gate)/kernel$", ("fsdp", "tensor")),
+        (r"(query|key|value|up|gate)/bias$", ("tensor",)),
+        (r"(out|down)/kernel$", ("tensor", "fsdp")),
+        (r"feed_forward/(up|gate)$", ("expert", "fsdp", "tensor")),
+        (r"feed_forward/down$", ("expert", "tensor", "fsdp")),
     )
     ahead: Spec = (None,) if stacked else ()
     return PartitionRules(
         (
-            *((f"/blocks/.*{pattern}", (*ahead, *spec)) for pattern, spec in into),
+            *((f"/blocks/(?:.*/)?{pattern}", (*ahead, *spec)) for pattern, spec in into),
             (r"/token/embedding$", ("tensor", "fsdp")),
         )
     )

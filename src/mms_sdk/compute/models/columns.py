@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mms_sdk.compute.models.embedding import embedding
 from mms_sdk.errors import InvalidRequest
 
 _EXACT = 2**24
@@ -55,7 +56,7 @@ class Columns(nnx.Module):
         if numbers:
             self.missing = nnx.Param(jnp.zeros(numbers))
         if categories:  # one table for all: one lookup, whatever their number
-            self.table = nnx.Embed(sum(categories), width, rngs=rngs)
+            self.table = embedding(sum(categories), width, rngs=rngs)
 
     def numeric(self, x: jax.Array) -> jax.Array:
         """The numbers, (batch, numbers), with the learned value of its column where one is NaN."""

@@ -101,8 +101,9 @@ class _Convolution(nnx.Module):
         self.down = nnx.Linear(width, width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.glu(self.up(self.norm(x)))
-        return self.down(nnx.silu(self.inner_norm(self.depthwise(x))))
+        x = self.depthwise(nnx.glu(self.up(self.norm(x))))
+        # Batch normalisation gives the precision of its averages, float32.
+        return self.down(nnx.silu(self.inner_norm(x).astype(x.dtype)))
 
 
 class ConformerBlock(nnx.Module):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from mms_sdk.compute.models.attention import MultiHeadAttention, check_heads
 from mms_sdk.compute.models.blocks import make_blocks, through, transformer_rules
+from mms_sdk.compute.models.embedding import embedding
 from mms_sdk.compute.models.experts import DenseExperts, check_experts
 from mms_sdk.compute.models.feedforward import GatedFeedForward
 from mms_sdk.compute.models.options import check_at_least, check_ids, check_shape, check_share
@@ -159,7 +160,7 @@ class _Block(nnx.Module):
 
 class _Features(nnx.Module):
     def __init__(self, family: Decoder, *, rngs: nnx.Rngs) -> None:
-        self.token = nnx.Embed(family.vocab_size, family.width, rngs=rngs)
+        self.token = embedding(family.vocab_size, family.width, rngs=rngs)
         self.dropout = nnx.Dropout(family.dropout, rngs=rngs)
         self.blocks = make_blocks(partial(_Block, family), family.layers, stacked=family.scan_layers, rngs=rngs)
         self.norm = nnx.RMSNorm(family.width, epsilon=family.norm_eps, rngs=rngs)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from mms_sdk.compute.models.attention import MultiHeadAttention, check_heads
 from mms_sdk.compute.models.blocks import make_blocks, through, transformer_rules
+from mms_sdk.compute.models.embedding import embedding
 from mms_sdk.compute.models.feedforward import FeedForward, gelu
 from mms_sdk.compute.models.options import check_at_least, check_choice, check_ids, check_share
 from mms_sdk.compute.sharding.rules import PartitionRules
@@ -157,10 +158,10 @@ class _Block(nnx.Module):
 
 class _Features(nnx.Module):
     def __init__(self, family: Encoder, *, rngs: nnx.Rngs) -> None:
-        self.token = nnx.Embed(family.vocab_size, family.width, rngs=rngs)
-        self.position = nnx.Embed(family.max_length, family.width, rngs=rngs)
+        self.token = embedding(family.vocab_size, family.width, rngs=rngs)
+        self.position = embedding(family.max_length, family.width, rngs=rngs)
         if family.token_types:
-            self.type = nnx.Embed(family.token_types, family.width, rngs=rngs)
+            self.type = embedding(family.token_types, family.width, rngs=rngs)
         self.norm = nnx.LayerNorm(family.width, epsilon=family.norm_eps, use_fast_variance=False, rngs=rngs)
         self.dropout = nnx.Dropout(family.dropout, rngs=rngs)
         self.blocks = make_blocks(partial(_Block, family), family.layers, stacked=family.scan_layers, rngs=rngs)

@@ -20,6 +20,8 @@ class BalanceLoss(nnx.Variable[jax.Array]):
 class DenseExperts(nnx.Module):
     """Each token goes through its best experts, weighted by a softmax over those (Jiang et al. 2024, §2.1).
 
+    A single one is weighted by its chance among all.
+
     All experts are computed for all tokens and most results weighted by 0: nothing is dropped and no token moves, for
     n / k times the work. It suits few or small experts on one device.
 
@@ -53,7 +55,8 @@ class DenseExperts(nnx.Module):
         # In float32: a choice between two experts that are almost equal must not hang on the precision of the rest.
         chances = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)
         best, which = jax.lax.top_k(chances, self.chosen)
-        shares = best / best.sum(-1, keepdims=True)
+        # A share of the only choice would be 1 whatever the router says, and teach it nothing.
+        shares = best / best.sum(-1, keepdims=True) if self.chosen > 1 else best
         picked = jax.nn.one_hot(which, self.experts)  # (batch, length, k, n)
         self.balance_loss.set_value(balance_loss(chances, picked, keep))
         weights = (shares[..., None] * picked).sum(-2).astype(x.dtype)

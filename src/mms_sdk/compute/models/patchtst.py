@@ -105,13 +105,15 @@ class _Block(nnx.Module):
         self.dropout = nnx.Dropout(family.dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array, keep: jax.Array | None) -> jax.Array:
-        x = self.attention_norm(x + self.dropout(self.attention(x, keep)))
-        out: jax.Array = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        # Batch normalisation gives the precision of its averages, float32.
+        x = self.attention_norm(x + self.dropout(self.attention(x, keep))).astype(x.dtype)
+        out: jax.Array = self.feed_forward_norm(x + self.dropout(self.feed_forward(x))).astype(x.dtype)
         return out
 
 
 class _Features(nnx.Module):
-    def __init__(self, family: PatchTST, context: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, family: PatchTST, context: int, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.norm = ReversibleNorm(channels) if family.revin else AsItIs()
         self.patch = nnx.Linear(family.patch, family.width, rngs=rngs)
         scale = nnx.initializers.normal(0.02)
         self.position = nnx.Param(scale(rngs.params(), (family.patches(context), family.width)))
@@ -120,27 +122,26 @@ class _Features(nnx.Module):
         self.family = family
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(rows, context) → (rows, patches, width)."""
+        """(rows, context), normalised → (rows, patches, width)."""
         cut = patched(x, self.family.patch, self.family.stride, pad_end=self.family.pad_end)
         return through(self.blocks, self.dropout(self.patch(cut) + self.position[...][None]))
 
 
 class _PatchTST(nnx.Module):
     def __init__(self, family: PatchTST, context: int, channels: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = ReversibleNorm(channels) if family.revin else AsItIs()
-        self.features = _Features(family, context, rngs=rngs)
+        self.features = _Features(family, context, channels, rngs=rngs)
         self.dropout = nnx.Dropout(family.dropout, rngs=rngs)
         self.out = (family.horizon, family.quantiles or 1)
         self.head = nnx.Linear(family.patches(context) * family.width, family.horizon * self.out[1], rngs=rngs)
         self.point = not family.quantiles
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, level = self.norm(x)
+        x, level = self.features.norm(x)
         batch, context, channels = x.shape
         features = self.features(x.swapaxes(1, 2).reshape(batch * channels, context))
         features = self.dropout(features.reshape(batch, channels, features.shape[1] * features.shape[2]))
         forecast = self.head(features).reshape(batch, channels, *self.out).swapaxes(1, 2)
-        forecast = self.norm.undo(forecast, level)
+        forecast = self.features.norm.undo(forecast, level)
         return forecast[..., 0] if self.point else forecast
 
 

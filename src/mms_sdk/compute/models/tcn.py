@@ -116,13 +116,14 @@ class _Block(nnx.Module):
 
 class _Features(nnx.Module):
     def __init__(self, family: TCN, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.norm = ReversibleNorm(channels) if family.revin else AsItIs()
         sizes = enumerate(pairwise((channels, *family.widths)))
         self.blocks = nnx.List(
             [_Block(inputs, outputs, family=family, dilation=2**i, rngs=rngs) for i, (inputs, outputs) in sizes]
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(batch, context, channels) → (batch, context, last width)."""
+        """(batch, context, channels), normalised → (batch, context, last width)."""
         for block in self.blocks:
             x = block(x)
         return x
@@ -130,16 +131,15 @@ class _Features(nnx.Module):
 
 class _TCN(nnx.Module):
     def __init__(self, family: TCN, channels: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = ReversibleNorm(channels) if family.revin else AsItIs()
         self.features = _Features(family, channels, rngs=rngs)
         self.out = (family.horizon, channels, family.quantiles or 1)
         self.head = nnx.Linear(family.widths[-1], prod(self.out), rngs=rngs)
         self.point = not family.quantiles
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, level = self.norm(x)
+        x, level = self.features.norm(x)
         last = self.features(x)[:, -1]
-        forecast = self.norm.undo(self.head(last).reshape(x.shape[0], *self.out), level)
+        forecast = self.features.norm.undo(self.head(last).reshape(x.shape[0], *self.out), level)
         return forecast[..., 0] if self.point else forecast
 
 
