@@ -17,7 +17,7 @@ from mms_sdk.compute import models
 from mms_sdk.compute.models.conv_norm import ConvNorm
 from mms_sdk.compute.models.functional import Functional, functional
 from mms_sdk.compute.sharding.mesh import batch_sharding, make_mesh
-from mms_sdk.compute.sharding.rules import placements
+from mms_sdk.compute.sharding.rules import PartitionRules, placements
 from mms_sdk.errors import InvalidRequest
 
 PICTURE = (32, 32, 3)
@@ -156,7 +156,7 @@ def test_the_default_rules_divide_every_family_over_any_mesh(
     made: Mesh = make_mesh(mesh)
     params, _ = shapes_of(family, shape)
 
-    placed = placements(params, models.rules(family, mesh), made)
+    placed = placements(params, PartitionRules(), made, family=family.rules.rules)
 
     whole = sum(int(np.prod(value.shape)) * 4 for value in params.values())
     per_device = sum(placement.bytes_per_device for placement in placed)
@@ -169,7 +169,10 @@ def test_a_transformer_divides_its_heads_and_hidden_units_over_the_tensor_axis()
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     params, _ = shapes_of(family, shape)
 
-    specs = {place.path: place.spec for place in placements(params, models.rules(family, mesh), make_mesh(mesh))}
+    specs = {
+        place.path: place.spec
+        for place in placements(params, PartitionRules(), make_mesh(mesh), family=family.rules.rules)
+    }
 
     assert specs["features/blocks/0/attention/query/kernel"] == ("fsdp", "tensor")
     assert specs["features/blocks/1/attention/out/kernel"] == ("tensor", "fsdp")
@@ -182,15 +185,15 @@ def test_a_transformer_divides_its_heads_and_hidden_units_over_the_tensor_axis()
 def test_a_family_says_the_same_divided_over_a_mesh_by_its_rules(name: str) -> None:
     family, shape = TINY[name]
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
-    mesh, rules = make_mesh(axes), models.rules(family, axes)
+    mesh = make_mesh(axes)
     taken = taken_apart(family, shape)
     params, rest = jax.jit(taken.init)(jax.random.key(0))
     rows = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
     apply = jax.jit(lambda p, x: taken.apply(p, rest, x, None)[0])
 
     placed = {
-        path: jax.device_put(value, NamedSharding(mesh, PartitionSpec(*rules.spec(path, value.shape, mesh))))
-        for path, value in params.items()
+        place.path: jax.device_put(params[place.path], NamedSharding(mesh, PartitionSpec(*place.spec)))
+        for place in placements(params, PartitionRules(), mesh, family=taken.rules)
     }
     divided = apply(placed, jax.device_put(rows, batch_sharding(mesh)))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from small_pictures import noisy
 from test_program import batches_of, make_program, run
 
@@ -196,3 +198,24 @@ def test_a_state_with_all_options_comes_back_from_named_arrays() -> None:
 def test_options_that_cannot_work_are_refused(make: Any, told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         make()
+
+
+class Lopsided(nnx.Module):
+    """Says how unevenly its experts are used, as mixtures do: here, the square of one parameter."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.linear, self.share = nnx.Linear(12, 3, rngs=rngs), nnx.Param(jnp.full((), 3.0))
+        self.balance_loss = nnx.BatchStat(jnp.zeros(()))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.balance_loss.set_value(self.share.get_value() ** 2)
+        return self.linear(x.reshape(x.shape[0], 12))
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_hundredth_of_how_unevenly_experts_are_used_is_part_of_what_is_minimised(accumulate: int) -> None:
+    program = make_program(model=Lopsided, optimizer=optax.sgd(1.0), options=StepOptions(accumulate=accumulate))
+
+    state, _ = run(program, batches_of(1))
+
+    assert float(state.params["share"]) == pytest.approx(3.0 - 0.01 * 2 * 3.0)

@@ -59,7 +59,7 @@ class Family:
 
     @property
     def rules(self) -> PartitionRules:
-        """How its parameters are divided over `fsdp` and `tensor`; `mms.models.rules` fits them to a mesh."""
+        """How its parameters are divided over `fsdp` and `tensor`, where a mesh has these and they divide."""
         return PartitionRules(self.partition)
 
     def adapted(self, path: str, value: Array, shape: tuple[int, ...]) -> Array | None:

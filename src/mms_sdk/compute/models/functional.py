@@ -230,11 +230,15 @@ def _reseeded(template: Any, key: jax.Array) -> Any:
     import jax.numpy as jnp
     from flax import nnx
 
+    def anew(number: int, variable: Any) -> Any:
+        shape = variable.get_value().shape  # () but for stacked blocks, which have a stream each
+        if not isinstance(variable, nnx.RngKey):
+            return jnp.zeros(shape, jnp.uint32)
+        folded = jax.random.fold_in(key, number)
+        return jax.random.split(folded, shape) if shape else folded
+
     flat = nnx.to_flat_state(template)
-    fresh = [
-        (path, variable.replace(jax.random.fold_in(key, number) if isinstance(variable, nnx.RngKey) else jnp.uint32(0)))
-        for number, (path, variable) in enumerate(flat)
-    ]
+    fresh = [(path, variable.replace(anew(number, variable))) for number, (path, variable) in enumerate(flat)]
     return nnx.from_flat_state(fresh)
 
 

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from mms_sdk.compute.data.preprocess.image import Normalize
 from mms_sdk.compute.models.autoencoder import Autoencoder
+from mms_sdk.compute.models.conformer import Conformer
 from mms_sdk.compute.models.convnet import ConvNet
+from mms_sdk.compute.models.convnet1d import ConvNet1D
 from mms_sdk.compute.models.convnext import ConvNeXt
+from mms_sdk.compute.models.decoder import Decoder
 from mms_sdk.compute.models.efficientnet_lite import EfficientNetLite
+from mms_sdk.compute.models.encoder import Encoder
 from mms_sdk.compute.models.factorised_vit import FactorisedViT
+from mms_sdk.compute.models.fttransformer import FTTransformer
 from mms_sdk.compute.models.mlp import MLP
+from mms_sdk.compute.models.patchtst import PatchTST
 from mms_sdk.compute.models.resnet import ResNet
+from mms_sdk.compute.models.tablemlp import TableMLP
+from mms_sdk.compute.models.tcn import TCN
 from mms_sdk.compute.models.vgg import VGG
 from mms_sdk.compute.models.vit import ViT
-from mms_sdk.compute.sharding.rules import PartitionRules
 from mms_sdk.errors import InvalidRequest
 
 FAMILIES: dict[str, type[Any]] = {
     "autoencoder": Autoencoder,
+    "conformer": Conformer,
     "convnet": ConvNet,
+    "convnet1d": ConvNet1D,
     "convnext": ConvNeXt,
+    "decoder": Decoder,
     "efficientnet-lite": EfficientNetLite,
+    "encoder": Encoder,
     "factorised-vit": FactorisedViT,
+    "ft-transformer": FTTransformer,
     "mlp": MLP,
+    "patchtst": PatchTST,
     "resnet": ResNet,
+    "table-mlp": TableMLP,
+    "tcn": TCN,
     "vgg": VGG,
     "vit": ViT,
 }
@@ -36,7 +50,7 @@ def by_name(name: str, **options: Any) -> Any:
     """A model family by its name.
 
     Args:
-        name: e.g. `convnet` or `resnet`.
+        name: e.g. `convnet`, `resnet` or `encoder`.
         options: The family's fields, e.g. `num_classes`.
 
     Raises:
@@ -54,18 +68,6 @@ def by_name(name: str, **options: Any) -> Any:
         raise InvalidRequest(f"options of {name} are {known}; {error}") from error
 
 
-def rules(family: Any, mesh: Mapping[str, int]) -> PartitionRules:
-    """How a family's parameters are divided over a mesh, if nothing else is said.
-
-    Args:
-        family: e.g. `mms.models.ViT(num_classes=10)`.
-        mesh: Devices along each axis, as the trainer takes it; a dimension whose axis it lacks stays whole. What no
-            rule names is divided over `fsdp` where a dimension divides.
-    """
-    whole = getattr(family, "rules", PartitionRules())
-    return PartitionRules(tuple((pattern, tuple(_on(mesh, entry) for entry in spec)) for pattern, spec in whole.rules))
-
-
 def preprocess(family: Any) -> tuple[Any, ...]:
     """The steps in front of a family, if nothing else is said.
 
@@ -73,9 +75,3 @@ def preprocess(family: Any) -> tuple[Any, ...]:
     standardise what they get.
     """
     return family.preprocess if hasattr(family, "preprocess") else (Normalize(),)
-
-
-def _on(mesh: Mapping[str, int], entry: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    if isinstance(entry, tuple):
-        return tuple(axis for axis in entry if axis in mesh) or None
-    return entry if entry in mesh else None

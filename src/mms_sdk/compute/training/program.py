@@ -54,6 +54,7 @@ class State(NamedTuple):
 
 
 _EMA = "ema/"
+_BALANCE = 0.01
 _LEFT_OUT = "left_out"
 
 
@@ -362,12 +363,13 @@ class Program:
         forward = self.options.rematerialised(self._forward)
         scale = state.extra.get("loss_scale", 1.0)
 
-        def loss(learnt: Arrays, rest: Arrays, batch: Any, key: Any, rows: Any = None) -> Any:
+        def loss(learnt: Arrays, rest: Arrays, batch: Any, key: Any, part: bool = False) -> Any:
             inputs, labels, weight = batch
             outputs, after, targets = forward({**state.params, **learnt}, rest, inputs, labels, key)
             sums = self.task.sums(outputs, targets, weight)
-            mean = sums["loss"] / (jnp.maximum(sums["weight"], 1) if rows is None else rows)
-            return mean * scale, (self._kept(rest, after), sums)
+            weight = jnp.maximum(sums["weight"], 1)
+            mean = sums["loss"] / weight + _balance(after)
+            return mean * scale * (weight if part else 1), (self._kept(rest, after), sums)
 
         gradient = jax.grad(loss, has_aux=True)
         if self.options.accumulate == 1:
@@ -388,7 +390,7 @@ class Program:
         def one(carried: Any, part: Any) -> Any:
             grads, rest, sums = carried
             number, *rows = part
-            more, (rest, counted) = gradient(learnt, rest, tuple(rows), jax.random.fold_in(key, number), jnp.float32(1))
+            more, (rest, counted) = gradient(learnt, rest, tuple(rows), jax.random.fold_in(key, number), True)
             add = partial(jax.tree.map, jnp.add)
             return (add(grads, more), rest, add(sums, counted)), None
 
@@ -445,6 +447,14 @@ class Program:
             outputs, _, targets = self._forward(params, rest, inputs, labels)
             sums = self.task.sums(outputs, targets, weight)
         return self._added(totals, sums)
+
+
+def _balance(rest: Arrays) -> Any:
+    # How unevenly experts are used, where a model says so; weighed as by Fedus et al. 2022, section 2.2.
+    import jax.numpy as jnp
+
+    said = [value.mean() for path, value in rest.items() if path.endswith("balance_loss")]
+    return _BALANCE * jnp.stack(said).mean() if said else 0.0
 
 
 def _named(tree: Any) -> dict[str, Any]:
