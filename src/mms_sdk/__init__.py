@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.deployments import Deployment, Prediction
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
+    from mms_sdk.client.studies import Study, Trial
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models
     from mms_sdk.compute.data.follow import Batches
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.training.schedules import warmup_cosine
     from mms_sdk.compute.training.tasks import Classification
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
+    from mms_sdk.compute.tuning import trial
     from mms_sdk.schema.cleaning import Clip as clip
     from mms_sdk.schema.cleaning import Convert as convert
     from mms_sdk.schema.cleaning import DropConstant as drop_constant
@@ -58,11 +60,13 @@ if TYPE_CHECKING:
         Zarr,
     )
     from mms_sdk.schema.specs import Split
+    from mms_sdk.schema.tuning import ASHA, Choice, Hyperband, Integer, LogUniform, Uniform
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "ASHA": "schema.tuning",
     "Arrow": "schema.sources",
     "AudioFolder": "schema.sources",
     "Backups": "client.backups",
@@ -70,6 +74,7 @@ _HOME = {
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Checkpoints": "compute.training.policies",
+    "Choice": "schema.tuning",
     "Classification": "compute.training.tasks",
     "Column": "schema.dataset",
     "Dataset": "client.dataset",
@@ -77,12 +82,15 @@ _HOME = {
     "EarlyStopping": "compute.training.policies",
     "HTTP": "schema.sources",
     "HuggingFace": "schema.sources",
+    "Hyperband": "schema.tuning",
     "Icechunk": "schema.sources",
     "Files": "schema.sources",
     "ImageFolder": "schema.sources",
+    "Integer": "schema.tuning",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
     "Kafka": "compute.data.kafka",
+    "LogUniform": "schema.tuning",
     "ModelVersion": "client.models",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
@@ -93,9 +101,12 @@ _HOME = {
     "Split": "schema.specs",
     "Step": "compute.training.loop",
     "Stream": "compute.data.streams",
+    "Study": "client.studies",
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "Trial": "client.studies",
+    "Uniform": "schema.tuning",
     "Union": "schema.sources",
     "VideoFolder": "schema.sources",
     "WebDataset": "schema.sources",
@@ -116,9 +127,15 @@ _HOME = {
     "keep_where": "schema.cleaning:KeepWhere",
     "warmup_cosine": "compute.training.schedules",
 }
-_MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}
+_MODULES = {
+    "errors": "errors",
+    "image": "compute.data.preprocess.image",
+    "models": "compute.models",
+    "trial": "compute.tuning.trial",
+}
 
 __all__ = [
+    "ASHA",
     "CSV",
     "HTTP",
     "JSONL",
@@ -130,6 +147,7 @@ __all__ = [
     "Batches",
     "BulkResult",
     "Checkpoints",
+    "Choice",
     "Classification",
     "Column",
     "Dataset",
@@ -137,10 +155,13 @@ __all__ = [
     "EarlyStopping",
     "Files",
     "HuggingFace",
+    "Hyperband",
     "Icechunk",
     "ImageFolder",
+    "Integer",
     "Job",
     "Kafka",
+    "LogUniform",
     "ModelVersion",
     "Parquet",
     "PartitionRules",
@@ -150,8 +171,11 @@ __all__ = [
     "Split",
     "Step",
     "Stream",
+    "Study",
     "TrainedCheckpoint",
     "Trainer",
+    "Trial",
+    "Uniform",
     "Union",
     "VideoFolder",
     "WebDataset",
@@ -173,6 +197,7 @@ __all__ = [
     "impute",
     "keep_where",
     "models",
+    "trial",
     "warmup_cosine",
 ]
 

@@ -51,6 +51,58 @@ def lines(series: Sequence[Sequence[float]], told: str, *, width: int = WIDTH, h
     return _drawing("".join(drawn), told, width, height)
 
 
+def parallel(
+    axes: Sequence[tuple[str, str, str]], rows: Sequence[tuple[Sequence[float], str]], told: str, *, height: int = 160
+) -> str:
+    """One upright axis for each name and one line for each row across them.
+
+    Args:
+        axes: Names, and what stands at the bottom and at the top.
+        rows: Places on the axes, from 0 at the bottom to 1, and the colour of the line.
+        told: In words what is seen.
+        height: Of the axes.
+    """
+    step, top = 130, 34  # room for the names and the numbers above
+    width = step * max(1, len(axes) - 1)
+    marks = []
+    for at, (name, low, high) in enumerate(axes):
+        anchor = "start" if at == 0 else "end" if at == len(axes) - 1 else "middle"
+        marks.append(f'<path d="M{at * step} {top}V{top + height}" stroke="currentColor" stroke-opacity=".4"/>')
+        for y, text, weight in ((12, name, 600), (top - 6, high, 400), (top + height + 14, low, 400)):
+            marks.append(
+                f'<text x="{at * step}" y="{y}" text-anchor="{anchor}" font-size="11" font-weight="{weight}" '
+                f'fill="currentColor">{escape(text)}</text>'
+            )
+    drawn = "".join(
+        f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="'
+        + " ".join(f"{at * step},{top + height * (1 - place):.1f}" for at, place in enumerate(places))
+        + '"/>'
+        for places, color in rows
+    )
+    return _drawing("".join(marks) + drawn, told, width, top + height + 20)
+
+
+def scatter(values: Sequence[float], best: Sequence[float], told: str, *, width: int = 360, height: int = 120) -> str:
+    """One point for each finite number in order, nothing for NaN, and the best so far as a line of steps."""
+    finite = [value for value in values if value == value]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    # Halved, so that the span of the largest numbers there are is a number too.
+    span, step = (high / 2 - low / 2) or 1.0, width / max(1, len(values) - 1)
+
+    def up(value: float) -> float:
+        return height - (value / 2 - low / 2) / span * height
+
+    points = "".join(
+        f'<circle cx="{at * step:.1f}" cy="{up(value):.1f}" r="2.5" fill="#4c8bf5"/>'
+        for at, value in enumerate(values)
+        if value == value
+    )
+    known = [(at * step, up(value)) for at, value in enumerate(best) if value == value]
+    path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in known[1:])
+    line = f'<path d="M{known[0][0]:.1f} {known[0][1]:.1f}{path}" fill="none" stroke="#e8710a"/>' if known else ""
+    return _drawing(line + points, told, width, height)
+
+
 def wave(peaks: Sequence[tuple[float, float]], told: str, *, width: int = WIDTH, height: int = HEIGHT) -> str:
     """The outline of a sound: for each moment the least and greatest sample, in [-1, 1]."""
     step, half = width / max(1, len(peaks)), height / 2

@@ -23,6 +23,7 @@ from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverS
 from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.tasks import Classification, Task
+from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Job, Progress
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
@@ -112,7 +113,9 @@ class Trainer:
             job = fitting.job.id
             stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
-        return fitting.result()
+        result = fitting.result()
+        trial.trained(result)
+        return result
 
     def steps(self, data: TrainingData, *, resume: str | None = None) -> Iterator[Step]:
         """The same loop as a generator, for those who want to do something in between.
