@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
@@ -29,6 +30,7 @@ from mms_sdk.schema.tuning import (
 )
 from mms_sdk.storage.workspace import Workspace
 
+Shown = Literal["auto", "none"]
 Script = str | Path | Callable[..., Any]
 _TRIALS = 20
 
@@ -187,6 +189,19 @@ class Study:
         found = [Trial(self._api, self._workspace, groups[number], self.spec) for number in sorted(groups)]
         return Table(found, title="trials", rows=map(_row, found))
 
+    def trial(self, number: int) -> Trial:
+        """One trial, by its number from 0.
+
+        Raises:
+            NotFound: It has not begun.
+        """
+        trials = self.trials
+        for trial in trials:
+            if trial.number == number:
+                return trial
+        begun = f"trials 0 to {len(trials) - 1}" if trials else "no trials yet"
+        raise NotFound(f"study {self.id} has {begun}; got {number}")
+
     @property
     def best(self) -> Trial:
         """The complete trial with the best value.
@@ -204,7 +219,7 @@ class Study:
         self.record = self._api.get(f"/v1/jobs/{self.id}", JobRecord)
         return self
 
-    def resume(self, *, progress: str = "auto") -> Study:
+    def resume(self, *, progress: Shown = "auto") -> Study:
         """Goes on with a study that was stopped, failed, or whose process was killed.
 
         Trials that ended stay as they are; those that ran are run again, with the values they had.
@@ -262,7 +277,7 @@ class Study:
             about["reason"] = self.record.error.get("detail", "")
         return about
 
-    def _run(self, workspace: Workspace, job: JobRecord, progress: str) -> Study:
+    def _run(self, workspace: Workspace, job: JobRecord, progress: Shown) -> Study:
         from mms_sdk.compute.tuning.study import run
 
         run(workspace, job, _say if progress == "auto" else _nothing)
@@ -308,7 +323,7 @@ class Studies:
         max_failures: int = 3,
         environment: Sequence[str] = (),
         name: str | None = None,
-        progress: str = "auto",
+        progress: Shown = "auto",
     ) -> Study:
         """See `WorkspaceClient.tune`."""
         from mms_sdk.compute.tuning import asking, code
@@ -440,7 +455,8 @@ def _study_row(study: Study) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop
+        print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def _nothing(_: str) -> None: ...
