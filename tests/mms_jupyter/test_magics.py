@@ -87,6 +87,14 @@ def test_help_is_printed(shell: InteractiveShell, capsys: pytest.CaptureFixture[
     assert "--epochs" in capsys.readouterr().out
 
 
+def test_tune_by_magic_returns_the_study(shell: InteractiveShell, tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text("import mms_sdk as mms\nmms.trial.report(0, mms.trial.params['x'])\n")
+    study = shell.run_line_magic("mms", f"tune {tmp_path}/toy.py --space x=3,5 --metric score --sampler grid")
+    assert (study.best.params, study.best.value) == ({"x": 5}, 5)
+    assert [each.id for each in shell.run_line_magic("mms", "studies")] == [study.id]
+    assert "<svg" in shell.run_line_magic("mms", f"study {study.id}")._repr_html_()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_train_and_predict_by_magic(shell: InteractiveShell, photos: Path) -> None:

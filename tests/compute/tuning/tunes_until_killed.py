@@ -12,7 +12,7 @@ import mms_sdk as mms
 marks = pathlib.Path(os.environ["MARKS"])
 (marks / f"began-{mms.trial.number}-{os.getpid()}").touch()
 for step in range(4):
-    mms.trial.report(step, mms.trial.params["x"] + 3 - step)
+    mms.trial.report(step, mms.trial.params["x"] + (3 - step))
     time.sleep(0.05)
 (marks / f"ended-{mms.trial.number}-{os.getpid()}").touch()
 """
