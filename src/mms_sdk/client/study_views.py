@@ -52,7 +52,8 @@ def history(spec: StudySpec, outcomes: Sequence[Outcome]) -> Drawing:
     best = _best_so_far(values, better=min if spec.direction == "minimize" else max)
     heights = [1 + round(7 * (value - low) / span) if value == value else 0 for value in values]
     said = f"{spec.metric} of {len(finite)} trials, from {told.number(low)} to {told.number(high)}, best {best[-1]:.6g}"
-    return Drawing(drawings.scatter(values, best, said), f"{drawings.blocks(heights)}  {said}")
+    ends = told.number(low), told.number(high)
+    return Drawing(drawings.scatter(values, best, ends, said), f"{drawings.blocks(heights)}  {said}")
 
 
 def parallel(spec: StudySpec, outcomes: Sequence[Outcome]) -> Drawing:
@@ -63,7 +64,7 @@ def parallel(spec: StudySpec, outcomes: Sequence[Outcome]) -> Drawing:
         return Drawing("", "no trial is complete yet")
     low, high = min(value for value, _ in done), max(value for value, _ in done)
     axes = [_axis(name, each) for name, each in spec.space.items()]
-    axes.append((spec.metric, told.number(low), told.number(high)))
+    axes.append((spec.metric, [(0, told.number(low)), (1, told.number(high))]))
     rows = []
     for at, (value, params) in enumerate(done):
         places = [_place(spec.space[name], params[name]) for name in spec.space]
@@ -84,9 +85,9 @@ def _best_so_far(values: Sequence[float], *, better: Any) -> list[float]:
     return best
 
 
-def _axis(name: str, asked: Any) -> tuple[str, str, str]:
-    low, high = (asked.values[0], asked.values[-1]) if isinstance(asked, Choice) else (asked.low, asked.high)
-    return name, told.cell(low), told.cell(high)
+def _axis(name: str, asked: Any) -> tuple[str, list[tuple[float, str]]]:
+    ends = asked.values if isinstance(asked, Choice) else (asked.low, asked.high)
+    return name, [(_place(asked, value), told.cell(value)) for value in ends]
 
 
 def _place(asked: Any, value: Any) -> float:

@@ -69,6 +69,7 @@ def test_a_grid_is_complete_and_every_trial_is_recorded_with_what_it_was_given(w
     again = ws.studies.get(study.id)
     assert (again.state, again.best.number, again.spec) == ("succeeded", 5, study.spec)
     assert [job.record.parent for job in ws.jobs.list(50)] == [*[study.id] * 20, None]
+    assert "loss 1" in repr(ws.jobs.list(50)).splitlines()[-1]
     with pytest.raises(Conflict, match="succeeded; start a new one"):
         study.resume()
 
@@ -337,3 +338,10 @@ def test_a_study_is_no_other_job(ws: mms.WorkspaceClient) -> None:
         ws.studies.get(trial.id)
     with pytest.raises(mms.errors.JobNotFound):
         ws.studies.get("nope")
+
+
+def test_without_optuna_the_pip_line_is_said(ws: mms.WorkspaceClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(mms.errors.MissingExtra, match=r'pip install "mms-sdk\[tune\]"'):
+        tune(ws, TOY)
+    assert ws.jobs.list() == []
