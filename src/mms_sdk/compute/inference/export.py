@@ -11,6 +11,7 @@ MANIFEST.json         digest of every file; written last
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 import orjson
 
 from mms_sdk.compute.data.preprocess.pipeline import to_json
-from mms_sdk.errors import Damaged
+from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.ids import now
@@ -82,9 +83,13 @@ def copy_model(source: Path, folder: Path, *, metrics: Mapping[str, float]) -> M
         metrics: Beside those that it has, and in place of those of the same names.
 
     Raises:
+        InvalidRequest: A metric is no finite number.
         Damaged: The artefact is not what its manifest says.
         StorageFull, NotWritable: The copy cannot be written.
     """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidRequest(f"the metrics of a version are finite numbers; got {name}={value!r}; leave it out")
     manifest.check(LocalStore(source), what=f"the model in {source}", content=True)
     card = read_card(source)
     card = card.model_copy(update={"metrics": {**card.metrics, **metrics}})
