@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -199,3 +200,23 @@ def test_importance_of_too_little_says_so() -> None:
     asker = Asker(spec())
     with pytest.raises(InvalidRequest, match="there are 0 complete ones so far; run more"):
         asker.importance()
+
+
+def test_reports_that_are_no_number_are_taken_up_as_they_were_told() -> None:
+    asked = spec(pruner=mms.ASHA(), sampler="random")
+    asker = Asker(asked)
+    number, params = asker.ask()
+    assert asker.prunes(number, 1, math.nan)
+    asker.tell(number, "pruned")
+    gone_on = Asker(asked, [Past(params=params, ended="pruned", reports={1: math.nan})])
+    assert gone_on.ask() == asker.ask()
+    assert gone_on.best() is None
+
+
+def test_of_two_reports_of_one_step_the_first_stays() -> None:
+    asker = Asker(spec(pruner=mms.ASHA(min_epochs=2)))
+    for value, prunes in ((1.0, False), (2.0, True)):
+        number, _ = asker.ask()
+        assert asker.prunes(number, 2, value) is prunes
+        assert not asker.prunes(number, 2, 0.0)
+        asker.tell(number, "complete", value)

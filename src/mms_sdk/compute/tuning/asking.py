@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -251,4 +252,6 @@ def _state(ended: Ended) -> optuna.trial.TrialState:
 
 
 def _last(past: Past) -> float | None:
-    return past.reports[max(past.reports)] if past.reports else None
+    # As Optuna has it when it is told: what is no number counts as none.
+    last = past.reports[max(past.reports)] if past.reports else math.nan
+    return None if math.isnan(last) else last

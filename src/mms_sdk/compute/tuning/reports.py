@@ -5,12 +5,14 @@ Nobody waits for anybody: the trial appends to logs, the study reads them from w
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mms_sdk.compute.tuning.trial import REPORTS
+from mms_sdk.errors import Unavailable
 from mms_sdk.schema.job import Job
 from mms_sdk.storage import metric_log
 from mms_sdk.storage.workspace import Workspace
@@ -46,8 +48,10 @@ class Reports:
             yield row["step"], self._reported
         if last or time.monotonic() - self._asked > _ASK_S:
             self._asked = time.monotonic()
-            jobs = self._workspace.catalog.jobs
-            self._train = list(jobs.begun_by(self._owner, kind="train", since=self._trial.id))
+            # One that is away for the moment is asked again; at the end it has to answer.
+            with contextlib.nullcontext() if last else contextlib.suppress(Unavailable):
+                jobs = self._workspace.catalog.jobs
+                self._train = list(jobs.begun_by(self._owner, kind="train", since=self._trial.id))
         for job in self._train:
             for row in (line for line in self._lines(job.id) if "epoch" in line):
                 self.seen |= row.keys() - {"step", "time", "epoch"}
