@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
@@ -19,9 +19,10 @@ from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.job import JobPage
 from mms_sdk.schema.names import check_name, suggest_name
 from mms_sdk.schema.tuning import (
+    ASHA,
     Direction,
+    Hyperband,
     Params,
-    Pruner,
     Sampler,
     StudySpec,
     better_way,
@@ -308,53 +309,24 @@ class Studies:
             raise JobNotFound(f"job {study} is no study but a {record.kind} job; list studies with: mms studies")
         return Study(self._api, self._workspace, record)
 
-    def tune(
-        self,
-        script: Script,
-        *,
-        space: Mapping[str, Any],
-        metric: str,
-        direction: Direction | None = None,
-        trials: int | None = None,
-        sampler: Sampler = "tpe",
-        pruner: Pruner | None = None,
-        parallel: int = 1,
-        seed: int = 0,
-        max_failures: int = 3,
-        environment: Sequence[str] = (),
-        name: str | None = None,
-        progress: Shown = "auto",
-    ) -> Study:
-        """See `WorkspaceClient.tune`."""
+    def begin(self, script: Script, asked: Mapping[str, Any], *, name: str | None, progress: Shown) -> Study:
+        """Records a study and runs it; see `WorkspaceClient.tune`, which says what may be asked."""
         from mms_sdk.compute.tuning import asking, code
         from mms_sdk.compute.tuning.study import start
 
         workspace = _own(self._workspace)
-        checked = space_of(space)
-        points = len(asking.grid_points(checked)) if sampler == "grid" else None
-        _check(metric, direction, sampler, pruner, progress)
-        wanted = trials if trials is not None else points or _TRIALS
-        _check_numbers(trials=wanted, parallel=parallel, max_failures=max_failures)
-        if points is not None and wanted > points:
-            raise InvalidRequest(f"a grid of {points} points has no {wanted} trials; leave trials out for all of them")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InvalidRequest(f"a seed is a whole number from 0; got {seed!r}")
+        _check_choices(asked, progress)
+        space = space_of(asked["space"])
+        points = len(asking.grid_points(space)) if asked["sampler"] == "grid" else None
+        decided = {
+            "space": space,
+            "trials": asked["trials"] if asked["trials"] is not None else points or _TRIALS,
+            "direction": asked["direction"] or better_way(asked["metric"]),
+        }
+        _check_numbers({**asked, **decided}, points)
         asking.loaded()
-        found, content = code.code_of(script, checked)
-        spec = StudySpec(
-            metric=metric,
-            direction=direction or better_way(metric),
-            space=checked,
-            trials=wanted,
-            sampler=sampler,
-            pruner=pruner,
-            parallel=parallel,
-            seed=seed,
-            max_failures=max_failures,
-            environment=tuple(environment),
-            code=found,
-            working_folder=str(Path.cwd()),
-        )
+        found, content = code.code_of(script, space)
+        spec = StudySpec(**{**asked, **decided}, code=found, working_folder=str(Path.cwd()))
         named = check_name(name, what="study") if name else suggest_name(Path(found.name).stem)
         job = start(workspace, named, spec, content)
         return Study(self._api, workspace, job)._run(workspace, job, progress)
@@ -369,28 +341,34 @@ def _own(workspace: Workspace | None) -> Workspace:
     return workspace
 
 
-def _check(metric: Any, direction: Any, sampler: Any, pruner: Any, progress: Any) -> None:
-    from mms_sdk.schema.tuning import ASHA, Hyperband
-
+def _check_choices(asked: Mapping[str, Any], progress: str) -> None:
+    metric, pruner, environment = asked["metric"], asked["pruner"], asked["environment"]
     if not isinstance(metric, str) or not metric.strip() or metric in ("step", "time", "epoch"):
         raise InvalidRequest(
             f"a metric is named as training or mms.trial.report tells it, e.g. val/loss; got {metric!r}"
         )
     for what, value, choices in (
-        ("sampler", sampler, ("tpe", "random", "grid")),
-        ("direction", direction, (None, "minimize", "maximize")),
-        ("progress", progress, ("auto", "none")),
+        ("sampler", asked["sampler"], get_args(Sampler)),
+        ("direction", asked["direction"], (None, *get_args(Direction))),
+        ("progress", progress, get_args(Shown)),
     ):
         if value not in choices:
             raise InvalidRequest(f"{what} is one of {', '.join(map(str, choices))}; got {value!r}")
     if pruner is not None and not isinstance(pruner, ASHA | Hyperband):
-        raise InvalidRequest(f"pruner is mms.ASHA(), mms.Hyperband(max_epochs) or None; got {pruner!r}")
+        raise InvalidRequest(f"pruner is mms.ASHA(), mms.Hyperband(max_epochs=…) or None; got {pruner!r}")
+    if isinstance(environment, str) or not all(isinstance(name, str) for name in environment):
+        raise InvalidRequest(f"environment lists names of variables, e.g. ['MY_DATA']; got {environment!r}")
 
 
-def _check_numbers(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
+def _check_numbers(asked: Mapping[str, Any], points: int | None) -> None:
+    for name, least in (("trials", 1), ("parallel", 1), ("max_failures", 1), ("seed", 0)):
+        value = asked[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidRequest(f"{name} is a whole number from {least}; got {name}={value!r}")
+    if points is not None and asked["trials"] > points:
+        raise InvalidRequest(
+            f"a grid of {points} points has no {asked['trials']} trials; leave trials out for all of them"
+        )
 
 
 def _pages(api: Api, **query: Any) -> Iterator[JobRecord]:

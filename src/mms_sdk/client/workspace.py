@@ -208,21 +208,19 @@ class WorkspaceClient:
             JobFailed: Too many trials failed, or none gave a value.
             MissingExtra: Optuna is not installed.
         """
-        return self.studies.tune(
-            script,
-            space=space,
-            metric=metric,
-            direction=direction,
-            trials=trials,
-            sampler=sampler,
-            pruner=pruner,
-            parallel=parallel,
-            seed=seed,
-            max_failures=max_failures,
-            environment=environment,
-            name=name,
-            progress=progress,
-        )
+        asked = {
+            "space": space,
+            "metric": metric,
+            "direction": direction,
+            "trials": trials,
+            "sampler": sampler,
+            "pruner": pruner,
+            "parallel": parallel,
+            "seed": seed,
+            "max_failures": max_failures,
+            "environment": environment,
+        }
+        return self.studies.begin(script, asked, name=name, progress=progress)
 
     def backup(self, to: str | Path, *, keep: int | None = None) -> Backup:
         """Copies the workspace as it is now to another place, while jobs go on; only what is not there yet is sent.

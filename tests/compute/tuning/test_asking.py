@@ -103,6 +103,11 @@ def test_a_range_without_steps_has_no_grid(each: Any) -> None:
         grid_points({"lr": each})
 
 
+def test_a_grid_without_end_is_refused_before_it_is_made() -> None:
+    with pytest.raises(InvalidRequest, match=r"at most 100,000; this one has 1,000,000,000,000; give fewer values"):
+        grid_points({name: mms.Integer(1, 10**6) for name in ("a", "b")})
+
+
 def test_a_trial_that_was_lost_runs_again_with_its_number_and_values() -> None:
     whole = trials(Asker(spec()), 5)
     past = [Past(params=params, ended="complete", value=worth(params)) for params in whole[:4]]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import optuna
 
 Ended = Literal["complete", "pruned", "failed"]
+_MOST_POINTS = 100_000  # a trial takes a second at the very least
 _RUNG = "completed_rung_"  # what Optuna's successive halving notes at a trial
 
 
@@ -159,7 +160,7 @@ def grid_points(space: Space) -> list[Params]:
     """All combinations of a space's values, the last name changing fastest.
 
     Raises:
-        InvalidRequest: A range has no values that could be gone through.
+        InvalidRequest: A range has no values that could be gone through, or there are too many combinations.
     """
     values: list[Sequence[Any]] = []
     for name, each in space.items():
@@ -173,6 +174,12 @@ def grid_points(space: Space) -> list[Params]:
                     f"a grid goes through values one by one, and {name}={each!r} has none; give Choice([…]), or "
                     f"another sampler"
                 )
+    count = math.prod(map(len, values))
+    if count > _MOST_POINTS:
+        raise InvalidRequest(
+            f"a grid goes through all combinations, at most {_MOST_POINTS:,}; this one has {count:,}; give fewer "
+            f"values, or another sampler"
+        )
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 
