@@ -17,6 +17,7 @@ Value = bool | int | float | str | None
 Params = dict[str, Value]
 Sampler = Literal["tpe", "random", "grid"]
 Direction = Literal["minimize", "maximize"]
+_EXACT = 2**53  # whole numbers beyond are not exact in JSON
 _LOWER = re.compile(r"(^|[/_])(loss|error|mae|mse|rmse|mape|perplexity)$")
 _Checked = TypeVar("_Checked", bound="Uniform | LogUniform | Integer")
 
@@ -74,8 +75,8 @@ class Integer(_Range):
     """
 
     kind: Literal["integer"] = "integer"
-    low: int
-    high: int
+    low: int = Field(ge=-_EXACT)
+    high: int = Field(le=_EXACT)
     log: bool = False
 
     _ordered = model_validator(mode="after")(_below)

@@ -40,6 +40,7 @@ def test_a_range_prints_as_it_is_written_and_comes_back_from_json(each: Any) -> 
         (lambda: mms.Uniform(float("nan"), 1), "finite numbers"),
         (lambda: mms.LogUniform(0, 1), "LogUniform does not fit: low: Input should be greater than 0"),
         (lambda: mms.Integer(1, 2.5), "Integer does not fit: high"),
+        (lambda: mms.Integer(1, 10**30), "Integer does not fit: high"),
         (lambda: mms.Integer(0, 8, log=True), "orders of magnitude begin at 1"),
         (lambda: mms.Choice([]), "Choice does not fit: values"),
         (lambda: mms.Choice([1, 2, 1]), "got 1 twice"),
