@@ -190,6 +190,14 @@ mms.trial.report(1, number)
     assert [(job.state, job.record.error and job.record.error["title"]) for job in earlier] == [("failed", "killed")]
 
 
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGTERM)", "raise SystemExit(143)"])
+def test_a_trial_that_somebody_else_terminates_runs_once_more(ws: mms.WorkspaceClient, end: str) -> None:
+    study = stopped(ws, f"\nimport os, signal\n{end}", "no trial of 1 gave a value", trials=1)
+    (trial,) = study.trials
+    assert (trial.state, trial.attempts) == ("failed", 2)
+    assert "ended by signal 15, as before" in trial.facts()["reason"]
+
+
 def test_what_a_trial_leaves_running_ends_with_it(ws: mms.WorkspaceClient, tmp_path: Path) -> None:
     script = f"""
 import subprocess, sys

@@ -68,6 +68,8 @@ def _run(folder: Path) -> None:
     try:
         exec(compile(content, path, "exec", dont_inherit=True), script.__dict__)
     except SystemExit as ended:
+        if ended.code == _STOPPED:  # by whoever noticed the signal in place of this module
+            raise Stopped from ended
         if ended.code not in (None, 0):
             raise
 
