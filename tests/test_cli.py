@@ -569,3 +569,74 @@ def test_words_that_do_not_fit_move_no_cursor(capsys: pytest.CaptureFixture[str]
     assert told.startswith("mms: ")
     assert not {"\x1b", "\x9b"} & set(told)
     assert "x1b" in told or "x9b" in told
+
+
+TOY = """
+import mms_sdk as mms
+print("printed", mms.trial.number)
+mms.trial.report(0, mms.trial.params["x"] + mms.trial.params["y"])
+"""
+
+
+def test_a_script_is_tuned_looked_at_and_gone_on_with(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    asked = ("--space", "x=1:2", "--space", "y=0.5,2.5", "--metric", "loss", "--sampler", "grid", "--name", "mine")
+    code, out, err = run(capsys, "tune", str(script), *asked)
+    assert (code, "4 of 4: 4 complete" in out, "trial 3 of 4: loss 4.5; x=2, y=2.5" in err) == (0, True, True)
+    assert workspace.is_dir()
+    (found,) = json.loads(run(capsys, "studies", "--json")[1])
+    assert (found["name"], found["result"]["best"], found["result"]["value"]) == ("mine", 0, 1.5)
+    code, out, _ = run(capsys, "study", found["id"])
+    assert (code, out.splitlines()[-1].split()) == (0, ["3", "complete", "4.5", "2", "2.5"])
+    told = json.loads(run(capsys, "study", found["id"], "--json")[1])
+    assert [trial["result"]["value"] for trial in told["trials"]] == [1.5, 3.5, 2.5, 4.5]
+    assert run(capsys, "study", found["id"], "--trial", "2")[1].endswith("printed 2\n")
+    assert "4 of 4" in run(capsys, "studies")[1]
+    code, _, err = run(capsys, "tune", "--resume", found["id"])
+    assert (code, "is succeeded; start a new one" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("lr=log:1e-5:1e-2", mms.LogUniform(1e-5, 1e-2)),
+        ("drop=0.0:0.5", mms.Uniform(0, 0.5)),
+        ("drop=0:0.5", mms.Uniform(0, 0.5)),
+        ("layers=1:4", mms.Integer(1, 4)),
+        ("units=log:16:512", mms.Integer(low=16, high=512, log=True)),
+        ("width=64,128", mms.Choice([64, 128])),
+        ("act=relu,null,true,1.5", mms.Choice(["relu", None, True, 1.5])),
+        ("only=7", mms.Choice([7])),
+    ],
+)
+def test_a_range_is_said_in_a_word(text: str, made: object) -> None:
+    assert cli._range(text) == (text.partition("=")[0], made)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: mms tune SCRIPT --space NAME=RANGE --metric METRIC"),
+        (["train.py", "--metric", "loss"], "usage: mms tune SCRIPT"),
+        (["train.py", "--space", "lr"], "a range is e.g. lr=log:1e-5:1e-2"),
+        (["train.py", "--space", "lr="], "a range is e.g."),
+        (["train.py", "--space", "lr=log:1:2:3"], "a range is e.g."),
+        (["train.py", "--space", "lr=a:b"], "a range is e.g."),
+        (["train.py", "--space", "lr=log:a,b"], "a range is e.g."),
+        (["train.py", "--space", "lr=2:1"], "lr: Integer does not fit"),
+        (["train.py", "--space", "lr=1,1"], "lr: Choice does not fit"),
+        (["train.py", "--pruner", "hyperband"], "hyperband:EPOCHS; got 'hyperband'"),
+        (["train.py", "--pruner", "hyperband:1"], "got 1 and 1"),
+        (["train.py", "--pruner", "median"], "asha or hyperband:EPOCHS; got 'median'"),
+        (["train.py", "--trials", "0"], "whole number from 1"),
+        (["train.py", "--resume", "x"], "mms tune --resume STUDY, and nothing else"),
+    ],
+)
+def test_words_of_tune_that_do_not_fit_say_how_they_would(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, _, err = run(capsys, "tune", *words)
+    assert (code, said in err) == (2, True), err

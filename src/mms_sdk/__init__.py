@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.deployments import Deployment, Prediction
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
+    from mms_sdk.client.studies import Study, Trial
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models, sharding
     from mms_sdk.compute.data.follow import Batches
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Regression,
     )
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
+    from mms_sdk.compute.tuning import trial
     from mms_sdk.schema.cleaning import Clip as clip
     from mms_sdk.schema.cleaning import Convert as convert
     from mms_sdk.schema.cleaning import DropConstant as drop_constant
@@ -71,11 +73,13 @@ if TYPE_CHECKING:
         Zarr,
     )
     from mms_sdk.schema.specs import Split
+    from mms_sdk.schema.tuning import ASHA, Choice, Hyperband, Integer, LogUniform, Uniform
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "ASHA": "schema.tuning",
     "Arrow": "schema.sources",
     "AudioFolder": "schema.sources",
     "Backups": "client.backups",
@@ -85,6 +89,7 @@ _HOME = {
     "Callback": "compute.training.callbacks",
     "Check": "compute.training.check",
     "Checkpoints": "compute.training.policies",
+    "Choice": "schema.tuning",
     "Classification": "compute.training.tasks",
     "Column": "schema.dataset",
     "Custom": "compute.training.tasks",
@@ -96,14 +101,17 @@ _HOME = {
     "Forecasting": "compute.training.tasks",
     "HTTP": "schema.sources",
     "HuggingFace": "schema.sources",
+    "Hyperband": "schema.tuning",
     "Icechunk": "schema.sources",
     "ImageFolder": "schema.sources",
+    "Integer": "schema.tuning",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
     "Kafka": "compute.data.kafka",
     "LanguageModelling": "compute.training.tasks",
     "Limits": "compute.training.policies",
     "LoRA": "compute.training.lora",
+    "LogUniform": "schema.tuning",
     "ModelVersion": "client.models",
     "MultiLabel": "compute.training.tasks",
     "Parquet": "schema.sources",
@@ -118,9 +126,12 @@ _HOME = {
     "Split": "schema.specs",
     "Step": "compute.training.loop",
     "Stream": "compute.data.streams",
+    "Study": "client.studies",
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "Trial": "client.studies",
+    "Uniform": "schema.tuning",
     "Union": "schema.sources",
     "VideoFolder": "schema.sources",
     "WebDataset": "schema.sources",
@@ -150,9 +161,11 @@ _MODULES = {
     "sharding": "compute.sharding",
     "table": "compute.data.preprocess.table",
     "text": "compute.data.preprocess.text",
+    "trial": "compute.tuning.trial",
 }
 
 __all__ = [
+    "ASHA",
     "CSV",
     "HTTP",
     "JSONL",
@@ -166,6 +179,7 @@ __all__ = [
     "Callback",
     "Check",
     "Checkpoints",
+    "Choice",
     "Classification",
     "Column",
     "Custom",
@@ -176,13 +190,16 @@ __all__ = [
     "Files",
     "Forecasting",
     "HuggingFace",
+    "Hyperband",
     "Icechunk",
     "ImageFolder",
+    "Integer",
     "Job",
     "Kafka",
     "LanguageModelling",
     "Limits",
     "LoRA",
+    "LogUniform",
     "ModelVersion",
     "MultiLabel",
     "Parquet",
@@ -196,8 +213,11 @@ __all__ = [
     "Split",
     "Step",
     "Stream",
+    "Study",
     "TrainedCheckpoint",
     "Trainer",
+    "Trial",
+    "Uniform",
     "Union",
     "VideoFolder",
     "WebDataset",
@@ -224,6 +244,7 @@ __all__ = [
     "sharding",
     "table",
     "text",
+    "trial",
     "warmup_cosine",
 ]
 

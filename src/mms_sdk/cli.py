@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import mms_sdk
 from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
@@ -28,6 +28,7 @@ from mms_sdk.told import on_its_lines
 
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
+    from mms_sdk.client.studies import Study
     from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
 
@@ -170,6 +171,34 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     train.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest (data=-1)")
     train.add_argument("--seed", type=int, default=0, help="of initial values, order and augmentation (0)")
     train.add_argument("--resume", metavar="JOB", help="go on from that job's newest checkpoint, with the same options")
+
+    tune = verb("tune", _tune, "run a script again and again with other values, and find the best ones")
+    tune.add_argument("script", nargs="?", metavar="SCRIPT", help="a path, e.g. train.py, or a module")
+    tune.add_argument(
+        "--space",
+        action="append",
+        type=_range,
+        default=[],
+        metavar="NAME=RANGE",
+        help="again and again: lr=log:1e-5:1e-2, drop=0.0:0.5, layers=1:4, units=log:16:512, width=64,128",
+    )
+    tune.add_argument("--metric", help="what trials are compared by, e.g. val/accuracy")
+    tune.add_argument("--direction", choices=["minimize", "maximize"], help="losses and errors lower, others higher")
+    tune.add_argument("--trials", type=_positive, help="how many (20, or all points of a grid)")
+    tune.add_argument("--sampler", choices=["tpe", "random", "grid"], default="tpe", help="how values are found (tpe)")
+    tune.add_argument("--pruner", type=_pruner, metavar="HOW", help="end poor trials early: asha, or hyperband:EPOCHS")
+    tune.add_argument("--parallel", type=_positive, default=1, help="trials at once (1)")
+    tune.add_argument("--seed", type=int, default=0, help="of the sampler (0)")
+    tune.add_argument("--max-failures", type=_positive, default=3, help="failed trials in a row that end it (3)")
+    tune.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable that trials see, too")
+    tune.add_argument("--name", help="for people; the script's name if left out")
+    tune.add_argument("--resume", metavar="STUDY", help="go on with that one instead, which was stopped or killed")
+
+    studies = verb("studies", _studies, "list studies")
+    studies.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
+    study = verb("study", _study, "show a study and its trials")
+    study.add_argument("study", metavar="ID")
+    study.add_argument("--trial", type=_whole, metavar="NUMBER", help="only that trial, with what its script printed")
 
     jobs = verb("jobs", _jobs, "list jobs, or show one")
     jobs.add_argument("job", nargs="?", help="id of one to show")
@@ -504,6 +533,98 @@ def _train(asked: argparse.Namespace) -> Any:
     return version if asked.json or _in_notebook(asked) else _Facts(version.facts())
 
 
+def _tune(asked: argparse.Namespace) -> Any:
+    progress: Literal["auto", "none"] = "none" if asked.json else "auto"
+    if asked.resume:
+        if asked.script or asked.space or asked.metric:
+            raise UsageProblem("a study goes on with what it began with: mms tune --resume STUDY, and nothing else")
+        return _told(_connect(asked).studies.get(asked.resume).resume(progress=progress), asked)
+    if not (asked.script and asked.space and asked.metric):
+        raise UsageProblem("usage: mms tune SCRIPT --space NAME=RANGE --metric METRIC; more: mms help tune")
+    study = _connect(asked).tune(
+        asked.script,
+        space=dict(asked.space),
+        metric=asked.metric,
+        direction=asked.direction,
+        trials=asked.trials,
+        sampler=asked.sampler,
+        pruner=asked.pruner,
+        parallel=asked.parallel,
+        seed=asked.seed,
+        max_failures=asked.max_failures,
+        environment=asked.env,
+        name=asked.name,
+        progress=progress,
+    )
+    return _told(study, asked)
+
+
+def _told(study: Study, asked: argparse.Namespace) -> Any:
+    return study if asked.json or _in_notebook(asked) else _Facts(study.facts())
+
+
+def _studies(asked: argparse.Namespace) -> Any:
+    workspace = _connect(asked)
+    return _listed(workspace.studies.list(asked.limit), workspace, asked)
+
+
+def _study(asked: argparse.Namespace) -> Any:
+    study = _connect(asked).studies.get(asked.study)
+    if asked.trial is not None:
+        trial = study.trial(asked.trial)
+        plain = asked.json or _in_notebook(asked)
+        return trial if plain else f"{_Facts(trial.facts())}\n\n{_harmless(trial.log())}".rstrip()
+    if asked.json:
+        return {**to_json(study), "trials": to_json(list(study.trials))}
+    return study if _in_notebook(asked) else f"{_Facts(study.facts())}\n\n{study.trials!r}"
+
+
+def _range(text: str) -> tuple[str, Any]:
+    # NAME=log:LOW:HIGH, NAME=LOW:HIGH, or NAME=VALUE,VALUE; whole numbers where all that is said is whole.
+    from mms_sdk.schema.tuning import Choice, Integer, LogUniform, Uniform
+
+    name, _, told = text.partition("=")
+    log = told.startswith("log:")
+    ends = [_spoken(word) for word in told.removeprefix("log:").split(":")]
+    try:
+        if len(ends) == 2 and all(type(end) in (int, float) for end in ends):
+            if all(type(end) is int for end in ends):
+                return name, Integer(low=ends[0], high=ends[1], log=log)
+            return name, (LogUniform if log else Uniform)(low=ends[0], high=ends[1])
+        if name and told and not log and ":" not in told:
+            return name, Choice(values=tuple(_spoken(word) for word in told.split(",")))
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error.message}") from error
+    raise argparse.ArgumentTypeError(
+        f"a range is e.g. lr=log:1e-5:1e-2, drop=0.0:0.5, layers=1:4 or width=64,128; got {text!r}"
+    )
+
+
+def _spoken(word: str) -> Any:
+    # A number, a truth or none as JSON has it; any other word is itself. NaN is no value.
+    with contextlib.suppress(ValueError):
+        value = json.loads(word)
+        if value is None or isinstance(value, int | float):
+            return value
+    return word
+
+
+def _pruner(text: str) -> Any:
+    from mms_sdk.schema.tuning import ASHA, Hyperband
+
+    how, _, epochs = text.partition(":")
+    try:
+        if how == "asha":
+            return ASHA(min_epochs=int(epochs or 1))
+        if how == "hyperband":
+            return Hyperband(max_epochs=int(epochs))
+    except ValueError as error:  # InvalidRequest is one, too
+        raise argparse.ArgumentTypeError(
+            f"poor trials are ended by asha, asha:MIN_EPOCHS or hyperband:EPOCHS; got {text!r}: {error}"
+        ) from error
+    raise argparse.ArgumentTypeError(f"poor trials are ended by asha or hyperband:EPOCHS; got {text!r}")
+
+
 def _jobs(asked: argparse.Namespace) -> Any:
     workspace = _connect(asked)
     if asked.job is None:
@@ -644,6 +765,12 @@ def _in_notebook(asked: argparse.Namespace) -> bool:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 is expected; got {text!r}")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is expected; got {text!r}")
     return int(text)
 
 

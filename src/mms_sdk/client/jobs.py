@@ -201,6 +201,8 @@ def _outcome(job: Job) -> str:
     for name, value in {**record.result.get("metrics", {}), **record.result}.items():
         if name in ("val/accuracy", "accuracy") and value is not None:
             return f"{name} {value:.4f}"
+    if "value" in record.result:  # of a trial, or the best one's of a study
+        return f"{record.spec['metric']} {record.result['value']:.6g}"
     return f"{record.result['rows']:,} rows" if "rows" in record.result else ""
 
 

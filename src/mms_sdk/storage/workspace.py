@@ -9,7 +9,7 @@ import orjson
 
 from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotFound, NotWritable
 from mms_sdk.schema.names import check_name
-from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE
+from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
@@ -91,6 +91,15 @@ class Workspace:
             catalog.close()
             raise
         return catalog
+
+    def variables(self) -> dict[str, str]:
+        """The environment in which `connect()` opens this very workspace, in a process that works for this one."""
+        told = {WORKSPACE_VARIABLE: str(self.root)}
+        if isinstance(self._catalog, str):
+            told[CATALOG_VARIABLE] = self._catalog
+        if self._datasets_name != "datasets":
+            told[DATASETS_VARIABLE] = self._datasets_name
+        return told
 
     def dataset_names(self) -> list[str]:
         """Datasets that have at least one snapshot, by name."""

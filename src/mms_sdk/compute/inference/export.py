@@ -11,6 +11,7 @@ MANIFEST.json         digest of every file; written last
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ import orjson
 
 from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import to_json
-from mms_sdk.errors import Damaged
+from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.stores.local import LocalStore
 
 if TYPE_CHECKING:
     from mms_sdk.compute.training.trainer import TrainedCheckpoint
@@ -67,6 +69,34 @@ def export_model(folder: Path, trained: TrainedCheckpoint, *, metrics: Mapping[s
         files.write_durable(
             folder / "model.json", orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
         )
+    manifest.seal(folder)
+    return card
+
+
+def copy_model(source: Path, folder: Path, *, metrics: Mapping[str, float]) -> ModelCard:
+    """Writes a copy of a sealed artefact, with further metrics in its card.
+
+    Args:
+        source: The artefact; it is verified as a whole.
+        folder: An empty folder.
+        metrics: Beside those that it has, and in place of those of the same names.
+
+    Raises:
+        InvalidRequest: A metric is no finite number.
+        Damaged: The artefact is not what its manifest says.
+        StorageFull, NotWritable: The copy cannot be written.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidRequest(f"the metrics of a version are finite numbers; got {name}={value!r}; leave it out")
+    manifest.check(LocalStore(source), what=f"the model in {source}", content=True)
+    card = read_card(source)
+    card = card.model_copy(update={"metrics": {**card.metrics, **metrics}})
+    for path in (each for each in sorted(source.rglob("*")) if each.is_file() and each.name != manifest.NAME):
+        files.make_folder((folder / path.relative_to(source)).parent)
+        files.copy(path, folder / path.relative_to(source))
+    body = orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+    files.replace(folder / "model.json", body)
     manifest.seal(folder)
     return card
 

@@ -35,6 +35,7 @@ from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.step_options import OnNan, Remat, StepOptions
 from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.compute.training.termination import Terminated, Termination
+from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Job, JobState, Progress
 from mms_sdk.storage import files, processes
@@ -175,7 +176,9 @@ class Trainer:
             job = fitting.job.id
             stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
-        return fitting.result()
+        result = fitting.result()
+        trial.trained(result)
+        return result
 
     def steps(self, data: TrainingData, *, resume: str | None = None) -> Iterator[Step]:
         """The same loop as a generator, for those who want to do something in between.
