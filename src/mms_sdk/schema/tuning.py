@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.base import Asked, Schema, reasons
+from mms_sdk.schema.base import Asked, Schema
+from mms_sdk.schema.findings import reasons
 
 Value = bool | int | float | str | None
 Params = dict[str, Value]
