@@ -56,9 +56,9 @@ find_python() { # prints the Python to use: $PYTHON if that is set, else the fir
     "On Debian 12 or later: apt-get install python3 python3-venv. To use another Python: PYTHON=path/to/python3 $0"
 }
 
-holds() { # holds LOCK: whether the environment was made here, with this Python, and has all of the lock installed
+holds() { # holds FILE: whether the environment was made here, with this Python, and has all of it installed
   [[ -f $environment/origin && $(<"$environment/origin") == "$origin" ]] &&
-    cmp -s "$root/requirements/$1.lock" "$environment/$1.lock"
+    cmp -s "$root/requirements/$1" "$environment/$1"
 }
 
 install() {
@@ -74,9 +74,9 @@ make_environment() {
   exec {turn}>"$environment.turn" # two scripts started together: the second waits here, then finds all done
   flock "$turn"
 
-  if ! holds "$lock"; then
-    holds demo || fresh=yes # demo.lock is a part of test.lock, so an environment for the demo can grow
-    rm -f "$environment"/*.lock
+  if ! holds "$lock.lock"; then
+    holds demo.lock || fresh=yes # demo.lock is a part of test.lock, so an environment for the demo can grow
+    rm -f "$environment"/*.lock "$environment/references.txt"
     if [[ $fresh ]]; then
       quietly "making an environment for $("$python" --version)" "$python" -m venv --clear "$environment"
       printf '%s\n' "$origin" >"$environment/origin"
@@ -84,6 +84,10 @@ make_environment() {
     quietly "installing requirements/$lock.lock" install --require-hashes -r "$root/requirements/$lock.lock"
     cp "$root/requirements/demo.lock" "$environment/"
     cp "$root/requirements/$lock.lock" "$environment/"
+  fi
+  if [[ $lock == test && $("$python" -c 'import sys; print(sys.version_info[1])') == 11 ]] && ! holds references.txt; then
+    quietly "installing requirements/references.txt" install --no-deps -r "$root/requirements/references.txt"
+    cp "$root/requirements/references.txt" "$environment/"
   fi
   if ! cmp -s "$root/pyproject.toml" "$environment/pyproject.toml"; then
     quietly "installing MMS" install --no-deps --no-build-isolation --editable "$root"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,19 +11,24 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.cells import cell_len
 
+import mms_sdk as mms
 from mms_sdk import cli
+from mms_sdk.errors import NotWritable
+from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    Workspace(tmp_path / "ws").close()
     return tmp_path / "ws"
 
 
@@ -66,7 +72,16 @@ def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["tran"], 2, "did you mean train?"),
+        (["tran"], 2, "mms: there is no verb 'tran'; did you mean train? more: mms --help\n"),
+        (["zzz"], 2, "there is no verb 'zzz'; there are status, demo, datasets"),
+        (["status", "--wrkspace", "x"], 2, "--wrkspace is no option of mms status; did you mean --workspace? more:"),
+        (["status", "x"], 2, "'x' is one word too many for mms status"),
+        (["--nothing"], 2, "--nothing is no option of mms;"),
+        (["train"], 2, "usage: mms train DATASET; the following arguments are required: dataset;"),
+        (["datasets", "ingest", "a", "b", "--profile", "rw"], 2, "there is no --profile 'rw'; did you mean raw?"),
+        (["datasets", "ingest", "p", "a/1.jpg", "a/2.jpg"], 2, "got 2; put a pattern in quotes"),
+        (["datasets", "watch", "p", "a/1.jpg", "a/2.jpg"], 2, "mms datasets watch p 'a/*.jpg'"),
+        (["backups", "/nowhere/at all"], 1, "no folder /nowhere/at all; check the name"),
         (["datasets", "show"], 2, "usage: mms datasets"),
         (["datasets", "list", "flowers"], 2, "usage: mms datasets"),
         (["datasets", "show", "flowers", "photos"], 2, "usage: mms datasets"),
@@ -102,6 +117,64 @@ def test_a_mistake_is_one_message_without_a_traceback(
     assert got == code
     assert said in err
     assert "Traceback" not in out + err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["status", "datasets", "datasets show x", "datasets clean x --step drop-missing", "jobs", "models", "verify"],
+)
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_what_brings_nothing_in_makes_no_workspace_of_a_mistyped_name(
+    words: str, named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typo = tmp_path / "typo"
+    monkeypatch.setenv("MMS_WORKSPACE", str(typo if named == "variable" else tmp_path / "right"))
+    code, _, err = run(capsys, *words.split(), *(["--workspace", str(typo)] if named == "option" else []))
+    assert code == 1
+    assert f"there is none in {typo}; name another" in err
+    assert "mms datasets ingest NAME SOURCE" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ingest_makes_its_workspace_and_looking_makes_the_default_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.csv").write_text("n\n" + "".join(f"{at}\n" for at in range(20)))
+    words = ("--workspace", str(tmp_path / "new"))
+    assert run(capsys, "datasets", "ingest", "x", str(tmp_path / "x.csv"), *words)[0] == 0
+    assert "x@1" in run(capsys, "datasets", *words)[1]
+    monkeypatch.delenv("MMS_WORKSPACE", raising=False)
+    monkeypatch.setattr("mms_sdk.settings.HOME_WORKSPACE", tmp_path / "home")
+    assert run(capsys, "jobs")[:2] == (0, f"no jobs yet in {tmp_path / 'home'}\n")
+
+
+def test_a_workspace_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Any, flags: int, *more: Any) -> int:
+        if str(path).endswith("catalog.sqlite") and flags & os.O_RDWR:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *more)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", read_only)
+    for verb in ("status", "datasets", "jobs"):
+        code, out, err = run(capsys, verb)
+        assert (code, out, len(err.splitlines())) == (1, "", 1)
+        assert f"{workspace}/catalog.sqlite cannot be written: Read-only file system; give this user" in err
+    with pytest.raises(NotWritable, match=r"catalog\.sqlite cannot be written: Read-only file system; give"):
+        mms.connect()
+
+
+def test_status_counts_all_jobs(capsys: pytest.CaptureFixture[str], workspace: Path) -> None:
+    opened = Workspace(workspace)
+    ended = [opened.catalog.jobs.start("ingest", "x", {}).id for _ in range(130)]
+    for job in ended:
+        opened.catalog.jobs.finish(job, "succeeded")
+    opened.catalog.jobs.start("ingest", "x", {})
+    opened.close()
+    assert json.loads(run(capsys, "status", "--json")[1])["jobs"] == "1 running, 131 recorded"
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +236,9 @@ def test_doctor_looks_at_everything_and_shows_no_secret(capsys: pytest.CaptureFi
 def test_doctor_names_the_database_of_the_catalog_and_not_its_password(
     capsys: pytest.CaptureFixture[str], workspace: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer
 ) -> None:
+    shutil.rmtree(workspace)
     monkeypatch.setenv("MMS_CATALOG", postgres.make_database())
+    Workspace(workspace, catalog=os.environ["MMS_CATALOG"]).close()
     run(capsys, "status")
 
     good = run(capsys, "doctor", "--json")[1]
@@ -423,6 +498,7 @@ def test_datasets_are_cleaned_joined_and_put_end_to_end(
         (["show", "a", "b", "c"], "usage: mms datasets show NAME"),
     ],
 )
+@pytest.mark.usefixtures("workspace")
 def test_words_that_do_not_fit_an_action_say_how_they_would(
     capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
@@ -505,3 +581,86 @@ def test_a_replica_is_made_until_it_is_interrupted(workspace: Path, tmp_path: Pa
 def test_names_of_files_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     cli._say("\x1b]0;pwned\x07\x9b31mred.png: gone")
     assert capsys.readouterr().out == "\\x1b]0;pwned\\x07\\x9b31mred.png: gone\n"
+    print(cli._Facts({"na\x1bme": "\x9b31mred", "listed": ["\x1b[2J"]}))
+    assert "\x1b" not in (told := capsys.readouterr().out)
+    assert "na\\x1bme" in told
+
+
+@pytest.mark.parametrize("words", [("\x1b[2Jverb",), ("status", "--\x1b[2J"), ("help", "\x9b31m")])
+def test_words_that_do_not_fit_move_no_cursor(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mms: ")
+    assert not {"\x1b", "\x9b"} & set(told)
+    assert "x1b" in told or "x9b" in told
+
+
+TOY = """
+import mms_sdk as mms
+print("printed", mms.trial.number)
+mms.trial.report(0, mms.trial.params["x"] + mms.trial.params["y"])
+"""
+
+
+def test_a_script_is_tuned_looked_at_and_gone_on_with(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    asked = ("--space", "x=1:2", "--space", "y=0.5,2.5", "--metric", "loss", "--sampler", "grid", "--name", "mine")
+    code, out, err = run(capsys, "tune", str(script), *asked)
+    assert (code, "4 of 4: 4 complete" in out, "trial 3 of 4: loss 4.5; x=2, y=2.5" in err) == (0, True, True)
+    assert workspace.is_dir()
+    (found,) = json.loads(run(capsys, "studies", "--json")[1])
+    assert (found["name"], found["result"]["best"], found["result"]["value"]) == ("mine", 0, 1.5)
+    code, out, _ = run(capsys, "study", found["id"])
+    assert (code, out.splitlines()[-1].split()) == (0, ["3", "complete", "4.5", "2", "2.5"])
+    told = json.loads(run(capsys, "study", found["id"], "--json")[1])
+    assert [trial["result"]["value"] for trial in told["trials"]] == [1.5, 3.5, 2.5, 4.5]
+    assert run(capsys, "study", found["id"], "--trial", "2")[1].endswith("printed 2\n")
+    assert "4 of 4" in run(capsys, "studies")[1]
+    code, _, err = run(capsys, "tune", "--resume", found["id"])
+    assert (code, "is succeeded; start a new one" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("lr=log:1e-5:1e-2", mms.LogUniform(1e-5, 1e-2)),
+        ("drop=0.0:0.5", mms.Uniform(0, 0.5)),
+        ("drop=0:0.5", mms.Uniform(0, 0.5)),
+        ("layers=1:4", mms.Integer(1, 4)),
+        ("units=log:16:512", mms.Integer(low=16, high=512, log=True)),
+        ("width=64,128", mms.Choice([64, 128])),
+        ("act=relu,null,true,1.5", mms.Choice(["relu", None, True, 1.5])),
+        ("only=7", mms.Choice([7])),
+    ],
+)
+def test_a_range_is_said_in_a_word(text: str, made: object) -> None:
+    assert cli._range(text) == (text.partition("=")[0], made)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: mms tune SCRIPT --space NAME=RANGE --metric METRIC"),
+        (["train.py", "--metric", "loss"], "usage: mms tune SCRIPT"),
+        (["train.py", "--space", "lr"], "a range is e.g. lr=log:1e-5:1e-2"),
+        (["train.py", "--space", "lr="], "a range is e.g."),
+        (["train.py", "--space", "lr=log:1:2:3"], "a range is e.g."),
+        (["train.py", "--space", "lr=a:b"], "a range is e.g."),
+        (["train.py", "--space", "lr=log:a,b"], "a range is e.g."),
+        (["train.py", "--space", "lr=2:1"], "lr: Integer does not fit"),
+        (["train.py", "--space", "lr=1,1"], "lr: Choice does not fit"),
+        (["train.py", "--pruner", "hyperband"], "hyperband:EPOCHS; got 'hyperband'"),
+        (["train.py", "--pruner", "hyperband:1"], "got 1 and 1"),
+        (["train.py", "--pruner", "median"], "asha or hyperband:EPOCHS; got 'median'"),
+        (["train.py", "--trials", "0"], "whole number from 1"),
+        (["train.py", "--resume", "x"], "mms tune --resume STUDY, and nothing else"),
+    ],
+)
+def test_words_of_tune_that_do_not_fit_say_how_they_would(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, _, err = run(capsys, "tune", *words)
+    assert (code, said in err) == (2, True), err

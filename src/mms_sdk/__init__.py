@@ -15,19 +15,34 @@ if TYPE_CHECKING:
     from mms_sdk.client.deployments import Deployment, Prediction
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
+    from mms_sdk.client.studies import Study, Trial
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
-    from mms_sdk.compute import models
+    from mms_sdk.compute import models, sharding
     from mms_sdk.compute.data.follow import Batches
     from mms_sdk.compute.data.kafka import Kafka
-    from mms_sdk.compute.data.preprocess import image
+    from mms_sdk.compute.data.preprocess import audio, image, series, table, text
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.planning.plan import Plan
     from mms_sdk.compute.sharding.rules import PartitionRules
+    from mms_sdk.compute.training.callbacks import Callback
+    from mms_sdk.compute.training.check import Check
     from mms_sdk.compute.training.loop import Step
-    from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping
+    from mms_sdk.compute.training.lora import LoRA
+    from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits
+    from mms_sdk.compute.training.profile import Profile
     from mms_sdk.compute.training.schedules import warmup_cosine
-    from mms_sdk.compute.training.tasks import Classification
+    from mms_sdk.compute.training.tasks import (
+        Classification,
+        Custom,
+        Embedding,
+        Forecasting,
+        LanguageModelling,
+        MultiLabel,
+        Reconstruction,
+        Regression,
+    )
     from mms_sdk.compute.training.trainer import Result, TrainedCheckpoint, Trainer
+    from mms_sdk.compute.tuning import trial
     from mms_sdk.schema.cleaning import Clip as clip
     from mms_sdk.schema.cleaning import Convert as convert
     from mms_sdk.schema.cleaning import DropConstant as drop_constant
@@ -59,45 +74,66 @@ if TYPE_CHECKING:
         Zarr,
     )
     from mms_sdk.schema.specs import Split
+    from mms_sdk.schema.tuning import ASHA, Choice, Hyperband, Integer, LogUniform, Uniform
     from mms_sdk.storage.writing import Writing
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "ASHA": "schema.tuning",
     "Arrow": "schema.sources",
     "AudioFolder": "schema.sources",
     "Backups": "client.backups",
     "Batches": "compute.data.follow",
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
+    "Callback": "compute.training.callbacks",
+    "Check": "compute.training.check",
     "Checkpoints": "compute.training.policies",
+    "Choice": "schema.tuning",
     "Classification": "compute.training.tasks",
     "Column": "schema.dataset",
+    "Custom": "compute.training.tasks",
     "Dataset": "client.dataset",
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
+    "Embedding": "compute.training.tasks",
+    "Files": "schema.sources",
+    "Forecasting": "compute.training.tasks",
     "HTTP": "schema.sources",
     "HuggingFace": "schema.sources",
+    "Hyperband": "schema.tuning",
     "Icechunk": "schema.sources",
-    "Files": "schema.sources",
     "ImageFolder": "schema.sources",
+    "Integer": "schema.tuning",
     "JSONL": "schema.sources",
     "Job": "client.jobs",
     "Kafka": "compute.data.kafka",
+    "LanguageModelling": "compute.training.tasks",
+    "Limits": "compute.training.policies",
+    "LoRA": "compute.training.lora",
+    "LogUniform": "schema.tuning",
     "ModelVersion": "client.models",
+    "MultiLabel": "compute.training.tasks",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Plan": "compute.planning.plan",
     "Prediction": "client.deployments",
+    "Profile": "compute.training.profile",
+    "Reconstruction": "compute.training.tasks",
     "Record": "compute.data.streams",
+    "Regression": "compute.training.tasks",
     "Result": "compute.training.trainer",
     "SQL": "schema.sources",
     "Split": "schema.specs",
     "Step": "compute.training.loop",
     "Stream": "compute.data.streams",
+    "Study": "client.studies",
     "TFDS": "schema.sources",
     "TrainedCheckpoint": "compute.training.trainer",
     "Trainer": "compute.training.trainer",
+    "Trial": "client.studies",
+    "Uniform": "schema.tuning",
     "Union": "schema.sources",
     "VideoFolder": "schema.sources",
     "WebDataset": "schema.sources",
@@ -118,9 +154,20 @@ _HOME = {
     "keep_where": "schema.cleaning:KeepWhere",
     "warmup_cosine": "compute.training.schedules",
 }
-_MODULES = {"errors": "errors", "image": "compute.data.preprocess.image", "models": "compute.models"}
+_MODULES = {
+    "audio": "compute.data.preprocess.audio",
+    "errors": "errors",
+    "image": "compute.data.preprocess.image",
+    "models": "compute.models",
+    "series": "compute.data.preprocess.series",
+    "sharding": "compute.sharding",
+    "table": "compute.data.preprocess.table",
+    "text": "compute.data.preprocess.text",
+    "trial": "compute.tuning.trial",
+}
 
 __all__ = [
+    "ASHA",
     "CSV",
     "HTTP",
     "JSONL",
@@ -131,36 +178,56 @@ __all__ = [
     "Backups",
     "Batches",
     "BulkResult",
+    "Callback",
+    "Check",
     "Checkpoints",
+    "Choice",
     "Classification",
     "Column",
+    "Custom",
     "Dataset",
     "Deployment",
     "EarlyStopping",
+    "Embedding",
     "Files",
+    "Forecasting",
     "HuggingFace",
+    "Hyperband",
     "Icechunk",
     "ImageFolder",
+    "Integer",
     "Job",
     "Kafka",
+    "LanguageModelling",
+    "Limits",
+    "LoRA",
+    "LogUniform",
     "ModelVersion",
+    "MultiLabel",
     "Parquet",
     "PartitionRules",
     "Plan",
     "Prediction",
+    "Profile",
+    "Reconstruction",
     "Record",
+    "Regression",
     "Result",
     "Split",
     "Step",
     "Stream",
+    "Study",
     "TrainedCheckpoint",
     "Trainer",
+    "Trial",
+    "Uniform",
     "Union",
     "VideoFolder",
     "WebDataset",
     "WorkspaceClient",
     "Writing",
     "Zarr",
+    "audio",
     "clip",
     "connect",
     "convert",
@@ -176,6 +243,11 @@ __all__ = [
     "impute",
     "keep_where",
     "models",
+    "series",
+    "sharding",
+    "table",
+    "text",
+    "trial",
     "warmup_cosine",
 ]
 

@@ -20,13 +20,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import mms_sdk
 from mms_sdk.errors import InvalidInput, InvalidRequest, MmsError
+from mms_sdk.told import on_its_lines
 
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
+    from mms_sdk.client.studies import Study
     from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
 
@@ -53,6 +55,7 @@ _DATASETS = {
     "expire": (("NAME",), "let old snapshots go"),
     "gc": (("NAME",), "remove what nothing refers to"),
 }
+_MAKING = ("ingest", "watch")  # what brings something into a workspace makes it if it is not there
 _SIDE = 64  # pixels a side that pictures of many sizes are brought to, unless a person says otherwise
 
 
@@ -66,15 +69,35 @@ class _Terminated(KeyboardInterrupt):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageProblem(f"{message}\n{self.format_usage().strip()}\nmore: {self.prog} --help")
+        if message.startswith("the following arguments are required"):
+            words = [str(action.metavar or action.dest.upper()) for action in self._get_positional_actions()]
+            message = f"usage: {' '.join([self.prog, *words])}; {message}"
+        raise UsageProblem(f"{message}{'' if message.endswith('?') else ';'} more: {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        asked, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            verb = asked.verbs.choices.get(asked.verb, self)
+            verb.error(_unknown(unknown[0], verb))
+        return asked
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
         near = difflib.get_close_matches(str(value), choices, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(choices)}{meant}")
+        rest = f"did you mean {near[0]}?" if near else f"there are {', '.join(choices)}"
+        what = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest).lower()
+        raise argparse.ArgumentError(None, f"there is no {what} {value!r}; {rest}")
+
+
+def _unknown(word: str, verb: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"{word!r} is one word too many for {verb.prog}; put what has spaces or a * in it in quotes"
+    option = word.partition("=")[0]
+    options = [each for action in verb._actions for each in action.option_strings]
+    near = difflib.get_close_matches(option, options, n=1)
+    return f"{option} is no option of {verb.prog}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
@@ -154,6 +177,34 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     plan.add_argument("--choose", action="store_true", help="try every mesh for the target, and list them")
     _add_training(plan)
 
+    tune = verb("tune", _tune, "run a script again and again with other values, and find the best ones")
+    tune.add_argument("script", nargs="?", metavar="SCRIPT", help="a path, e.g. train.py, or a module")
+    tune.add_argument(
+        "--space",
+        action="append",
+        type=_range,
+        default=[],
+        metavar="NAME=RANGE",
+        help="again and again: lr=log:1e-5:1e-2, drop=0.0:0.5, layers=1:4, units=log:16:512, width=64,128",
+    )
+    tune.add_argument("--metric", help="what trials are compared by, e.g. val/accuracy")
+    tune.add_argument("--direction", choices=["minimize", "maximize"], help="losses and errors lower, others higher")
+    tune.add_argument("--trials", type=_positive, help="how many (20, or all points of a grid)")
+    tune.add_argument("--sampler", choices=["tpe", "random", "grid"], default="tpe", help="how values are found (tpe)")
+    tune.add_argument("--pruner", type=_pruner, metavar="HOW", help="end poor trials early: asha, or hyperband:EPOCHS")
+    tune.add_argument("--parallel", type=_positive, default=1, help="trials at once (1)")
+    tune.add_argument("--seed", type=int, default=0, help="of the sampler (0)")
+    tune.add_argument("--max-failures", type=_positive, default=3, help="failed trials in a row that end it (3)")
+    tune.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable that trials see, too")
+    tune.add_argument("--name", help="for people; the script's name if left out")
+    tune.add_argument("--resume", metavar="STUDY", help="go on with that one instead, which was stopped or killed")
+
+    studies = verb("studies", _studies, "list studies")
+    studies.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
+    study = verb("study", _study, "show a study and its trials")
+    study.add_argument("study", metavar="ID")
+    study.add_argument("--trial", type=_whole, metavar="NUMBER", help="only that trial, with what its script printed")
+
     jobs = verb("jobs", _jobs, "list jobs, or show one")
     jobs.add_argument("job", nargs="?", help="id of one to show")
     jobs.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
@@ -207,7 +258,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
 
 def _add_training(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", default="convnet", help="model family: convnet (the default) or mlp")
+    verb.add_argument("--model", default="convnet", help="model family, e.g. convnet (the default), mlp or resnet")
     verb.add_argument("--size", type=_positive, help=f"resize to SIZE×SIZE; {_SIDE} where pictures differ in size")
     verb.add_argument("--epochs", type=_positive, default=20, help="passes over the training pictures, at most (20)")
     verb.add_argument("--batch-size", type=_positive, help="pictures in a step; 128, or fewer where there are few")
@@ -232,16 +283,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(to_json(value), indent=2) if asked.json else value, flush=True)
         return int(isinstance(value, _Facts) and value.incomplete)
     except UsageProblem as problem:
-        print(f"mms: {problem}", file=sys.stderr)
+        print(f"mms: {on_its_lines(str(problem))}", file=sys.stderr)
         return 2
     except MmsError as error:
-        print(f"mms: {_harmless(error.message)}", file=sys.stderr)
+        print(f"mms: {on_its_lines(error.message)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         _interrupt_jobs()
         terminated = isinstance(stop, _Terminated)
         told = ["terminated" if terminated else "interrupted", *getattr(stop, "__notes__", ())]
-        print(f"mms: {'; '.join(told)}", file=sys.stderr)
+        print(f"mms: {on_its_lines('; '.join(told))}", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -299,10 +350,13 @@ class _Facts(dict[str, Any]):
         return html.facts("MMS", self)
 
 
-def _connect(asked: argparse.Namespace) -> WorkspaceClient:
+def _connect(asked: argparse.Namespace, *, make: bool = False) -> WorkspaceClient:
+    # Nobody named the default one, so that it is no slip of the pen: it may be made.
     from mms_sdk.client.workspace import connect
+    from mms_sdk.settings import WORKSPACE_VARIABLE
 
-    return connect(asked.url, workspace=asked.workspace)
+    named = asked.workspace or os.environ.get(WORKSPACE_VARIABLE)
+    return connect(asked.url, workspace=asked.workspace, make=make or not named)
 
 
 def _listed(table: Table[Any], workspace: WorkspaceClient, asked: argparse.Namespace) -> Any:
@@ -319,7 +373,7 @@ def _demo(asked: argparse.Namespace) -> Any:
     if asked.url:
         raise InvalidRequest("the demo trains in this process, in a workspace folder; leave --url out")
     report = run_demo(
-        _connect(asked), data=Path(asked.data) if asked.data else None, epochs=asked.epochs, quiet=asked.json
+        _connect(asked, make=True), data=Path(asked.data) if asked.data else None, epochs=asked.epochs, quiet=asked.json
     )
     return report if asked.json else None
 
@@ -332,9 +386,11 @@ def _datasets(asked: argparse.Namespace) -> Any:
     words, _ = _DATASETS[asked.action]
     given = [word for word in (asked.name, asked.what, *asked.more) if word is not None]
     several = any(word.endswith("...") for word in words)
+    if asked.action in _MAKING and len(given) > len(words):
+        raise UsageProblem(_several_sources(asked, given[1:]))
     if len(given) < len(words) or (len(given) > len(words) and not several):
         raise UsageProblem(f"usage: mms datasets {' '.join([asked.action, *words])}; more: mms help datasets")
-    workspace = _connect(asked)
+    workspace = _connect(asked, make=asked.action in _MAKING)
     datasets = workspace.datasets
     plain = asked.json or _in_notebook(asked)
     match asked.action:
@@ -370,6 +426,17 @@ def _datasets(asked: argparse.Namespace) -> Any:
             return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=_say)
     dataset = _made(workspace, asked)
     return dataset if plain else text(dataset, width=terminal_width())
+
+
+def _several_sources(asked: argparse.Namespace, sources: Sequence[str]) -> str:
+    # What a shell made of a pattern that it was not kept from filling in.
+    folders = {str(Path(each).parent) for each in sources}
+    suffixes = {Path(each).suffix for each in sources}
+    pattern = f"{folders.pop() if len(folders) == 1 else '**'}/*{suffixes.pop() if len(suffixes) == 1 else ''}"
+    return (
+        f"mms datasets {asked.action} takes one source; got {len(sources)}; put a pattern in quotes, so that the shell "
+        f"leaves it as it is: mms datasets {asked.action} {asked.name} {shlex.quote(pattern)}"
+    )
 
 
 def _made(workspace: WorkspaceClient, asked: argparse.Namespace) -> Dataset:
@@ -471,7 +538,7 @@ def _plan(asked: argparse.Namespace) -> Any:
     told = plan.choose() if asked.choose else plan
     if asked.json:
         return told.to_json()
-    return told if _in_notebook(asked) else _harmless(str(told))
+    return told if _in_notebook(asked) else on_its_lines(str(told))
 
 
 def _trainer(asked: argparse.Namespace, dataset: Dataset) -> Any:
@@ -493,6 +560,98 @@ def _trainer(asked: argparse.Namespace, dataset: Dataset) -> Any:
         stop=EarlyStopping("val/loss" if "val" in dataset.splits else "train/loss", patience=asked.patience),
         seed=asked.seed,
     )
+
+
+def _tune(asked: argparse.Namespace) -> Any:
+    progress: Literal["auto", "none"] = "none" if asked.json else "auto"
+    if asked.resume:
+        if asked.script or asked.space or asked.metric:
+            raise UsageProblem("a study goes on with what it began with: mms tune --resume STUDY, and nothing else")
+        return _told(_connect(asked).studies.get(asked.resume).resume(progress=progress), asked)
+    if not (asked.script and asked.space and asked.metric):
+        raise UsageProblem("usage: mms tune SCRIPT --space NAME=RANGE --metric METRIC; more: mms help tune")
+    study = _connect(asked).tune(
+        asked.script,
+        space=dict(asked.space),
+        metric=asked.metric,
+        direction=asked.direction,
+        trials=asked.trials,
+        sampler=asked.sampler,
+        pruner=asked.pruner,
+        parallel=asked.parallel,
+        seed=asked.seed,
+        max_failures=asked.max_failures,
+        environment=asked.env,
+        name=asked.name,
+        progress=progress,
+    )
+    return _told(study, asked)
+
+
+def _told(study: Study, asked: argparse.Namespace) -> Any:
+    return study if asked.json or _in_notebook(asked) else _Facts(study.facts())
+
+
+def _studies(asked: argparse.Namespace) -> Any:
+    workspace = _connect(asked)
+    return _listed(workspace.studies.list(asked.limit), workspace, asked)
+
+
+def _study(asked: argparse.Namespace) -> Any:
+    study = _connect(asked).studies.get(asked.study)
+    if asked.trial is not None:
+        trial = study.trial(asked.trial)
+        plain = asked.json or _in_notebook(asked)
+        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.log())}".rstrip()
+    if asked.json:
+        return {**to_json(study), "trials": to_json(list(study.trials))}
+    return study if _in_notebook(asked) else f"{_Facts(study.facts())}\n\n{study.trials!r}"
+
+
+def _range(text: str) -> tuple[str, Any]:
+    # NAME=log:LOW:HIGH, NAME=LOW:HIGH, or NAME=VALUE,VALUE; whole numbers where all that is said is whole.
+    from mms_sdk.schema.tuning import Choice, Integer, LogUniform, Uniform
+
+    name, _, told = text.partition("=")
+    log = told.startswith("log:")
+    ends = [_spoken(word) for word in told.removeprefix("log:").split(":")]
+    try:
+        if len(ends) == 2 and all(type(end) in (int, float) for end in ends):
+            if all(type(end) is int for end in ends):
+                return name, Integer(low=ends[0], high=ends[1], log=log)
+            return name, (LogUniform if log else Uniform)(low=ends[0], high=ends[1])
+        if name and told and not log and ":" not in told:
+            return name, Choice(values=tuple(_spoken(word) for word in told.split(",")))
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error.message}") from error
+    raise argparse.ArgumentTypeError(
+        f"a range is e.g. lr=log:1e-5:1e-2, drop=0.0:0.5, layers=1:4 or width=64,128; got {text!r}"
+    )
+
+
+def _spoken(word: str) -> Any:
+    # A number, a truth or none as JSON has it; any other word is itself. NaN is no value.
+    with contextlib.suppress(ValueError):
+        value = json.loads(word)
+        if value is None or isinstance(value, int | float):
+            return value
+    return word
+
+
+def _pruner(text: str) -> Any:
+    from mms_sdk.schema.tuning import ASHA, Hyperband
+
+    how, _, epochs = text.partition(":")
+    try:
+        if how == "asha":
+            return ASHA(min_epochs=int(epochs or 1))
+        if how == "hyperband":
+            return Hyperband(max_epochs=int(epochs))
+    except ValueError as error:  # InvalidRequest is one, too
+        raise argparse.ArgumentTypeError(
+            f"poor trials are ended by asha, asha:MIN_EPOCHS or hyperband:EPOCHS; got {text!r}: {error}"
+        ) from error
+    raise argparse.ArgumentTypeError(f"poor trials are ended by asha or hyperband:EPOCHS; got {text!r}")
 
 
 def _jobs(asked: argparse.Namespace) -> Any:
@@ -563,7 +722,7 @@ def _backup(asked: argparse.Namespace) -> Any:
 
 
 def _replicate(asked: argparse.Namespace) -> None:
-    _connect(asked).replicate(asked.to, every_s=asked.every, keep=asked.keep, say=partial(print, flush=True))
+    _connect(asked).replicate(asked.to, every_s=asked.every, keep=asked.keep, say=_say)
 
 
 def _backups(asked: argparse.Namespace) -> Any:
@@ -625,13 +784,7 @@ def _help(asked: argparse.Namespace) -> Any:
 
 
 def _say(line: str) -> None:
-    print(_harmless(line), flush=True)
-
-
-def _harmless(text: str) -> str:
-    from mms_sdk.client.tables import on_one_line  # what data calls itself moves no cursor
-
-    return "\n".join(map(on_one_line, text.split("\n")))
+    print(on_its_lines(line), flush=True)
 
 
 def _in_notebook(asked: argparse.Namespace) -> bool:
@@ -641,6 +794,12 @@ def _in_notebook(asked: argparse.Namespace) -> bool:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 is expected; got {text!r}")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is expected; got {text!r}")
     return int(text)
 
 

@@ -51,6 +51,77 @@ def lines(series: Sequence[Sequence[float]], told: str, *, width: int = WIDTH, h
     return _drawing("".join(drawn), told, width, height)
 
 
+def parallel(
+    axes: Sequence[tuple[str, Sequence[tuple[float, str]]]],
+    rows: Sequence[tuple[Sequence[float], str]],
+    told: str,
+    *,
+    height: int = 160,
+) -> str:
+    """One upright axis for each name and one line for each row across them.
+
+    Args:
+        axes: Names, and what is written at which place, from 0 at the bottom to 1.
+        rows: Places on the axes, and the colour of the line.
+        told: In words what is seen.
+        height: Of the axes.
+    """
+    step, top = 130, 34  # room for the names, and for what stands at the top
+    width = step * max(1, len(axes) - 1)
+    drawn = []
+    for at, (name, marks) in enumerate(axes):
+        x, anchor = at * step, "start" if at == 0 else "end" if at == len(axes) - 1 else "middle"
+        drawn.append(f'<path d="M{x} {top}V{top + height}" stroke="currentColor" stroke-opacity=".4"/>')
+        drawn.append(_text(x, 12, name, anchor, weight=600))
+        for place, text in marks:
+            y = top + height * (1 - place) + (-6 if place == 1 else 14 if place == 0 else 4)
+            drawn.append(_text(x, y, text, anchor) if place in (0, 1) else _text(x + 5, y, text, "start"))
+    for places, color in rows:
+        points = " ".join(f"{at * step},{top + height * (1 - place):.1f}" for at, place in enumerate(places))
+        drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{points}"/>')
+    return _drawing("".join(drawn), told, width, top + height + 20)
+
+
+def scatter(
+    values: Sequence[float], best: Sequence[float], ends: tuple[str, str], told: str, *, height: int = 120
+) -> str:
+    """One point for each finite number in order, nothing for NaN, and the best so far as a line of steps.
+
+    Args:
+        values: The numbers.
+        best: Of each and all before it.
+        ends: The least and the greatest, as they are written.
+        told: In words what is seen.
+        height: Of the span of the numbers.
+    """
+    finite = [value for value in values if value == value]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    left, radius, width = 70, 2.5, 360  # room for the ends
+    # Halved, so that the span of the largest numbers there are is a number too.
+    span, step = (high / 2 - low / 2) or 1.0, width / max(1, len(values) - 1)
+
+    def placed(numbers: Sequence[float]) -> list[tuple[float, float]]:
+        return [
+            (left + at * step, radius + height - (value / 2 - low / 2) / span * height)
+            for at, value in enumerate(numbers)
+            if value == value
+        ]
+
+    points = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="#4c8bf5"/>' for x, y in placed(values))
+    (x, y), *later = placed(best) or [(0.0, 0.0)]
+    path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in later)
+    line = f'<path d="M{x:.1f} {y:.1f}{path}" fill="none" stroke="#e8710a"/>'
+    numbers = _text(left - 8, height + 5, ends[0], "end") + _text(left - 8, 9, ends[1], "end")
+    return _drawing(numbers + line + points, told, left + width + 5, height + 5)
+
+
+def _text(x: float, y: float, text: str, anchor: str, *, weight: int = 400) -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="11" font-weight="{weight}" '
+        f'fill="currentColor">{escape(text)}</text>'
+    )
+
+
 def wave(peaks: Sequence[tuple[float, float]], told: str, *, width: int = WIDTH, height: int = HEIGHT) -> str:
     """The outline of a sound: for each moment the least and greatest sample, in [-1, 1]."""
     step, half = width / max(1, len(peaks)), height / 2

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and text from outside as a terminal may show it."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def cell(value: object) -> str:
         return "–"
     text = str(value)
     return f"{value:.6g}" if isinstance(value, float) and len(text) > 9 else text
+
+
+def on_one_line(text: str) -> str:
+    """A text in which nothing moves a terminal's cursor: line ends and escape sequences are spelled out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def on_its_lines(text: str) -> str:
+    """A text in which nothing but line ends moves a terminal's cursor."""
+    return "\n".join(map(on_one_line, text.split("\n")))

@@ -8,7 +8,8 @@ import pytest
 from rich.cells import cell_len
 
 from mms_sdk import told
-from mms_sdk.client.tables import aligned, on_one_line, pairs, wrapped
+from mms_sdk.client.tables import aligned, pairs, wrapped
+from mms_sdk.told import on_one_line
 
 WORDS = ("a", "東京都千代田区", "ünïcödé", "x" * 300, "two words", "", "\x1b[31mred\n", "👩‍🔬🎉", "‮right to left")
 

@@ -27,7 +27,7 @@ def test_the_names_are_sorted_and_dir_lists_them() -> None:
 
 
 def test_an_unknown_name_says_which_there_are() -> None:
-    with pytest.raises(AttributeError, match=r"has no name 'conect'; it has CSV, .*connect, "):
+    with pytest.raises(AttributeError, match=r"has no name 'conect'; it has ASHA, .*connect, "):
         _ = mms.conect
     assert not hasattr(mms, "os")
 

@@ -13,10 +13,13 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 from traitlets.config import Config
 
+from mms_sdk.storage.workspace import Workspace
+
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "ws"))
+    Workspace(tmp_path / "ws").close()
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     shell.run_line_magic("load_ext", "mms_jupyter")
     yield shell
@@ -68,7 +71,7 @@ def test_variables_on_the_line_are_replaced(shell: InteractiveShell, photos: Pat
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("frobnicate", "is none of status, demo"),
+        ("frobnicate", "there is no verb 'frobnicate'"),
         ("data show nope", "no dataset 'nope'"),
         ("data show 'unfinished", "No closing quotation"),
         ("serve", "would block the notebook"),
@@ -85,6 +88,26 @@ def test_help_is_printed(shell: InteractiveShell, capsys: pytest.CaptureFixture[
     assert "status" in capsys.readouterr().out
     assert shell.run_line_magic("mms", "train --help") is None
     assert "--epochs" in capsys.readouterr().out
+
+
+def test_a_function_of_a_cell_is_tuned_unless_it_takes_something_from_other_cells(shell: InteractiveShell) -> None:
+    shell.run_cell(
+        "import math\nimport mms_sdk as mms\nws = mms.connect()\nspace = {'x': mms.Choice([4, 9])}\nside = 2"
+    )
+    shell.run_cell("def root(x):\n    return math.sqrt(x)\n\ndef longer(x):\n    return x * side\n")
+    asked = "space=space, metric='score', sampler='grid', progress='none'"
+    ran = shell.run_cell(f"ws.tune(root, {asked})")
+    assert [trial.value for trial in ran.result.trials] == [2, 3]
+    refused = shell.run_cell(f"ws.tune(longer, {asked})")
+    assert "longer uses side from there; define or import it within" in str(refused.error_in_exec)
+
+
+def test_tune_by_magic_returns_the_study(shell: InteractiveShell, tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text("import mms_sdk as mms\nmms.trial.report(0, mms.trial.params['x'])\n")
+    study = shell.run_line_magic("mms", f"tune {tmp_path}/toy.py --space x=3,5 --metric score --sampler grid")
+    assert (study.best.params, study.best.value) == ({"x": 5}, 5)
+    assert [each.id for each in shell.run_line_magic("mms", "studies")] == [study.id]
+    assert "<svg" in shell.run_line_magic("mms", f"study {study.id}")._repr_html_()
 
 
 @pytest.mark.slow

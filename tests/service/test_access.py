@@ -35,6 +35,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/datasets"): ("viewer", 200),
     ("GET", "/v1/datasets/nothing"): ("viewer", 404),
     ("GET", "/v1/jobs"): ("viewer", 200),
+    ("GET", "/v1/jobs:counts"): ("viewer", 200),
     ("GET", "/v1/jobs/nothing"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/metrics"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/files/rejects.jsonl"): ("viewer", 404),

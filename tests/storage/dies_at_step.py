@@ -1,8 +1,8 @@
 """Does a piece of work again and again, each time in a child process that fails at the next of its steps.
 
-Run as a program: `dies_at_step.py WORK HOW TEMPLATE OUT [STRIDE]`; with STRIDE 3 it tries every third step. A step is
-whatever changes the disk below the child's copy of the template: opening a file to write, each write to it (which is
-cut in half), fsync, link, rename, mkdir, unlink.
+Run as a program: `dies_at_step.py WORK HOW TEMPLATE OUT [STRIDE [FIRST]]`; with STRIDE 3 and FIRST 2 it tries the
+second step, the fifth, and so on. A step is whatever changes the disk below the child's copy of the template: opening a
+file to write, each write to it (which is cut in half), fsync, link, rename, mkdir, unlink.
 
 HOW is `kill` (SIGKILL), `interrupt` (Ctrl-C), or `enospc` (a full disk, then and whenever room is needed afterwards).
 For each step there is a folder OUT/NNN with what was left, and a line of JSON on standard output.
@@ -304,8 +304,8 @@ def main() -> None:
     import mms_sdk.compute.data.join
     import mms_sdk.storage.workspace  # noqa: F401
 
-    stride = int(sys.argv[5]) if len(sys.argv) > 5 else 1
-    number, failed = 1, True
+    stride, number, *_ = *map(int, sys.argv[5:]), 1, 1
+    failed = True
     while failed:
         told = one(name, how, template, out, number)
         failed = bool(told["killed"] or told["where"])

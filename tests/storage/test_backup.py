@@ -35,6 +35,7 @@ from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.opening import store_at
 from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
+from torture import times
 
 
 def register(workspace: Workspace, weights: bytes) -> None:
@@ -213,7 +214,8 @@ def test_copies_that_were_killed_at_any_instant_leave_whole_ones(workspace: Work
     script = Path(__file__).with_name("backs_up_until_killed.py")
     place = Copies(LocalStore(tmp_path / "place"))
     rng, told = random.Random(0), []
-    for round_ in range(20):
+    kills = times(8, full=20)
+    for round_ in range(kills):
         add(workspace.dataset("flowers"), content_of(50, seed=round_))
         command = [sys.executable, str(script), str(workspace.root), str(tmp_path / "place")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -229,7 +231,7 @@ def test_copies_that_were_killed_at_any_instant_leave_whole_ones(workspace: Work
     again = Workspace(tmp_path / "again")
     assert_same(workspace, again)
     again.close()
-    print(f"20 kills: {len(told)} copies told, {len(place.records()) - 1} there, each whole; restored the same")
+    print(f"{kills} kills: {len(told)} copies told, {len(place.records()) - 1} there, each whole; restored the same")
 
 
 def test_any_flipped_bit_is_found_and_named(workspace: Workspace, store: Store, tmp_path: Path) -> None:
@@ -431,7 +433,7 @@ def test_a_replica_is_kept_until_told_to_stop_and_through_what_fails(
     def sometimes(self: Copies, of: Workspace) -> object:
         tried.append(1)
         if len(tried) == 2:
-            raise Unavailable("the store does not answer; try later")
+            raise Unavailable("the store says \x1b[2J; try later")
         return take(self, of)
 
     def say(line: str) -> None:
@@ -441,7 +443,7 @@ def test_a_replica_is_kept_until_told_to_stop_and_through_what_fails(
 
     monkeypatch.setattr(Copies, "take", sometimes)
     replicate(workspace, place, every_s=0.01, keep=2, say=say, stop=stop)
-    assert said[1] == "no backup this time: the store does not answer; try later"
+    assert said[1] == "no backup this time: the store says \\x1b[2J; try later"
     assert all(line.startswith("backup 0") for line in (said[0], *said[2:]))
     assert len(place.records()) == 2
 

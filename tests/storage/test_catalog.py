@@ -17,11 +17,11 @@ import sqlalchemy as sa
 from small_versions import CARD, add_version
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
-from mms_sdk.schema.job import Progress
+from mms_sdk.schema.job import JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef, parse_model_ref
 from mms_sdk.storage import databases, tables
-from mms_sdk.storage.catalog import Catalog
+from mms_sdk.storage.catalog import Catalog, owner_of
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import new_id
 from mms_sdk.storage.workspace import Workspace
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_catalog_is_damage(tmp_path: Path, body: bytes) -> Non
     path = tmp_path / "catalog.sqlite"
     path.write_bytes(body)
 
-    with pytest.raises(Damaged, match=r"catalog\.sqlite is not a readable catalog \(.+\); restore it from a backup"):
+    with pytest.raises(Damaged, match=r"catalog\.sqlite is not a readable catalog \(.+\); restore a new workspace"):
         Catalog(path)
     assert path.read_bytes() == body
 
@@ -291,6 +291,58 @@ def test_jobs_are_listed_newest_first_in_pages(catalog: Catalog) -> None:
     second = catalog.jobs.list(limit=10, before=first[-1].id)
 
     assert [job.id for job in (*first, *second)] == made[::-1]
+
+
+def test_parts_of_a_job_are_listed_apart_and_so_are_kinds(catalog: Catalog) -> None:
+    jobs = catalog.jobs
+    study, other = jobs.start("tune", "mine", {}), jobs.start("tune", "other", {})
+    parts = [jobs.start("trial", f"mine-{number}", {}, parent=study.id) for number in range(3)]
+    alone = jobs.start("trial", "other-0", {}, parent=other.id)
+
+    assert [job.id for job in jobs.parts(study.id)] == [part.id for part in parts]
+    assert [job.id for job in jobs.list(parent=study.id, limit=2)] == [parts[2].id, parts[1].id]
+    assert [job.id for job in jobs.list(parent=study.id, before=parts[1].id)] == [parts[0].id]
+    assert [job.id for job in jobs.list(kind="tune")] == [other.id, study.id]
+    assert next(job.id for job in jobs.list(kind="trial", before=alone.id)) == parts[2].id
+    assert jobs.get(parts[0].id).parent == study.id
+    assert jobs.get(study.id).parent is None
+
+
+def test_jobs_that_a_process_began_are_found_by_it(catalog: Catalog) -> None:
+    jobs = catalog.jobs
+    before, since = jobs.start("train", "a", {}), jobs.start("trial", "b", {})
+    mine = [jobs.start("train", "c", {}), jobs.start("train", "d", {})]
+    jobs.start("ingest", "e", {})
+    me = owner_of(os.getpid())
+
+    assert [job.id for job in jobs.begun_by(me, kind="train", since=since.id)] == [job.id for job in mine]
+    assert before.id in [job.id for job in jobs.begun_by(me, kind="train", since="0")]
+    assert jobs.begun_by("1:0.00", kind="train", since=since.id) == []
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled", "lost"])
+def test_a_job_that_did_not_succeed_is_opened_again_by_one_of_many(catalog: Catalog, state: JobState) -> None:
+    job = catalog.jobs.start("tune", "mine", {"kept": 1})
+    with pytest.raises(Conflict, match="is running; wait for it, or stop it first"):
+        catalog.jobs.reopen(job.id)
+    catalog.jobs.finish(job.id, state, result={"value": 1}, error={"title": "x"})
+
+    with ThreadPoolExecutor(4) as threads:
+        tries = [threads.submit(catalog.jobs.reopen, job.id) for _ in range(4)]
+    refused = [each.exception() for each in tries if each.exception()]
+    assert len(refused) == 3
+    assert all(isinstance(error, Conflict) for error in refused)
+    now = catalog.jobs.get(job.id)
+    assert (now.state, now.ended_at, now.error, now.result, now.spec) == ("running", None, None, {}, {"kept": 1})
+
+
+def test_a_job_that_is_done_is_not_opened_again(catalog: Catalog) -> None:
+    job = catalog.jobs.start("tune", "mine", {})
+    catalog.jobs.finish(job.id, "succeeded")
+    with pytest.raises(Conflict, match="is succeeded; start a new one"):
+        catalog.jobs.reopen(job.id)
+    with pytest.raises(JobNotFound):
+        catalog.jobs.reopen("nobody")
 
 
 def test_a_job_nobody_knows_is_not_found(catalog: Catalog) -> None:

@@ -364,7 +364,7 @@ def test_a_process_killed_while_it_saves_loses_at_most_the_save_it_did_not_wait_
     checkpoint, faults = folder.newest_good()
 
     assert faults == []
-    assert checkpoint.step in (saved, saved + 1)
+    assert saved <= checkpoint.step <= saved + 2  # it may be killed before it tells of a save that it has waited for
     assert checkpoint.meta["epoch"] == checkpoint.step
     np.testing.assert_array_equal(plain_orbax(checkpoint.folder)["w"], np.full((64, 1024), checkpoint.step))
     for kept in folder.all():

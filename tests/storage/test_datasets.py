@@ -146,7 +146,7 @@ def test_a_dataset_that_is_not_there_is_not_found(tmp_path: Path) -> None:
 def test_a_description_that_cannot_be_read_is_damage(dataset: Dataset, body: bytes) -> None:
     (dataset.store.folder / "dataset.json").write_bytes(body)
 
-    with pytest.raises(Damaged, match=r"dataset\.json is not a dataset description; restore it"):
+    with pytest.raises(Damaged, match=r"dataset\.json is not a dataset description; restore a new workspace"):
         Dataset.open(dataset.store, "flowers")
 
 
@@ -155,7 +155,7 @@ def test_a_snapshot_file_that_cannot_be_read_is_damage(dataset: Dataset, body: b
     add(dataset, content_of(1))
     (dataset.store.folder / "snapshots" / "00000001.json").write_bytes(body)
 
-    with pytest.raises(Damaged, match=r"00000001\.json is not a snapshot description; restore it"):
+    with pytest.raises(Damaged, match=r"00000001\.json is not a snapshot description; restore a new workspace"):
         dataset.record()
 
 

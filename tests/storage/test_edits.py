@@ -9,7 +9,7 @@ import pytest
 import zarr
 from small_datasets import COLUMNS, IMAGE, LABEL, add, content_of
 
-from mms_sdk.errors import ColumnNotFound, Conflict, InvalidName, InvalidRequest, SnapshotConflict
+from mms_sdk.errors import ColumnNotFound, Conflict, InvalidName, InvalidRequest, SnapshotConflict, Unavailable
 from mms_sdk.schema.dataset import SPLITS, Column
 from mms_sdk.storage import datasets as module
 from mms_sdk.storage.changes import Addition
@@ -317,3 +317,65 @@ def test_what_was_sealed_long_ago_is_not_committed_because_it_may_be_collected(
     with pytest.raises(Conflict, match="is committed within"):
         dataset.commit(Addition(parts=[part], columns=COLUMNS), base=dataset.record(), rebase=True)
     assert dataset.snapshots() == [1, 2]
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+def no_folder_is_unused(dataset: Dataset) -> bool:
+    records = [dataset.record(number) for number in dataset.snapshots()]
+    used = {folder.id for record in records for part in record.parts for folder in part.folders}
+    return set(dataset.store.names("parts")) == used
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda dataset, of: delete_rows(dataset, [1, 10], of=of),
+        lambda dataset, of: write_column(dataset, TWICE, twice, inputs=["label"], of=of),
+        lambda dataset, of: compact(dataset, of=of),
+    ],
+    ids=["delete_rows", "write_column", "compact"],
+)
+def test_an_edit_that_is_refused_takes_the_folders_it_wrote_with_it(dataset: Dataset, edit: Any) -> None:
+    of = dataset.snapshot()
+    delete_rows(dataset, [1, 12], of=of)  # somebody else's
+
+    with pytest.raises(SnapshotConflict):
+        edit(dataset, of)
+
+    assert no_folder_is_unused(dataset)
+    dataset.verify()
+
+
+def test_a_column_that_fails_on_the_way_leaves_nothing(dataset: Dataset) -> None:
+    def fails_in_the_second_part(rows: Mapping[str, Any]) -> Any:
+        if len(rows["label"]) == len(SECOND["label"]):
+            raise ZeroDivisionError
+        return twice(rows)
+
+    with pytest.raises(ZeroDivisionError):
+        write_column(dataset, TWICE, fails_in_the_second_part, inputs=["label"], of=dataset.snapshot())
+
+    assert no_folder_is_unused(dataset)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Unavailable])
+def test_folders_that_are_or_may_be_committed_stay_whatever_error_comes_after_it(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    commit = Dataset.commit
+
+    def then_ended(self: Dataset, *what: Any, **how: Any) -> None:
+        if error is KeyboardInterrupt:
+            commit(self, *what, **how)
+        raise error("gone")
+
+    before = set(dataset.store.names("parts"))
+    monkeypatch.setattr(Dataset, "commit", then_ended)
+    with pytest.raises(error):
+        delete_rows(dataset, [1, 10], of=dataset.snapshot())
+
+    assert len(set(dataset.store.names("parts")) - before) == 2
+    assert no_folder_is_unused(dataset) == (error is KeyboardInterrupt)
+    dataset.verify()

@@ -76,7 +76,9 @@ def test_a_flipped_bit_in_any_listed_file_is_noticed_by_reading_the_content(seal
             harmed = bytearray(whole)
             harmed[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
             path.write_bytes(harmed)
-            with pytest.raises(Damaged, match=r"are not those that were written .*restore it from a backup"):
+            with pytest.raises(
+                Damaged, match=r"are not those that were written .*restore a new workspace from a backup"
+            ):
                 manifest.check(LocalStore(sealed), what="thing", content=True)
         path.write_bytes(whole)
 

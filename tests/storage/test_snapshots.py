@@ -15,6 +15,7 @@ from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SnapshotNotF
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage import parts
 from mms_sdk.storage.datasets import Dataset
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.local import LocalStore
 
@@ -225,7 +226,7 @@ def test_a_flipped_bit_in_rows_or_chunks_is_reported_when_they_are_read(tmp_path
 
     told = damage_of_flips(sizes, lambda: read_everything(dataset.snapshot()))
 
-    assert [path for path, message in told if "restore the part from a backup" not in message] == []
+    assert [path for path, message in told if RESTORE not in message] == []
     assert len(told) == FLIPS
     assert dataset.snapshot().verify() > 0
 
@@ -314,7 +315,7 @@ def test_a_chunk_that_vanishes_after_opening_is_damage_and_never_fill_values(
         path.unlink()
         if left is not None:
             path.write_bytes(whole[: int(left * len(whole))])
-        with pytest.raises(Damaged, match=r"gone or cut short; restore the part from a backup"):
+        with pytest.raises(Damaged, match=f"gone or cut short; {RESTORE}"):
             read_everything(snapshot)
         path.write_bytes(whole)
 

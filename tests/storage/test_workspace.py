@@ -11,6 +11,7 @@ import pytest
 from small_datasets import add, content_of
 
 from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotWritable, StorageFull
+from mms_sdk.settings import default_catalog, default_datasets, default_workspace
 from mms_sdk.storage import manifest
 from mms_sdk.storage.workspace import Workspace
 
@@ -71,7 +72,7 @@ def test_a_folder_with_other_things_in_it_is_refused_and_stays_as_it_is(tmp_path
 def test_a_description_that_cannot_be_read_is_damage(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "workspace.json").write_bytes(body)
 
-    with pytest.raises(Damaged, match=r"workspace\.json is not a workspace description; restore it"):
+    with pytest.raises(Damaged, match=r"workspace\.json is not a workspace description; restore a new workspace"):
         Workspace(tmp_path)
 
 
@@ -221,3 +222,15 @@ def test_only_what_was_staged_can_be_registered(tmp_path: Path, staged: str) -> 
         workspace.staged(staged)
     with pytest.raises(ModelNotFound, match="nothing is staged as"):
         workspace.keep_artifact(staged)
+
+
+def test_another_process_opens_the_same_workspace_by_its_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Workspace(tmp_path / "plain")
+    assert plain.variables() == {"MMS_WORKSPACE": str(tmp_path / "plain")}
+    apart = Workspace(tmp_path / "apart", datasets=str(tmp_path / "elsewhere"))
+    for name, value in apart.variables().items():
+        monkeypatch.setenv(name, value)
+    again = Workspace(default_workspace(), catalog=default_catalog(), datasets=default_datasets())
+    assert (again.id, again.datasets.url) == (apart.id, apart.datasets.url)

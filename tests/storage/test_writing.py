@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from mms_sdk.storage.retention import collect_garbage, expire
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.writing import WRITINGS, Writing, begin
+from torture import times
 
 DRIVER = Path(__file__).with_name("writes_keys.py")
 DAY = 24.0
@@ -400,33 +402,24 @@ def test_processes_that_write_at_once_lose_no_row_and_double_none(dataset: Datas
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_writers_killed_at_any_moment_and_tried_again_bring_every_row_once(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rounds, rows, drawn = 50, 400, random.Random(3)
+    kills, rows, drawn = times(15, full=50), 400, random.Random(3)
     keys = [f"{number:06d}" for number in range(6)]
-    killed = sealed_before = left = 0
-    whole_s = 0.0  # how long a writer takes that nobody kills: as long as the first one
-    for number in range(rounds):
+    number = killed = sealed_before = left = 0
+    took: list[float] = []
+    while killed < kills:  # one that was done before the moment that was drawn counts as none
         writing = begin(dataset, COLUMNS)
         pickled = tmp_path / "writing"
         pickled.write_bytes(pickle.dumps(writing))
         command = [sys.executable, str(DRIVER), str(pickled), str(rows), "10", *keys]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        if number == 0:
-            began = time.monotonic()
-            process.wait(60)
-            whole_s = time.monotonic() - began
-        time.sleep(drawn.uniform(0, whole_s))
-        process.send_signal(signal.SIGKILL)
-        told = process.communicate()[0].split()
-        killed += process.returncode == -signal.SIGKILL
+        told, died = killed_within_a_key(command, drawn, len(keys), took)
+        killed += died
         held = {written.key for written in writing.sealed()}
         assert set(told) <= held
-        sealed_before += len(held)
+        sealed_before += len(held) if died else 0
         left += len(folders(dataset)) - len(held) - number * len(keys)
 
         for key in keys:
@@ -440,14 +433,46 @@ def test_writers_killed_at_any_moment_and_tried_again_bring_every_row_once(
         assert record.rows == (number + 1) * len(keys) * rows
         collect_garbage(dataset, grace_s=0)
         assert folders(dataset) == {part.id for part in record.parts}
+        number += 1
     dataset.verify()
     with capsys.disabled():
         print(
-            f"\n{rounds} rounds: {killed} writers killed, {sealed_before} keys sealed by then, {left} parts left "
+            f"\n{number} rounds: {killed} writers killed, {sealed_before} keys sealed by then, {left} parts left "
             f"behind; rows lost or twice: 0"
         )
-    assert killed > rounds // 2
-    assert 0 < sealed_before < rounds * len(keys)
+    assert 0 < sealed_before < killed * len(keys)
+
+
+def killed_within_a_key(
+    command: list[str], drawn: random.Random, keys: int, took: list[float]
+) -> tuple[list[str], bool]:
+    """Kills a writer behind so many keys as are drawn, within the time that one more takes.
+
+    Args:
+        command: Starts it.
+        drawn: Draws when.
+        keys: That it writes.
+        took: How long a key took so far, in seconds; what is seen is added.
+
+    Returns:
+        The keys that it told; whether it was alive when it was killed.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    told: list[str] = []
+    began = time.monotonic()
+    for _ in range(drawn.randrange(keys)):
+        told.append(process.stdout.readline().strip())
+        took.append(time.monotonic() - began)
+        began = time.monotonic()
+    try:
+        process.wait(drawn.uniform(0, median(took or [1.0])))
+        took.append((time.monotonic() - began) / (keys - len(told)))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    told += process.communicate()[0].split()
+    return told, process.returncode == -signal.SIGKILL
 
 
 # Garbage ------------------------------------------------------------------------------------------------------------

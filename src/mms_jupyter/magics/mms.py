@@ -10,6 +10,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from mms_sdk.cli import UsageProblem, make_parser
 from mms_sdk.errors import MmsError
+from mms_sdk.told import on_its_lines
 
 # What a kernel should not do: serve for ever, or begin a process-wide story.
 _ELSEWHERE = ("serve",)
@@ -31,7 +32,7 @@ class MmsMagics(Magics):
                 raise UsageProblem(f"%mms {asked.verb} would block the notebook; run it in a terminal: mms {line}")
             value = asked.command(asked)
         except (UsageProblem, ValueError, MmsError) as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(on_its_lines(str(error))) from None
         except SystemExit:  # argparse ends so after --help, which it has printed
             return None
         if isinstance(value, str):

@@ -34,7 +34,7 @@ class Api:
     def __repr__(self) -> str:
         return f"<api at {self._http.base_url}>"
 
-    def get(self, path: str, kind: type[_T], **query: Any) -> _T:
+    def get(self, path: str, kind: type[_T], /, **query: Any) -> _T:
         """Reads one thing."""
         known = {name: value for name, value in query.items() if value is not None}
         return self._decoded(self._ask("GET", path, params=known), kind)

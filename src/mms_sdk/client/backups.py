@@ -42,7 +42,11 @@ class Backups:
         return self._copies.store.url
 
     def list(self) -> Table[Backup]:
-        """All of them, oldest first."""
+        """All of them, oldest first.
+
+        Raises:
+            BackupNotFound: There is no such place.
+        """
         records = self._copies.records()
         rows = [
             {"id": each.id, "when": each.created_at, "files": each.files, "bytes": each.bytes, "new": each.sent_bytes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from mms_sdk.client.tables import Table
 from mms_sdk.compute.data import describe as statistics
 from mms_sdk.compute.data import preview as looking
 from mms_sdk.compute.data.kinds.tabular import told_values
-from mms_sdk.errors import InvalidRequest
+from mms_sdk.errors import ColumnNotFound, InvalidRequest
 from mms_sdk.schema.cleaning import CleaningReport, CleanStep, PictureStep, Reject, TableStep
-from mms_sdk.schema.dataset import Column, DatasetInfo, SnapshotDiff
+from mms_sdk.schema.dataset import Column, DatasetInfo, SnapshotDiff, meant_column
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_snapshot
 from mms_sdk.schema.specs import CleanSpec
 from mms_sdk.storage import edits
+from mms_sdk.storage.row_numbers import row_numbers
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.types import Rows
@@ -40,7 +41,9 @@ class Dataset:
     def __repr__(self) -> str:
         classes = f", {told.counted(self.num_classes, 'class')}" if self.labels else ""
         splits = ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items())
-        return f"<dataset {self.ref}: {told.counted(self.rows, 'row')}{classes}{splits and '; '}{splits}>"
+        cleaning = self.cleaning
+        nothing = f"; {cleaning.nothing_new}" if cleaning is not None and cleaning.nothing_new else ""
+        return f"<dataset {self.ref}: {told.counted(self.rows, 'row')}{classes}{splits and '; '}{splits}{nothing}>"
 
     def _repr_html_(self) -> str:
         return pages.page(self)
@@ -178,7 +181,7 @@ class Dataset:
                 captions than rows; or it lies on a server.
         """
         opened = self.open()
-        numbers = self._to_show(opened, split) if rows is None else _row_numbers(rows)
+        numbers = self._to_show(opened, split) if rows is None else row_numbers(rows)
         if rows is not None and split is not None:
             raise InvalidRequest(f"rows are given by number or by split; got rows and split={split!r}; leave one out")
         if captions is not None and len(captions) != len(numbers):
@@ -220,7 +223,7 @@ class Dataset:
             InvalidRequest: A row number is out of range, or there is none.
             SnapshotConflict: Somebody deleted from the same parts meanwhile.
         """
-        body = {"snapshot": self.info.snapshot, "rows": [int(row) for row in rows], "message": message}
+        body = {"snapshot": self.info.snapshot, "rows": row_numbers(rows).tolist(), "message": message}
         return self._now(self._api.send("POST", f"/v1/datasets/{self.name}:delete-rows", DatasetInfo, body))
 
     def rename_columns(self, names: Mapping[str, str | None], *, message: str = "") -> Dataset:
@@ -230,6 +233,12 @@ class Dataset:
             ColumnNotFound: There is no such column.
             InvalidRequest: Two columns would have one name, or none is left.
         """
+        if not isinstance(names, Mapping):
+            raise InvalidRequest(f"columns are renamed by old and new names, e.g. {{'age': 'years'}}; got {names!r}")
+        for name in names:
+            if all(column.name != name for column in self.info.columns):
+                meant = meant_column(name, self.info.columns)
+                raise ColumnNotFound(f"{self.ref} has no column {name!r}{meant or '; look at .info.columns'}")
         body = {"snapshot": self.info.snapshot, "names": dict(names), "message": message}
         return self._now(self._api.send("POST", f"/v1/datasets/{self.name}:rename-columns", DatasetInfo, body))
 
@@ -239,7 +248,7 @@ class Dataset:
         """The dataset with one column more, or other values in one that is there, as a new snapshot.
 
         Args:
-            column: Name, kind, dtype, shape and labels.
+            column: Name, kind, dtype, shape and labels: `mms.Column(name="age", kind="number", dtype="int64")`.
             derive: Called with a few thousand rows at a time: values of `inputs` by name, as arrays of shape
                 (rows, *column.shape) or lists of bytes; returns the new values for them, in the same order.
             inputs: Columns that `derive` is given.
@@ -250,8 +259,10 @@ class Dataset:
             InvalidRequest: Values that do not fit the column; or the dataset lies on a server.
             SnapshotConflict: Somebody changed which rows there are meanwhile.
         """
+        (described,) = columns_of([column])
+        names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
         of, dataset = self.open(), self.workspace.dataset(self.name)
-        done = edits.write_column(dataset, column, derive, inputs=inputs, of=of, message=message)
+        done = edits.write_column(dataset, described, derive, inputs=names, of=of, message=message)
         return self._now(self._api.get(f"/v1/datasets/{self.name}", DatasetInfo, snapshot=done.number))
 
     def clean(self, clean: CleanStep | Sequence[CleanStep], *, message: str = "", progress: bool = True) -> Dataset:
@@ -301,20 +312,32 @@ class Dataset:
         return self.workspace.dataset(self.name).snapshot(self.info.snapshot)
 
 
-def _row_numbers(rows: Sequence[int]) -> Rows:
-    numbers = [row for row in rows if isinstance(row, int | np.integer) and not isinstance(row, bool)]
-    if len(numbers) < len(rows) or any(abs(int(row)) >= 2**63 for row in numbers):
-        raise InvalidRequest(f"rows are given by their numbers, e.g. [3, 17]; got {str(rows)[:80]}")
-    return np.array(numbers, np.int64)
-
-
 def steps_of(clean: CleanStep | Sequence[CleanStep]) -> tuple[CleanStep, ...]:
     """Cleaning steps, one or several.
 
     Raises:
         InvalidRequest: One is none.
     """
-    steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+    steps = tuple(clean) if isinstance(clean, Sequence) and not isinstance(clean, str) else (clean,)
     if wrong := [step for step in steps if not isinstance(step, PictureStep | TableStep)]:
-        raise InvalidRequest(f"a cleaning step is made by a call such as mms.drop_duplicates(); got {wrong[0]!r}")
+        kinds = (*get_args(PictureStep), *get_args(TableStep))
+        calls = {kind.model_fields["step"].default.replace("-", "_") for kind in kinds}
+        named = str(wrong[0]).replace("-", "_")
+        call = named if named in calls else "drop_duplicates"
+        raise InvalidRequest(f"a cleaning step is made by a call such as mms.{call}(); got {wrong[0]!r}")
     return steps
+
+
+def columns_of(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """Columns that somebody describes.
+
+    Raises:
+        InvalidRequest: One is no description.
+    """
+    given = tuple(columns) if isinstance(columns, Sequence) and not isinstance(columns, str) else (columns,)
+    if wrong := [column for column in given if not isinstance(column, Column)]:
+        raise InvalidRequest(
+            f"columns that are written are told as mms.Column(name='age', kind='number', dtype='int64'), in a list if "
+            f"there may be several; got {wrong[0]!r}"
+        )
+    return given

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mms_sdk import told
 from mms_sdk.client.api import Api
 from mms_sdk.client.arriving import follow_stream, watch_folder
-from mms_sdk.client.dataset import Dataset, steps_of
+from mms_sdk.client.dataset import Dataset, columns_of, steps_of
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.data import spark
@@ -163,7 +163,8 @@ class Datasets:
         Raises:
             InvalidRequest: The workspace is a server's; there are no columns; or the newest snapshot has others.
         """
-        return begin(self._to_write(name), columns)
+        given = None if columns is None else columns_of(columns)
+        return begin(self._to_write(name), given)
 
     def write_spark(
         self,
@@ -208,12 +209,13 @@ class Datasets:
                 f"write_spark takes a Spark DataFrame; got {type(frame).__name__}; ingest other sources"
             )
         given = spark.Frame(frame=frame, message=message, once=once)
-        steps = tuple(clean) if isinstance(clean, Sequence) else (clean,)
+        steps = steps_of(clean)
+        described = None if columns is None else columns_of(columns)
         dataset = self._to_write(name)
-        if columns is not None:
+        if described is not None:
             if steps or split is not None or color != "auto":
                 raise InvalidRequest("color=, clean= and split= are for pictures; with columns=, do that in the frame")
-            done = spark.write_columns(dataset, given, columns)
+            done = spark.write_columns(dataset, given, described)
         else:
             done = spark.write_pictures(dataset, given, color=color, clean=steps, split=split or Split())
         return self.get(f"{name}@{done.number}")
@@ -240,7 +242,8 @@ class Datasets:
             from mms_sdk.compute.data import ray_data
         except ModuleNotFoundError as error:
             raise MissingExtra("ray", extra="ray") from error
-        done = ray_data.write_columns(self._to_write(name), rows, columns, message=message)
+        described = None if columns is None else columns_of(columns)
+        done = ray_data.write_columns(self._to_write(name), rows, described, message=message)
         return self.get(f"{name}@{done.number}")
 
     def follow(
@@ -320,7 +323,7 @@ class Datasets:
         Args, errors: See `follow`.
         """
         asked = Following(
-            columns=columns,
+            columns=None if columns is None else columns_of(columns),
             batches=batch or Batches(),
             clean=steps_of(clean),
             split=split or Split(),
@@ -530,7 +533,12 @@ class Datasets:
             InvalidRequest: A column is not in all of them or does not hold the same, or a dataset of that name that
                 holds other rows.
         """
-        spec = ConcatSpec(datasets=tuple(_ref(each) for each in datasets), missing=missing, message=message)
+        refs = tuple(map(_ref, [datasets] if isinstance(datasets, str | Dataset) else datasets))
+        spec = ConcatSpec(
+            datasets=refs,
+            missing=missing,
+            message=message,
+        )
         job = self._work(name, "concat", spec.model_dump(mode="json"), progress)
         return self.get(f"{name}@{job.result['snapshot']}")
 

@@ -23,16 +23,24 @@ from mms_sdk.types import Array
 Picture: TypeAlias = str | Path | bytes | Array
 """A picture: the path of a file, the bytes of one, or uint8 of shape (height, width[, channels])."""
 
+Item: TypeAlias = Any
+"""What a model takes: a picture; a text; a row of a table, a value for each column by name; a recording, the path of a
+file or the bytes of one; a series or an embedding, an array or nested lists."""
+
 
 class Prediction(PredictionRecord):
     """What a model says about one input."""
 
     def __repr__(self) -> str:
+        if not self.ranked:
+            return f"<{self.values}>"
         return "<" + ", ".join(f"{label} {score:.1%}" for label, score in self.top(3)) + ">"
 
     __str__ = __repr__  # Pydantic's own prints every class
 
     def _repr_html_(self) -> str:
+        if not self.ranked:
+            return html.facts("prediction", {"values": self.values})
         return html.bars("prediction", self.top(5))
 
 
@@ -66,26 +74,29 @@ class Deployment:
         """Where it answers below the server's address."""
         return f"/v1/models/{self.name}:predict"
 
-    def predict(self, picture: Picture, *, top: int = 0, deadline_s: float | None = None) -> Prediction:
-        """Ranked classes of one picture.
+    def predict(self, picture: Item, *, top: int = 0, deadline_s: float | None = None) -> Prediction:
+        """Ranked classes of one picture, or of whatever else the model takes, or the numbers that it answers.
 
         Args:
-            picture: Path, bytes or array.
+            picture: Path, bytes or array; for a model of another kind a text, a row by column name, the path or the
+                bytes of a recording, or numbers.
             top: Classes wanted; 0 for all.
             deadline_s: Seconds after which the answer is of no use; the server's own limit if left out.
 
         Raises:
-            InvalidInput: It is not a picture this model takes.
+            InvalidInput: It is nothing this model takes.
             Overloaded, DeadlineExceeded: The server has too much to do.
         """
-        if isinstance(picture, np.ndarray):
+        if self._kind != "image" or isinstance(picture, np.ndarray):
             return self.predict_many([picture], top=top, deadline_s=deadline_s)[0]
         return self._ask(_read(picture), "application/octet-stream", top, deadline_s)[0]
 
     def predict_many(
-        self, pictures: Sequence[Picture], *, top: int = 0, deadline_s: float | None = None
+        self, pictures: Sequence[Item], *, top: int = 0, deadline_s: float | None = None
     ) -> list[Prediction]:
-        """Ranked classes of a few pictures in one request; for many use `ws.predict`."""
+        """The same for a few in one request; for many use `ws.predict`."""
+        if self._kind != "image":
+            return self._ask_json([_instance(self._kind, item) for item in pictures], top, deadline_s)
         arrays = [isinstance(picture, np.ndarray) for picture in pictures]
         if any(arrays) and not all(arrays):
             raise InvalidInput("pictures of one request are all arrays, or all files or bytes; send two requests")
@@ -93,10 +104,18 @@ class Deployment:
             picture.tolist() if isinstance(picture, np.ndarray) else {"b64": base64.b64encode(_read(picture)).decode()}
             for picture in pictures
         ]
+        return self._ask_json(instances, top, deadline_s)
+
+    @property
+    def _kind(self) -> str:
+        return self.record.signature.inputs[0].name
+
+    def _ask_json(self, instances: list[Any], top: int, deadline_s: float | None) -> list[Prediction]:
         try:
             body = orjson.dumps({"instances": instances})
         except orjson.JSONEncodeError as error:
-            raise InvalidInput(f"a picture is an array of numbers from 0 to 255; this one is not: {error}") from error
+            what = "a picture is an array of numbers from 0 to 255" if self._kind == "image" else "it is sent as JSON"
+            raise InvalidInput(f"{what}; this one is not: {error}") from error
         return self._ask(body, "application/json", top, deadline_s)
 
     def _ask(self, body: bytes, kind: str, top: int, deadline_s: float | None) -> list[Prediction]:
@@ -163,16 +182,23 @@ def _row(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _read(picture: Any) -> bytes:
+def _instance(kind: str, item: Any) -> Any:
+    if kind == "audio":
+        return {"b64": base64.b64encode(_read(item, "recording")).decode()}
+    return item.tolist() if isinstance(item, np.ndarray) else item
+
+
+def _read(picture: Any, what: str = "picture") -> bytes:
     if isinstance(picture, bytes):
         return picture
     if not isinstance(picture, str | Path):
-        raise InvalidInput(f"a picture is a path, bytes or a uint8 array; got {type(picture).__name__}")
+        told = ", bytes or a uint8 array" if what == "picture" else " or bytes"
+        raise InvalidInput(f"a {what} is a path{told}; got {type(picture).__name__}")
     try:
         return Path(picture).expanduser().read_bytes()
     except ValueError as error:  # a zero byte
-        raise InvalidInput(f"a picture is a readable file; {picture!r} is no path: {error}; check it") from error
+        raise InvalidInput(f"a {what} is a readable file; {picture!r} is no path: {error}; check it") from error
     except OSError as error:
         raise InvalidInput(
-            f"a picture is a readable file; {picture} is not: {error.strerror}; check the path"
+            f"a {what} is a readable file; {picture} is not: {error.strerror}; check the path"
         ) from error

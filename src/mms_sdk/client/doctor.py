@@ -57,7 +57,7 @@ def _workspace(folder: Path, catalog: str | None, datasets: str | None) -> list[
         return [_row("workspace", True, f"{folder} does not exist yet; it is made on first use")]
     try:
         workspace = Workspace(folder, catalog=catalog, datasets=datasets)
-        jobs = len(workspace.catalog.jobs.list(limit=500))
+        jobs = sum(workspace.catalog.jobs.counts().values())
         name = workspace.catalog.name
         workspace.close()
     except MmsError as error:

@@ -141,6 +141,10 @@ class Jobs:
         found = [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
         return Table(found, title="jobs", rows=map(_row, found))
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each state that any is in."""
+        return self._api.get("/v1/jobs:counts", dict[str, int])
+
     def get(self, job: str) -> Job:
         """One job.
 
@@ -197,6 +201,8 @@ def _outcome(job: Job) -> str:
     for name, value in {**record.result.get("metrics", {}), **record.result}.items():
         if name in ("val/accuracy", "accuracy") and value is not None:
             return f"{name} {value:.4f}"
+    if "value" in record.result:  # of a trial, or the best one's of a study
+        return f"{record.spec['metric']} {record.result['value']:.6g}"
     return f"{record.result['rows']:,} rows" if "rows" in record.result else ""
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mms_sdk import html, told
-from mms_sdk.client.tables import aligned, on_one_line, pairs, wrapped
+from mms_sdk.client.tables import aligned, pairs, wrapped
 from mms_sdk.errors import MmsError
 from mms_sdk.schema.cleaning import CleaningReport
 from mms_sdk.schema.dataset import Column, DatasetInfo, Layout
+from mms_sdk.told import on_one_line
 
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
@@ -185,7 +186,7 @@ def _bars(shown: Counts, rest: str, width: int | None) -> str:
 
 
 def _cleaning(report: CleaningReport, width: int | None) -> str:
-    sections = [report.summary]
+    sections = list(wrapped(on_one_line(report.summary), width))
     if report.steps:
         sections.append(aligned(report.table(), width=width))
     return "\n".join([*sections, *(line for note in report.notes for line in wrapped(on_one_line(note), width))])

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from mms_sdk import html, told
+from mms_sdk.told import on_one_line
 
 _T = TypeVar("_T")
 _GAP = 2
@@ -78,11 +79,6 @@ def pairs(values: Mapping[str, Any], *, width: int | None = None) -> str:
         lines += [f"{_put(name, widest)}{' ' * _GAP}{first}".rstrip()]
         lines += [" " * (widest + _GAP) + each for each in more]
     return "\n".join(lines)
-
-
-def on_one_line(text: str) -> str:
-    """A text in which nothing moves a terminal's cursor: line ends and escape sequences are spelled out."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _is_text(value: Any) -> bool:

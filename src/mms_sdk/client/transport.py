@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 _END = object()
+_LAST_WORDS_S = 1.0  # from an application's word that it failed to its end
 
 
 class InProcessTransport(httpx2.BaseTransport):
@@ -145,6 +146,9 @@ class _Lifespan:
             raise RuntimeError(f"the application ended at {kind}")
         answer = told.result()
         if answer["type"] == f"{kind}.failed":
+            await asyncio.wait({self._task}, timeout=_LAST_WORDS_S)
+            if self._task.done():  # with the error itself, where the message is a traceback
+                self._task.result()
             raise RuntimeError(answer.get("message", kind))
 
 

@@ -7,10 +7,10 @@ import hmac
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of
+from mms_sdk.client.studies import Script, Studies, Study
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
@@ -29,6 +30,7 @@ from mms_sdk.schema.backup import Backup
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.tuning import Direction, Pruner, Sampler
 from mms_sdk.settings import TOKEN_VARIABLE, ServerSettings, default_catalog, default_datasets, default_workspace
 from mms_sdk.storage.stores.opening import store_at
 from mms_sdk.storage.workspace import Workspace
@@ -72,6 +74,7 @@ class WorkspaceClient:
     Attributes:
         datasets: Bring data in; list and get.
         jobs: What runs and ran.
+        studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
         deployments: Serve and ask.
     """
@@ -82,6 +85,7 @@ class WorkspaceClient:
         self.where = where
         self.datasets = Datasets(api, workspace)
         self.jobs = Jobs(api)
+        self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)
         self.deployments = Deployments(api)
 
@@ -109,15 +113,13 @@ class WorkspaceClient:
 
     def status(self) -> dict[str, Any]:
         """What is in the workspace, in a few words."""
-        jobs = self.jobs.list(100)
+        jobs = self.jobs.counts()
         return {
             "workspace": self.where,
             "datasets": ", ".join(dataset.ref for dataset in self.datasets.list()) or "none yet",
             "models": ", ".join(sorted({version.model for version in self.models.list()})) or "none yet",
             "deployments": ", ".join(each.name for each in self.deployments.list()) or "none",
-            "jobs": f"{sum(job.state == 'running' for job in jobs)} running, {len(jobs)} recorded"
-            if jobs
-            else "none yet",
+            "jobs": f"{jobs.get('running', 0):,} running, {sum(jobs.values()):,} recorded" if jobs else "none yet",
         }
 
     def predict(
@@ -159,6 +161,64 @@ class WorkspaceClient:
         names = ("rows", "errors", "first_error", "accuracy", "model")
         told: dict[str, Any] = {name: job.result.get(name) for name in names}
         return BulkResult(path=path, job=job.id, **told)
+
+    def tune(
+        self,
+        script: Script,
+        *,
+        space: Mapping[str, Any],
+        metric: str,
+        direction: Direction | None = None,
+        trials: int | None = None,
+        sampler: Sampler = "tpe",
+        pruner: Pruner | None = None,
+        parallel: int = 1,
+        seed: int = 0,
+        max_failures: int = 3,
+        environment: Sequence[str] = (),
+        name: str | None = None,
+        progress: Literal["auto", "none"] = "auto",
+    ) -> Study:
+        """Runs a script again and again, each time with other values, and finds the best ones.
+
+        Each trial is a process of its own, and a job. The script reads its values from `mms.trial.params`; metrics of a
+        `Trainer` come to the study by themselves, others by `mms.trial.report`. A study that was stopped or killed is
+        gone on with: `ws.studies.get(id).resume()`.
+
+        Args:
+            script: A path, a module's name, the text of a cell, or a function that is called with the space's names. It
+                is copied when the study begins.
+            space: By name `mms.Uniform`, `LogUniform`, `Integer` or `Choice`.
+            metric: What trials are compared by, e.g. `val/accuracy`. Of a trained trial, that of its best checkpoint.
+            direction: `minimize` or `maximize`; if left out losses and errors lower, everything else higher.
+            trials: How many, those that end early or fail included; 20 if left out, or all points of a grid.
+            sampler: `tpe` learns from the trials before, `random` does not, `grid` goes through all values.
+            pruner: Which trials end early: `mms.ASHA()` or `mms.Hyperband(epochs)`; none if left out.
+            parallel: Trials at once. They share the machine: GPUs one by one, CPU threads in equal parts.
+            seed: Of the sampler. One trial at a time, the same seed asks for the same values.
+            max_failures: So many trials in a row that fail end the study.
+            environment: Names of variables that trials see beside those that every process needs.
+            name: For people; the script's name if left out.
+            progress: `auto` says how each trial ended.
+
+        Raises:
+            InvalidRequest: Options that do not fit, or a script that is not there or does not parse.
+            JobFailed: Too many trials failed, or none gave a value.
+            MissingExtra: Optuna is not installed.
+        """
+        asked = {
+            "space": space,
+            "metric": metric,
+            "direction": direction,
+            "trials": trials,
+            "sampler": sampler,
+            "pruner": pruner,
+            "parallel": parallel,
+            "seed": seed,
+            "max_failures": max_failures,
+            "environment": environment,
+        }
+        return self.studies.begin(script, asked, name=name, progress=progress)
 
     def backup(self, to: str | Path, *, keep: int | None = None) -> Backup:
         """Copies the workspace as it is now to another place, while jobs go on; only what is not there yet is sent.
@@ -278,6 +338,7 @@ def connect(
     catalog: str | None = None,
     datasets: str | None = None,
     token: str | None = None,
+    make: bool = True,
 ) -> WorkspaceClient:
     """Opens a workspace.
 
@@ -292,6 +353,7 @@ def connect(
         datasets: Where the workspace's datasets lie: a folder, or the URL of an object store such as
             `s3://bucket/folder`; `$MMS_DATASETS`, or a folder in the workspace, if left out.
         token: For a server; `$MMS_TOKEN` if left out.
+        make: Whether a folder that is not there becomes a new workspace; False to find a name that was mistyped.
 
     Returns:
         The workspace. Opening the same folder again in one process gives the same one.
@@ -299,11 +361,12 @@ def connect(
     Raises:
         InvalidRequest: Both a URL and a folder or catalog, or something that is none; a workspace with another catalog.
         Unauthenticated: A URL without a token.
+        NotFound: There is no workspace in the folder, and `make` is False.
         NotWritable: The folder cannot be made or written.
     """
     if url is None:
         folder = Path(workspace).expanduser() if workspace is not None else default_workspace()
-        return _embedded(folder, catalog or default_catalog(), datasets or default_datasets())
+        return _embedded(folder, catalog or default_catalog(), datasets or default_datasets(), make=make)
     if workspace is not None:
         raise InvalidRequest(f"a workspace is a folder or behind a URL, not both; got {workspace} and {url}")
     if catalog is not None:
@@ -327,13 +390,12 @@ def connect(
     return WorkspaceClient(Api(url, token), url, None)
 
 
-def _embedded(folder: Path, catalog: str | None, datasets: str | None) -> WorkspaceClient:
+def _embedded(folder: Path, catalog: str | None, datasets: str | None, *, make: bool) -> WorkspaceClient:
     from mms_sdk.service.app import create_app
 
     with _opening:
-        workspace = Workspace(
-            folder.resolve(), catalog=catalog, datasets=datasets
-        )  # one folder, whichever way it was named
+        whole = folder.resolve()  # one folder, whichever way it was named
+        workspace = Workspace(whole, catalog=catalog, datasets=datasets, make=make)
         if workspace.root in _open:
             return _open[workspace.root]
         # The token never leaves this process; it is there so that embedded requests pass the same door as all others.
@@ -343,8 +405,12 @@ def _embedded(folder: Path, catalog: str | None, datasets: str | None) -> Worksp
         def find(token: str) -> Principal | None:
             return person if hmac.compare_digest(token, secret) else None
 
-        app = create_app(workspace, ServerSettings(source_roots=None), find=find)
-        api = Api("http://localhost", secret, InProcessTransport(app))
+        try:
+            app = create_app(workspace, ServerSettings(source_roots=None), find=find)
+            api = Api("http://localhost", secret, InProcessTransport(app))
+        except BaseException:
+            workspace.close()
+            raise
         _open[workspace.root] = WorkspaceClient(api, str(workspace.root), workspace)
         return _open[workspace.root]
 

@@ -276,7 +276,20 @@ class CleaningReport(Schema):
     def summary(self) -> str:
         """How many there were and are."""
         there = f", {self.already_present:,} of them there already" if self.already_present else ""
-        return f"{self.found:,} found{there}, {self.kept:,} kept"
+        nothing = f"; {self.nothing_new}" if self.nothing_new else ""
+        return f"{self.found:,} found{there}, {self.kept:,} kept{nothing}"
+
+    @property
+    def nothing_new(self) -> str:
+        """That nothing came of it, and why; nothing if something did."""
+        if self.kept:
+            return ""
+        there = [f"{self.already_present:,} were there already"] if self.already_present else []
+        dropped = [f"{each.step} dropped {each.dropped:,}, e.g. {each.example}" for each in self.steps if each.dropped]
+        left_out = self.found - self.already_present - self.dropped
+        rest = [f"{left_out:,} could not be taken"] if left_out > 0 else []
+        why = "; ".join([*there, *dropped, *rest])
+        return f"nothing new came in{': ' if why else ''}{why}"
 
     def table(self) -> list[dict[str, Any]]:
         """Of each step what it dropped, the first of it, and what became of values."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mms_sdk import html
-from mms_sdk.schema.base import Schema
+from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.names import Name
 
 FORMAT_VERSION = 1
@@ -18,7 +20,7 @@ SPLITS = ("train", "val", "test")
 
 Media = Literal["image", "encoded-image", "audio", "encoded-audio", "encoded-video", "series", "text", "bytes"]
 Scalars = Literal["number", "category", "label", "timestamp", "embedding", "id", "split"]
-ColumnKind = Media | Scalars
+ColumnKind = Literal[Media, Scalars]
 COLUMN_NAME = r"[a-z][a-z0-9_]{0,62}"
 ColumnName = Annotated[str, Field(pattern=f"^{COLUMN_NAME}$")]
 
@@ -35,7 +37,7 @@ Dtype = Annotated[str, Field(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))
 Rows = Annotated[int, Field(ge=0, le=2**48)]  # more bytes than a part could have, and few enough to count with
 
 
-class Column(Schema):
+class Column(Asked):
     """One typed column.
 
     Attributes:
@@ -120,6 +122,14 @@ class Column(Schema):
 
         # `math.prod`: the reader asks for every batch, and NumPy's takes longer than the rest of the question.
         return np.dtype(self.dtype).itemsize * prod(self.fixed)
+
+
+def meant_column(name: str, columns: Sequence[Column]) -> str:
+    """The end of a sentence that asks whether another column was meant, by a name or a title like one that is there."""
+    titles = {column.title: column.name for column in columns if column.title}
+    known = titles | {column.name: column.name for column in columns}
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
 
 
 class Sealed(Schema):

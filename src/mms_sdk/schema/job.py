@@ -7,7 +7,19 @@ from typing import Any, Literal
 from mms_sdk.schema.base import Schema
 
 JobKind = Literal[
-    "ingest", "clean", "join", "concat", "verify", "compact", "collect", "follow", "train", "evaluate", "predict"
+    "ingest",
+    "clean",
+    "join",
+    "concat",
+    "verify",
+    "compact",
+    "collect",
+    "follow",
+    "train",
+    "tune",
+    "trial",
+    "evaluate",
+    "predict",
 ]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "lost"]
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "lost"})
@@ -37,6 +49,7 @@ class Job(Schema):
         result: What came out, once it succeeded.
         error: A problem+json object, once it failed.
         owner: Process that does the work, `pid:start time`; how a lost job is recognised.
+        parent: The job it is a part of: of a trial, its study.
     """
 
     id: str
@@ -51,6 +64,7 @@ class Job(Schema):
     result: dict[str, Any] = {}
     error: dict[str, Any] | None = None
     owner: str = ""
+    parent: str | None = None
 
     @property
     def ended(self) -> bool:

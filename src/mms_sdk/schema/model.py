@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mms_sdk.schema.base import Schema
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.names import Name
 
 ARTIFACT_VERSION = 1
@@ -53,15 +54,21 @@ class ModelCard(Schema):
     """The content of an artefact's `model.json`: everything needed to serve it but the weights.
 
     Attributes:
+        task: Name of what it was trained for.
         kind: Kind of input that `host` turns into the signature's input.
+        columns: What a row is made of, as the training data has it, without the values of categories. Versions made
+            before other kinds than pictures were have none.
+        target: Name of the column that is answered.
         host: Preprocessing before the device, as step specifications.
         device: Preprocessing inside the StableHLO program, for people to read.
-        labels: Class names in order of the scores.
+        labels: Class names in order of the scores; none where the output is no score of classes.
     """
 
     artifact_version: int = ARTIFACT_VERSION
-    task: Literal["classification"]
-    kind: Literal["image"]
+    task: str
+    kind: Literal["image", "text", "audio", "series", "embedding", "table"]
+    columns: tuple[Column, ...] = ()
+    target: str | None = "label"
     signature: Signature
     host: tuple[dict[str, Any], ...]
     device: tuple[dict[str, Any], ...]
@@ -71,6 +78,11 @@ class ModelCard(Schema):
     platforms: tuple[str, ...]
     parameters: int
     created_at: str
+
+    @property
+    def ranks(self) -> bool:
+        """Whether each output is one score for each label, so that classes can be ranked."""
+        return bool(self.labels) and self.signature.outputs[0].shape == (len(self.labels),)
 
 
 class ModelVersion(Schema):

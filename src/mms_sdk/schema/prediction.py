@@ -1,6 +1,8 @@
-"""Predictions: ranked classes, and bulk prediction."""
+"""Predictions: ranked classes or numbers, and bulk prediction."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import Field
 
@@ -19,10 +21,12 @@ class Prediction(Schema):
     """What the model says about one input.
 
     Attributes:
-        ranked: Classes by falling score.
+        ranked: Classes by falling score; none where the model answers numbers.
+        values: Those numbers: one, or nested lists of the signature's shape.
     """
 
-    ranked: tuple[Ranked, ...]
+    ranked: tuple[Ranked, ...] = ()
+    values: Any = None
 
     @property
     def label(self) -> str:

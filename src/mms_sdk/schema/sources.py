@@ -262,7 +262,7 @@ class HTTP(AsPictures, AsRecordings):
         kind: What they are.
         max_bytes: Larger files are rejected.
         max_total_bytes: More in all ends the ingest.
-        timeout_s: Seconds that a file may take; slower ones are rejected.
+        timeout_s: Seconds that a file may take, with all tries and the waits between them; slower ones are rejected.
         color: Of pictures: `auto` keeps one channel when every picture is grey and three otherwise; `gray` and `rgb`
             force it.
         max_pixels: Larger pictures are rejected; bounds the memory of a decode.
@@ -441,7 +441,8 @@ class Zarr(_Arrays):
         path: The folder of the group or array.
         rows: Name of the dimension that rows lie along; None for the first one that all arrays share. Arrays that do
             not have it first are left out.
-        missing: Zarr reads a chunk that is not there as its fill value; `fill` says that this is meant.
+        missing: Zarr reads a chunk that is not there as its fill value; `fill` says that this is meant, for at most 10
+            million rows of an array that have no chunk at all.
         label: The column that is to be predicted, if it is a class; it becomes the column `label`.
         categories: Columns whose texts are a few that repeat; kept as codes.
         columns: Which arrays; None for all.
@@ -460,7 +461,8 @@ class Icechunk(_Arrays):
         snapshot: Or the snapshot of this id.
         rows: Name of the dimension that rows lie along; None for the first one that all arrays share. Arrays that do
             not have it first are left out.
-        missing: Zarr reads a chunk that is not there as its fill value; `fill` says that this is meant.
+        missing: Zarr reads a chunk that is not there as its fill value; `fill` says that this is meant, for at most 10
+            million rows of an array that have no chunk at all.
         label: The column that is to be predicted, if it is a class; it becomes the column `label`.
         categories: Columns whose texts are a few that repeat; kept as codes.
         columns: Which arrays; None for all.

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 import mms_sdk
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
-from mms_sdk.schema.base import reasons
+from mms_sdk.schema.findings import reasons
 from mms_sdk.service.dataplane import DataPlane
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule

@@ -23,14 +23,17 @@ from mms_sdk.errors import InvalidInput, InvalidRequest, Unavailable, Unsupporte
 from mms_sdk.schema.names import NAME_PATTERN
 from mms_sdk.service.deployments import Deployments, Served
 from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
-from mms_sdk.service.instances import as_pixels, decode_json, read_instances
+from mms_sdk.service.instances import as_numbers, as_pixels, decode_json, read_instances, read_rows
 from mms_sdk.service.problems import send_bytes
 from mms_sdk.settings import ServerSettings
 from mms_sdk.types import Array
 
 _NAME = NAME_PATTERN.removeprefix("^").removesuffix("$")
 _JSON = {"content-type": "application/json"}
-_PICTURES = ("image/", "application/octet-stream")
+_BODIES = {"image": ("image/",), "audio": ("audio/",), "text": ("text/plain",)}
+"""Content types of one input as it is, by kind; bytes of any sort are taken for it too."""
+_BYTES = "application/octet-stream"
+_DATATYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32"}
 _HEADER_LENGTH = "inference-header-content-length"
 _DEADLINE = "x-mms-deadline-ms"
 _LOOKED_AT = frozenset({b"content-type", _HEADER_LENGTH.encode(), _DEADLINE.encode()})
@@ -124,10 +127,10 @@ class DataPlane:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
             rows = await self._instances(served, body)
-        elif kind.startswith(_PICTURES):
+        elif (bodies := _BODIES.get(served.predictor.kind.name)) and kind.startswith((*bodies, _BYTES)):
             rows = (await asyncio.to_thread(served.predictor.prepare, body))[None]
         else:
-            raise UnsupportedMediaType(f"a prediction takes application/json or a picture (image/*); got {kind!r}")
+            raise UnsupportedMediaType(f"a prediction takes {_taken(served)}; got {kind!r}")
         scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
         answer = {
             "deployment": served.name,
@@ -136,17 +139,25 @@ class DataPlane:
             "predictions": [
                 {"ranked": [{"label": label, "score": score} for label, score in ranked]}
                 for ranked in served.predictor.ranked(scores, top)
-            ],
+            ]
+            if served.predictor.card.ranks
+            else [{"values": row} for row in scores],
         }
-        return orjson.dumps(answer), _JSON
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
 
     async def _instances(self, served: Served, body: bytes) -> Array:
+        if served.predictor.kind.name != "image":
+            return await asyncio.to_thread(self._rows, served, body)
         instances = read_instances(body, served.predictor.input_shape, at_most=served.batcher.max_batch_rows)
         prepare = served.predictor.prepare
         if isinstance(instances[0], bytes):
             return np.stack(await asyncio.to_thread(lambda: [prepare(picture) for picture in instances]))
         rows = [prepare(pixels) for pixels in instances]
         return rows[0][None] if len(rows) == 1 else np.stack(rows)
+
+    def _rows(self, served: Served, body: bytes) -> Array:
+        instances = read_rows(body, kind=served.predictor.kind.name, at_most=served.batcher.max_batch_rows)
+        return np.stack([served.predictor.prepare(instance) for instance in instances])
 
     async def _infer(
         self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
@@ -186,7 +197,10 @@ class DataPlane:
             "name": served.name,
             "versions": [str(served.version)],
             "platform": "mms_stablehlo",
-            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *card.signature.inputs[0].shape]}],
+            "inputs": [
+                {"name": each.name, "datatype": _DATATYPES[each.dtype], "shape": [-1, *each.shape]}
+                for each in card.signature.inputs
+            ],
             "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, *card.signature.outputs[0].shape]}],
         }
         return orjson.dumps(told), _JSON
@@ -203,30 +217,37 @@ class DataPlane:
 
 
 def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
-    shape = served.predictor.input_shape
-    if len(asked.inputs) != 1 or asked.inputs[0].name != "image":
-        raise InvalidInput(f"this model has one input, 'image'; got {[tensor.name for tensor in asked.inputs]}")
+    shape, dtype = served.predictor.input_shape, served.predictor.input_dtype
+    name, datatype = served.predictor.card.signature.inputs[0].name, _DATATYPES[dtype.name]
+    if len(asked.inputs) != 1 or asked.inputs[0].name != name:
+        raise InvalidInput(f"this model has one input, {name!r}; got {[tensor.name for tensor in asked.inputs]}")
     tensor = asked.inputs[0]
-    if tensor.datatype != "UINT8":
-        raise InvalidInput(f"input 'image' has datatype UINT8; got {tensor.datatype!r}")
+    if tensor.datatype != datatype:
+        raise InvalidInput(f"input {name!r} has datatype {datatype}; got {tensor.datatype!r}")
     if tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
-        raise InvalidInput(f"input 'image' has shape {[-1, *shape]} with at least one row; got {tensor.shape}")
+        raise InvalidInput(f"input {name!r} has shape {[-1, *shape]} with at least one row; got {tensor.shape}")
     count = math.prod(tensor.shape)
     size = tensor.parameters.get("binary_data_size")
     if size is not None or len(binary):
-        if tensor.data is not None or size != len(binary) or size != count:
+        if tensor.data is not None or size != len(binary) or size != count * dtype.itemsize:
             raise InvalidInput(
-                f"a tensor of shape {tensor.shape} is {count} bytes behind the JSON, declared as binary_data_size, and "
-                f"no data in it; got {len(binary)} bytes, declared {size!r}"
+                f"a tensor of shape {tensor.shape} is {count * dtype.itemsize} bytes behind the JSON, declared as "
+                f"binary_data_size, and no data in it; got {len(binary)} bytes, declared {size!r}"
             )
-        return np.frombuffer(binary, np.uint8).reshape(tensor.shape)
+        return np.frombuffer(binary, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.shape)
     try:
         flat = np.asarray(tensor.data).ravel()
     except ValueError as error:
         raise InvalidInput(f"data is a list of equal lengths; this one is not: {error}") from error
     if len(flat) != count:
         raise InvalidInput(f"a tensor of shape {tensor.shape} has {count} values; got {len(flat)}")
-    return as_pixels(flat).reshape(tensor.shape)
+    return (as_pixels(flat) if dtype == np.uint8 else as_numbers(flat, dtype)).reshape(tensor.shape)
+
+
+def _taken(served: Served) -> str:
+    kind = served.predictor.kind.name
+    others = {"image": " or a picture (image/*)", "audio": " or a recording (audio/*)", "text": " or text/plain"}
+    return "application/json" + others.get(kind, "")
 
 
 def _header_length(given: str | None, body: bytes) -> int:

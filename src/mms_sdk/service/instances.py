@@ -26,6 +26,8 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         instances: Each a nested list of 0–255 in the signature's shape, or `{"b64": …}` with the bytes of a picture.
+            Of models for other rows: a text, an object with a value for each column of a table, a nested list of
+            numbers, or `{"b64": …}` with the bytes of a recording.
     """
 
     instances: list[Any]
@@ -54,14 +56,45 @@ def read_instances(body: bytes, shape: tuple[int, ...], *, at_most: int) -> list
     rows = _whole(body, shape, at_most)
     if rows is not None:
         return list(rows)
-    instances = decode_json(body, PredictRequest).instances
-    if not instances:
-        raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
-    if len(instances) > at_most:
-        raise too_many_rows(len(instances), at_most)
+    instances = _some(body, at_most)
     if any(isinstance(instance, dict) for instance in instances):
-        return [_picture(instance) for instance in instances]
+        return [_decoded(instance, "picture") for instance in instances]
     return [_array(instance) for instance in instances]
+
+
+def read_rows(body: bytes, *, kind: str, at_most: int) -> list[Any]:
+    """The instances of a request to a model for other rows than pictures, as `Predictor.prepare` takes them.
+
+    Args:
+        body: JSON.
+        kind: Of the rows.
+        at_most: Instances that one request may have.
+
+    Raises:
+        InvalidRequest: It is not that JSON.
+        InvalidInput: There is no instance, there are too many, or one is of no such kind.
+    """
+    instances = _some(body, at_most)
+    if kind == "audio":
+        return [_decoded(instance, "recording") for instance in instances]
+    return instances
+
+
+def as_numbers(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers as what a model takes that are no pixels.
+
+    Raises:
+        InvalidInput: Some are none, not finite, or do not fit.
+    """
+    if array.dtype.kind not in "iuf":
+        raise InvalidInput(f"an instance holds numbers only; got {array.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = array.astype(dtype)
+    fits = np.array_equal(numbers, array) if dtype.kind == "i" else bool(np.isfinite(numbers).all())
+    if not fits:
+        told = "whole numbers of 32 bits" if dtype.kind == "i" else "finite numbers that a float32 can hold"
+        raise InvalidInput(f"an instance holds {told}; got {array.min():g} to {array.max():g}")
+    return numbers
 
 
 def decode_json(body: bytes, kind: type[Any]) -> Any:
@@ -117,13 +150,24 @@ def _whole(body: bytes, shape: tuple[int, ...], at_most: int) -> Array | None:
     return None
 
 
-def _picture(instance: Any) -> bytes:
+def _some(body: bytes, at_most: int) -> list[Any]:
+    instances: list[Any] = decode_json(body, PredictRequest).instances
+    if not instances:
+        raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
+    if len(instances) > at_most:
+        raise too_many_rows(len(instances), at_most)
+    return instances
+
+
+def _decoded(instance: Any, what: str) -> bytes:
     if not isinstance(instance, dict) or set(instance) != {"b64"} or not isinstance(instance["b64"], str):
+        if what == "recording":
+            raise InvalidInput('every instance is {"b64": "…"} with the bytes of a recording')
         raise InvalidInput('every instance is a nested list of numbers, or every one is {"b64": "…"}; do not mix them')
     try:
         return base64.b64decode(instance["b64"], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"b64 is the base64 of a picture file (RFC 4648); this is not: {error}") from error
+        raise InvalidInput(f"b64 is the base64 of a {what} file (RFC 4648); this is not: {error}") from error
 
 
 def _array(instance: Any) -> Array:

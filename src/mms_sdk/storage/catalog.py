@@ -139,8 +139,8 @@ class Jobs:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def start(self, kind: JobKind, name: str, spec: Mapping[str, Any]) -> Job:
-        """Records a job that this process begins now."""
+    def start(self, kind: JobKind, name: str, spec: Mapping[str, Any], *, parent: str | None = None) -> Job:
+        """Records a job that this process begins now, on its own or as a part of another."""
         at = now()
         job = Job(
             id=new_id(),
@@ -150,7 +150,8 @@ class Jobs:
             created_at=at,
             started_at=at,
             spec=dict(spec),
-            owner=_me(),
+            owner=owner_of(os.getpid()),
+            parent=parent,
         )
         with self._catalog.writing() as connection:
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
@@ -201,13 +202,63 @@ class Jobs:
             raise JobNotFound(f"no job {job!r}; list them with: mms jobs")
         return Job.model_validate(dict(row))
 
-    def list(self, *, limit: int = 50, before: str | None = None) -> list[Job]:
-        """Jobs, newest first; `before` is the id to go on from."""
-        query = sa.select(tables.jobs).order_by(tables.jobs.c.id.desc()).limit(limit)
+    def list(
+        self, *, limit: int = 50, before: str | None = None, kind: JobKind | None = None, parent: str | None = None
+    ) -> list[Job]:
+        """Jobs, newest first; `before` is the id to go on from. Of one kind, or the parts of one job, if so asked."""
+        columns = tables.jobs.c
+        query = sa.select(tables.jobs).order_by(columns.id.desc()).limit(limit)
         if before is not None:
-            query = query.where(tables.jobs.c.id < before)
+            query = query.where(columns.id < before)
+        if kind is not None:
+            query = query.where(columns.kind == kind)
+        if parent is not None:
+            query = query.where(columns.parent == parent)
+        return [*self._found(query)]
+
+    def parts(self, job: str) -> Sequence[Job]:
+        """All parts of a job, oldest first."""
+        columns = tables.jobs.c
+        return self._found(sa.select(tables.jobs).where(columns.parent == job).order_by(columns.id))
+
+    def begun_by(self, owner: str, *, kind: JobKind, since: str) -> Sequence[Job]:
+        """Jobs that a process began, by `owner_of`, after the job `since`; oldest first."""
+        columns = tables.jobs.c
+        found = sa.select(tables.jobs).where(columns.kind == kind, columns.id > since, columns.owner == owner)
+        return self._found(found.order_by(columns.id))
+
+    def reopen(self, job: str) -> Job:
+        """Makes a job that did not succeed a running one of this process, to go on with it.
+
+        Raises:
+            JobNotFound: There is none of that id.
+            Conflict: It runs, or is done.
+        """
+        values: dict[str, Any] = {
+            "state": "running",
+            "owner": owner_of(os.getpid()),
+            "ended_at": None,
+            "error": None,
+            "result": {},
+        }
+        if not self._set(job, values, only_from=("failed", "cancelled", "lost")):
+            state = self.get(job).state
+            raise Conflict(
+                f"a job is gone on with once it has stopped before its end; {job} is {state}; "
+                + ("wait for it, or stop it first" if state in ("queued", "running") else "start a new one")
+            )
+        return self.get(job)
+
+    def _found(self, query: sa.Select[Any]) -> Sequence[Job]:
         with self._catalog.reading() as connection:
             return [Job.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs there are in each state that any is in."""
+        state = tables.jobs.c.state
+        query = sa.select(state, sa.func.count()).group_by(state).order_by(state)
+        with self._catalog.reading() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def reconcile(self) -> Sequence[str]:
         """Ends as `lost` every running job whose process is gone.
@@ -219,7 +270,7 @@ class Jobs:
         query = sa.select(columns.id, columns.kind, columns.owner).where(columns.state.in_(("queued", "running")))
         with self._catalog.reading() as connection:
             rows = connection.execute(query).all()
-        return [row.id for row in rows if not _alive(row.owner) and self.finish(row.id, "lost", error=_lost(row))]
+        return [row.id for row in rows if not is_alive(row.owner) and self.finish(row.id, "lost", error=_lost(row))]
 
     def _set(self, job: str, values: Mapping[str, Any], *, only_from: tuple[JobState, ...]) -> bool:
         table = tables.jobs
@@ -381,7 +432,12 @@ class Tokens:
 
 
 def _lost(job: Any) -> dict[str, str]:
-    again = f"resume={job.id!r} goes on from its newest checkpoint" if job.kind == "train" else "start the job again"
+    ways = {
+        "train": f"resume={job.id!r} goes on from its newest checkpoint",
+        "tune": f"ws.studies.get({job.id!r}).resume() goes on with it",
+        "trial": "its study, resumed, runs it again",
+    }
+    again = ways.get(job.kind, "start the job again")
     return {"title": "lost", "detail": f"the process that did the work is gone; {again}"}
 
 
@@ -389,11 +445,13 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _me() -> str:
-    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+def owner_of(pid: int) -> str:
+    """What a process is known by: its number and its start time, since a number is used again."""
+    return f"{pid}:{psutil.Process(pid).create_time():.2f}"
 
 
-def _alive(owner: str) -> bool:
+def is_alive(owner: str) -> bool:
+    """Whether a process, by `owner_of`, still runs."""
     # A process number is used again; together with its start time it is not.
     pid, _, started = owner.partition(":")
     try:

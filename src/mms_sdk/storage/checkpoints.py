@@ -2,6 +2,9 @@
 
 Orbax alone may name a step as saved that never reached the disk, and restores a flipped bit without a word. So a
 checkpoint counts only once its sealed folder has its final name, and is verified in full before it is restored.
+
+Where several processes train together each writes its arrays, the first does the rest, and for all of them a checkpoint
+is saved when the first has given it its name.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from typing import Any
 
 import orjson
 
-from mms_sdk.errors import CheckpointNotFound, Damaged
-from mms_sdk.storage import files, manifest
+from mms_sdk.errors import CheckpointNotFound, Damaged, NotWritable
+from mms_sdk.storage import files, manifest, processes
 from mms_sdk.storage.stores.local import LocalStore
 
 STEP = re.compile(r"\d{10}")
@@ -95,6 +98,7 @@ class CheckpointFolder:
         self._best: int | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="mms-checkpoint")
         self._pending: Future[None] | None = None
+        self._saves = 0
 
     def save(self, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any], *, best: bool) -> None:
         """Starts saving; returns once the arrays may be changed. Waits for the save before, if that still runs.
@@ -113,13 +117,16 @@ class CheckpointFolder:
         self.wait()
         if best:
             self._best = step
-        if self._holds(step):
+        first = processes.is_first()
+        if processes.agreed(first and self._holds(step)):
             return
         draft = self.root / f".{step:010d}.partial"
-        files.remove_tree(draft)
         with files.writing(self.root), _os_errors():
-            draft.mkdir(mode=files.FOLDER_MODE)
-            response = ocp.save_async(draft / "state", arrays)
+            if first:
+                files.remove_tree(draft)
+                draft.mkdir(mode=files.FOLDER_MODE)
+            response = ocp.save_async(draft / "state", arrays)  # the processes wait for one another before they write
+        self._saves += 1
         self._pending = self._worker.submit(self._complete, draft, step, {**meta, "step": step}, response)
 
     def adopt(self, checkpoint: Checkpoint, *, best: bool) -> None:
@@ -131,14 +138,12 @@ class CheckpointFolder:
         """
         if best:
             self._best = checkpoint.step
-        draft = self.root / f".{checkpoint.step:010d}.partial"
-        files.remove_tree(draft)
-        with files.writing(self.root):
-            shutil.copytree(checkpoint.folder, draft)
-            manifest.check(LocalStore(draft), what=f"the copy of checkpoint {checkpoint.folder}", content=True)
-            files.fsync_tree(draft)
-            draft.rename(self._folder(checkpoint.step))
-            files.fsync_folder(self.root)
+        try:
+            if processes.is_first():
+                self._copy(checkpoint)
+        finally:
+            processes.wait_for_all(f"adopted {self._folder(checkpoint.step)}")
+        self._check_named(checkpoint.step)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.
@@ -191,7 +196,30 @@ class CheckpointFolder:
                 return checkpoint, faults
         raise CheckpointNotFound(f"no good checkpoint in {self.root}; found: {faults or 'none'}")
 
+    def _copy(self, checkpoint: Checkpoint) -> None:
+        draft = self.root / f".{checkpoint.step:010d}.partial"
+        files.remove_tree(draft)
+        with files.writing(self.root):
+            shutil.copytree(checkpoint.folder, draft)
+            manifest.check(LocalStore(draft), what=f"the copy of checkpoint {checkpoint.folder}", content=True)
+            files.fsync_tree(draft)
+            draft.rename(self._folder(checkpoint.step))
+            files.fsync_folder(self.root)
+
     def _complete(self, draft: Path, step: int, meta: Mapping[str, Any], response: Any) -> None:
+        saved = f"saved {self._folder(step)} {self._saves}"
+        try:
+            if processes.is_first():
+                self._seal(draft, step, meta, response)
+                self._retire()
+            else:
+                with files.writing(draft), _os_errors():
+                    response.result()
+        finally:
+            processes.wait_for_all(saved)
+        self._check_named(step)
+
+    def _seal(self, draft: Path, step: int, meta: Mapping[str, Any], response: Any) -> None:
         try:
             with files.writing(draft):
                 with _os_errors():
@@ -203,7 +231,13 @@ class CheckpointFolder:
         except BaseException:
             files.remove_tree(draft)
             raise
-        self._retire()
+
+    def _check_named(self, step: int) -> None:
+        # What went wrong in the first process is raised there; the others must not go on as if it had not.
+        if not manifest.is_sealed(self._folder(step)):
+            raise NotWritable(
+                f"checkpoint {self._folder(step)} was not completed by the first process; its own error says why"
+            )
 
     def _holds(self, step: int) -> bool:
         if not self._folder(step).exists():

@@ -18,6 +18,7 @@ from mms_sdk.schema.dataset import Column
 from mms_sdk.storage import codecs
 from mms_sdk.storage.part_files import PartFiles
 from mms_sdk.storage.parts import CRC_BYTES, crc32c
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.types import Array, Rows
 
 MAX_CHUNK_BYTES = 2**30  # decoded; larger ones are taken for a mistake in the metadata
@@ -107,7 +108,7 @@ class Chunks:
         except ValueError as error:
             raise Damaged(
                 f"array {self._array!r} in {self._part.what} is damaged: chunk {number} holds {self._bytes} bytes of "
-                f"values; {error}; restore the part from a backup"
+                f"values; {error}; {RESTORE}"
             ) from error
 
     def warm_up(self, count: int) -> int:
@@ -156,7 +157,7 @@ class Chunks:
         if crc32c(index) != int.from_bytes(file[-CRC_BYTES:], "little"):
             raise Damaged(
                 f"array {self._array!r} in {self._part.what} is damaged: the checksum of the index of shard {shard} "
-                f"does not fit it; restore the part from a backup"
+                f"does not fit it; {RESTORE}"
             )
         return file[: -index_bytes - CRC_BYTES], np.frombuffer(index, "<u8").reshape(-1, 2)
 
@@ -287,6 +288,5 @@ def refuse_beyond_memory(what: str, size: int) -> None:
 def bad_sum(part: PartFiles, array: str, number: int) -> Damaged:
     """What is raised of a chunk that is not what was written."""
     return Damaged(
-        f"array {array!r} in {part.what} is damaged: the checksum of chunk {number} does not fit its bytes; "
-        f"restore the part from a backup"
+        f"array {array!r} in {part.what} is damaged: the checksum of chunk {number} does not fit its bytes; {RESTORE}"
     )

@@ -12,6 +12,7 @@ from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.chunks import Chunks, MappedChunks, read_table, refuse_beyond_memory
 from mms_sdk.storage.part_files import PartFiles
 from mms_sdk.storage.parts import CRC_BYTES, crc32c
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.types import Array, Rows
 
 _PIECE_BYTES = 2**20
@@ -110,7 +111,7 @@ class RawColumn:
             if crc32c(values[place].tobytes()) != sums[rows[place] - first]:
                 return Damaged(
                     f"row {rows[place]} of column {self._column.name!r} in {self._part.what} is damaged: its checksum "
-                    f"does not fit its bytes; restore the part from a backup"
+                    f"does not fit its bytes; {RESTORE}"
                 )
         return None
 
@@ -191,7 +192,7 @@ class RaggedColumn:
         bounds = read_table(part, f"{column.stored}_offsets", (), "uint64", part.rows + 1)
         if bounds[0] != 0 or bounds[-1] > items.items or (bounds[:-1] > bounds[1:]).any():
             rule = f"rows of column {column.name!r} lie one after another in {items.items} items"
-            raise Damaged(f"{part.what} is damaged: {rule}; its offsets say otherwise; restore the part from a backup")
+            raise Damaged(f"{part.what} is damaged: {rule}; its offsets say otherwise; {RESTORE}")
         self._bounds = bounds.astype(np.int64) * column.item_bytes
         self._chunk_bytes = items.rows * column.item_bytes
         self._chunks = MappedChunks(part, self._name, 1 + len(column.fixed), self._chunk_bytes)

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from mms_sdk.errors import InvalidRequest, MissingExtra, MmsError, NotWritable, StorageFull, Unavailable
 from mms_sdk.settings import CATALOG_VARIABLE
 from mms_sdk.storage import files
+from mms_sdk.storage.remedies import RESTORE
 
 LOCK_TIMEOUT_MS = 30_000  # how long a writer waits for the one before it
 _IDLE_TIMEOUT_MS = 60_000  # after which a server takes the lock from a process that was stopped while it held it
@@ -81,7 +82,7 @@ class Embedded:
     """A SQLite file, with a write-ahead log beside it."""
 
     path: Path
-    remedy = "restore it from a backup"
+    remedy = RESTORE
 
     @property
     def name(self) -> str:
@@ -107,6 +108,8 @@ class Embedded:
                 code = getattr(error.orig, "sqlite_errorname", "")
                 if code in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):  # the second: no room for the index of its log
                     raise OSError(errno.ENOSPC, "the disk is full") from error
+                if code.startswith("SQLITE_CANTOPEN"):  # the file itself was opened before, by `engine`
+                    raise OSError(errno.EACCES, "its log, beside it, cannot be made or opened") from error
                 if code.startswith("SQLITE_READONLY"):
                     raise OSError(errno.EROFS, "the catalog is read-only") from error
                 if code.startswith("SQLITE_BUSY"):
@@ -119,7 +122,7 @@ class Server:
     """A database of a PostgreSQL server, all of which is the catalog's."""
 
     url: sa.URL = field(repr=False)
-    remedy = "give the catalog an empty database of its own, or restore this one from a backup"
+    remedy = f"give the catalog an empty database of its own, or {RESTORE}"
 
     @property
     def name(self) -> str:

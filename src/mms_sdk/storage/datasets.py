@@ -18,13 +18,14 @@ from mms_sdk.errors import (
     SnapshotConflict,
     SnapshotNotFound,
 )
-from mms_sdk.schema.base import reasons
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Position, Snapshot
+from mms_sdk.schema.findings import reasons
 from mms_sdk.schema.names import check_name
 from mms_sdk.storage import manifest, records
 from mms_sdk.storage.changes import Change
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.clock import DIFFER_S
@@ -76,7 +77,7 @@ class Dataset:
         except FileNotFoundError as error:
             raise DatasetNotFound(f"no dataset {name!r} at {store.url}; list them with: mms datasets") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise Damaged(f"{path} is not a dataset description; restore it from a backup") from error
+            raise Damaged(f"{path} is not a dataset description; {RESTORE}") from error
         if version != FORMAT_VERSION:
             raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
         return cls(store, name)
@@ -276,18 +277,16 @@ def read_snapshot(store: Store, key: str) -> Snapshot:
         Damaged: It is not what was written, or of another format.
     """
     path = f"{store.url}/{key}"
-    body = records.opened(
-        store.read(key), "snapshot", where=path, what="a snapshot description", remedy="restore it from a backup"
-    )
+    body = records.opened(store.read(key), "snapshot", where=path, what="a snapshot description", remedy=RESTORE)
     if body.get("format_version") != FORMAT_VERSION:
         version = body.get("format_version")
         raise Damaged(f"{path} has format version {version}; this MMS reads {FORMAT_VERSION}; upgrade mms-sdk")
     try:
         snapshot = Snapshot.model_validate(body)
     except ValidationError as error:
-        raise Damaged(f"{path} is no snapshot that could be: {reasons(error.errors())}; restore it") from error
+        raise Damaged(f"{path} is no snapshot that could be: {reasons(error.errors())}; {RESTORE}") from error
     if snapshot_key(snapshot.number) != f"snapshots/{key.rpartition('/')[2]}":
-        raise Damaged(f"{path} describes snapshot {snapshot.number}; restore it from a backup under its own name")
+        raise Damaged(f"{path} describes snapshot {snapshot.number}; {RESTORE}")
     return snapshot
 
 

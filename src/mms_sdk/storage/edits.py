@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.errors import InvalidName, InvalidRequest
-from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Snapshot, SnapshotDiff
+from mms_sdk.schema.dataset import COLUMN_NAME, Column, Layer, Part, Run, Sealed, Snapshot, SnapshotDiff
 from mms_sdk.storage.changes import ColumnNames, Compaction, Deletion, NewColumns, arrays_in_use, lying_at
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import DELETED
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.unused import removed_after_errors
 from mms_sdk.types import Array, Rows
 
 BATCH_BYTES = 64 * 2**20  # read and written at a time: bounds memory whatever a dataset weighs
@@ -45,10 +46,12 @@ def delete_rows(dataset: Dataset, rows: Sequence[int] | Rows, *, of: OpenSnapsho
     wanted = np.unique(np.asarray(rows, np.int64))
     if not len(wanted):
         raise InvalidRequest("at least one row is deleted; got none; leave the call out")
-    return dataset.commit(deletion(dataset, wanted, of=of, message=message), base=of.record, rebase=True)
+    with removed_after_errors(dataset, of.record) as sealed:
+        change = deletion(dataset, wanted, of=of, message=message, sealed=sealed)
+        return dataset.commit(change, base=of.record, rebase=True)
 
 
-def deletion(dataset: Dataset, rows: Rows, *, of: OpenSnapshot, message: str = "") -> Deletion:
+def deletion(dataset: Dataset, rows: Rows, *, of: OpenSnapshot, message: str = "", sealed: list[Sealed]) -> Deletion:
     """Writes what says that rows are gone, to be committed.
 
     Args:
@@ -56,6 +59,7 @@ def deletion(dataset: Dataset, rows: Rows, *, of: OpenSnapshot, message: str = "
         rows: Row numbers in the snapshot `of`, ascending, each once.
         of: The snapshot that was looked at.
         message: Kept with the snapshot.
+        sealed: The folders that are written are added.
 
     Raises:
         InvalidRequest: A row number is out of range.
@@ -71,6 +75,7 @@ def deletion(dataset: Dataset, rows: Rows, *, of: OpenSnapshot, message: str = "
         with dataset.writer((DELETED,)) as writer:
             writer.write({DELETED.name: np.flatnonzero(gone)})
             deleted[part] = writer.close()
+        sealed.append(deleted[part])
     return Deletion(
         before=[part for part in of.record.parts if part.id in places],
         deleted=deleted,
@@ -106,23 +111,24 @@ def write_column(
     counting = column.name in ("split", "label") and column.labels is not None
     counts: Counter[str] = Counter()
     layers = {}
-    for part in of.record.parts:
-        with dataset.writer((stored,)) as writer:
-            for values in _derived(of, part, column, derive, inputs, counts if counting else None):
-                writer.write({stored.name: values})
-            sealed = writer.close()
-        layers[part.id] = Layer(**sealed.model_dump(), arrays=(stored.name,))
-    change = NewColumns(
-        before=of.record.parts,
-        columns=[column.model_copy(update={"array": stored.name if stored.name != column.name else None})],
-        replaced=lying_at(of.record, [column.name]),
-        layers=layers,
-        splits=dict(counts) if column.name == "split" else None,
-        classes=dict(counts) if column.name == "label" else None,
-        message=message or f"column {column.name} written",
-        provenance={"column": column.name, "inputs": list(inputs)},
-    )
-    return dataset.commit(change, base=of.record, rebase=True)
+    with removed_after_errors(dataset, of.record) as sealed:
+        for part in of.record.parts:
+            with dataset.writer((stored,)) as writer:
+                for values in _derived(of, part, column, derive, inputs, counts if counting else None):
+                    writer.write({stored.name: values})
+                sealed.append(writer.close())
+            layers[part.id] = Layer(**sealed[-1].model_dump(), arrays=(stored.name,))
+        change = NewColumns(
+            before=of.record.parts,
+            columns=[column.model_copy(update={"array": stored.name if stored.name != column.name else None})],
+            replaced=lying_at(of.record, [column.name]),
+            layers=layers,
+            splits=dict(counts) if column.name == "split" else None,
+            classes=dict(counts) if column.name == "label" else None,
+            message=message or f"column {column.name} written",
+            provenance={"column": column.name, "inputs": list(inputs)},
+        )
+        return dataset.commit(change, base=of.record, rebase=True)
 
 
 def rename_columns(
@@ -170,22 +176,28 @@ def compact(dataset: Dataset, *, of: OpenSnapshot, max_part_rows: int = 1_000_00
     """
     done: list[Snapshot] = []
     for group in groups(of.record.parts, max_part_rows):
-        with dataset.writer(of.record.columns) as writer:
-            for part in group:
-                first, live = of.rows_of(part.id)
-                for start, end in batches(of.record.columns, len(live)):
-                    rows = np.arange(first + start, first + end)
-                    writer.write({column.name: of.gather(column.name, rows) for column in of.record.columns})
-            sealed = writer.close()
-        since = _runs(np.concatenate([of.snapshots_of(part.id) for part in group]))
-        change = Compaction(
-            before=group,
-            part=Part(**sealed.model_dump(), since=since),
-            message=message or f"{len(group)} parts put together",
-            provenance={"compacted": [part.id for part in group]},
-        )
-        done.append(dataset.commit(change, base=done[-1] if done else of.record, rebase=True))
+        base = done[-1] if done else of.record
+        with removed_after_errors(dataset, base) as sealed:
+            sealed.append(_put_together(dataset, group, of))
+            since = _runs(np.concatenate([of.snapshots_of(part.id) for part in group]))
+            change = Compaction(
+                before=group,
+                part=Part(**sealed[0].model_dump(), since=since),
+                message=message or f"{len(group)} parts put together",
+                provenance={"compacted": [part.id for part in group]},
+            )
+            done.append(dataset.commit(change, base=base, rebase=True))
     return done
+
+
+def _put_together(dataset: Dataset, group: Sequence[Part], of: OpenSnapshot) -> Sealed:
+    with dataset.writer(of.record.columns) as writer:
+        for part in group:
+            first, live = of.rows_of(part.id)
+            for start, end in batches(of.record.columns, len(live)):
+                rows = np.arange(first + start, first + end)
+                writer.write({column.name: of.gather(column.name, rows) for column in of.record.columns})
+        return writer.close()
 
 
 def groups(parts: Sequence[Part], max_rows: int) -> Iterator[list[Part]]:

@@ -15,6 +15,7 @@ import orjson
 
 from mms_sdk.errors import Damaged
 from mms_sdk.storage import files
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.remote import of_sound_copy
 
@@ -72,20 +73,19 @@ def check(tree: Store, *, what: str, expected: str | None = None, content: bool 
     present = {each.key: each.bytes for each in tree.walk("") if not each.key.endswith("/")}
     listed = {entry["path"] for entry in entries}
     for name in sorted(listed - present.keys()):
-        raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
+        raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; {RESTORE}")
     for name in sorted(present.keys() - listed - {NAME}):
         raise Damaged(f"{what} is damaged: {name} in {tree.url} is not in its manifest; remove that file")
     for entry in entries:
         name, size = entry["path"], present[entry["path"]]
         if size != entry["bytes"]:
             raise Damaged(
-                f"{what} is damaged: {tree.url}/{name} has {size} bytes, its manifest says {entry['bytes']}; restore "
-                f"it from a backup"
+                f"{what} is damaged: {tree.url}/{name} has {size} bytes, its manifest says {entry['bytes']}; {RESTORE}"
             )
         if content and tree.sha256(name) != entry["sha256"]:
             raise Damaged(
                 f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written (SHA-256 differs); "
-                f"restore it from a backup"
+                f"{RESTORE}"
             )
     return digest
 
@@ -124,11 +124,10 @@ def check_file(tree: Store, name: str, *, what: str, expected: str) -> bytes:
     def read() -> bytes:
         data = _content(_copied(tree), name) if entry is not None else None
         if entry is None or data is None:
-            raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; restore the folder from a backup")
+            raise Damaged(f"{what} is damaged: {name} is missing from {tree.url}; {RESTORE}")
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise Damaged(
-                f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; restore it from a "
-                f"backup"
+                f"{what} is damaged: the bytes of {tree.url}/{name} are not those that were written; {RESTORE}"
             )
         return data
 
@@ -144,26 +143,25 @@ def _read(
 ) -> tuple[list[dict[str, Any]], str]:
     body = _content(read, NAME)
     if body is None:
-        raise Damaged(f"{what} is incomplete: {url} has no {NAME}; restore the folder from a backup")
+        raise Damaged(f"{what} is incomplete: {url} has no {NAME}; {RESTORE}")
     digest = hashlib.sha256(body).hexdigest()
     if expected is not None and digest != expected:
         raise Damaged(
-            f"{what} is damaged: {url}/{NAME} has digest {digest[:12]}…, recorded was {expected[:12]}…; restore "
-            f"the folder from a backup"
+            f"{what} is damaged: {url}/{NAME} has digest {digest[:12]}…, recorded was {expected[:12]}…; {RESTORE}"
         )
     try:
         told = orjson.loads(body)
         version = told["manifest_version"]
         entries = [{key: entry[key] for key in ("path", "bytes", "sha256")} for entry in told["files"]]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise Damaged(f"{what} is damaged: {url}/{NAME} is not a manifest; restore it from a backup") from error
+        raise Damaged(f"{what} is damaged: {url}/{NAME} is not a manifest; {RESTORE}") from error
     if version != VERSION:
         raise Damaged(
             f"{what} cannot be checked: {url}/{NAME} has version {version!r}, this MMS reads {VERSION}; upgrade "
-            f"mms-sdk, or restore it from a backup"
+            f"mms-sdk, or {RESTORE}"
         )
     if (wrong := _unfit(entries)) is not None:
-        raise Damaged(f"{what} is damaged: {url}/{NAME} lists {wrong}; restore the folder from a backup")
+        raise Damaged(f"{what} is damaged: {url}/{NAME} lists {wrong}; {RESTORE}")
     return entries, digest
 
 

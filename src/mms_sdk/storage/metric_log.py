@@ -38,6 +38,10 @@ class MetricLog:
                 self._file.truncate(self._file.tell() - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -51,6 +55,27 @@ class MetricLog:
             whole = begin + file.read().rfind(b"\n") + 1
         if whole != end:
             self._file.truncate(whole)
+
+
+class SilentLog(MetricLog):
+    """What the other processes of a run write: nothing.
+
+    Args:
+        path: The file that the first one writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def size(self) -> int:
+        """None: the first process says it."""
+        return 0
+
+    def close(self) -> None:
+        """Has nothing to close."""
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

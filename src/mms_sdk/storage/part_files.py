@@ -12,6 +12,7 @@ from mms_sdk.errors import Damaged
 from mms_sdk.schema.dataset import Sealed
 from mms_sdk.storage import codecs, manifest
 from mms_sdk.storage.parts import GROUP
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.remote import of_sound_copy
 
@@ -110,8 +111,8 @@ class PartFiles:
     def odd(self, array: str, rule: str, value: Any) -> Damaged:
         """What is raised of metadata that breaks a rule."""
         return Damaged(
-            f"{self.what} is damaged: the metadata of array {array!r} has {rule}; it says {value}; restore the part "
-            f"from a backup, or upgrade mms-sdk if a newer one wrote it"
+            f"{self.what} is damaged: the metadata of array {array!r} has {rule}; it says {value}; upgrade "
+            f"mms-sdk if a newer one wrote it, or {RESTORE}"
         )
 
     def chunk(self, array: str, number: int, dimensions: int, *, size: int = 0) -> mmap.mmap:
@@ -128,7 +129,7 @@ class PartFiles:
 
     def _gone(self, key: str) -> Damaged:
         where = f"{self._store.url}/{key}"
-        return Damaged(f"{self.what} is damaged: {where} is gone or cut short; restore the part from a backup")
+        return Damaged(f"{self.what} is damaged: {where} is gone or cut short; {RESTORE}")
 
 
 def _chunk_key(array: str, number: int, dimensions: int) -> str:

@@ -255,12 +255,12 @@ class Reader:
         begin = at.batch * self.batch_size
         end = begin + batches * self.batch_size
         ordered = self._ordered(at.epoch, begin, min(end, self.rows))
-        places = np.arange(begin, end, dtype=np.int64).reshape(batches, self.batch_size)[:, self._mine]
-        there = places < self.rows
-        if end > self.rows:
-            known = places[-1][there[-1]]
-            places[-1] = np.resize(known if len(known) else self.rows - 1, places.shape[1])
+        places = np.arange(begin, end, dtype=np.int64).reshape(batches, self.batch_size)
+        there = (places < self.rows)[:, self._mine]
         whole = end <= self.rows
+        if not whole:  # the rows of the batch again, so that padding is the same for any number of processes
+            places[-1] = np.resize(places[-1][places[-1] < self.rows], self.batch_size)
+        places = places[:, self._mine]
         rows = ordered.reshape(batches, self.batch_size)[:, self._mine] if whole else ordered[places - begin]
         weight = there.astype(np.float32)
         positions = tuple(Position(epoch=at.epoch, batch=at.batch + number + 1) for number in range(batches))

@@ -18,6 +18,7 @@ from mms_sdk.schema.names import parse_snapshot
 from mms_sdk.storage import manifest
 from mms_sdk.storage.datasets import SNAPSHOT_FILE, Dataset, read_snapshot, snapshot_key
 from mms_sdk.storage.ids import is_id, now
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.storage.stores.clock import agreed_time
 from mms_sdk.storage.writing import BEGUN, WRITINGS, parts_of
 
@@ -104,7 +105,7 @@ def tags(dataset: Dataset) -> dict[str, int]:
             continue
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             where = f"{dataset.store.url}/{key}"
-            raise Damaged(f"{where} is not a tag; restore it from a backup, or remove it") from error
+            raise Damaged(f"{where} is not a tag; remove it, or {RESTORE}") from error
     return found
 
 

@@ -11,11 +11,13 @@ import numpy as np
 
 from mms_sdk import html, told
 from mms_sdk.errors import ColumnNotFound, Damaged, InvalidRequest, SplitNotFound
-from mms_sdk.schema.dataset import Column, Part, Snapshot
+from mms_sdk.schema.dataset import Column, Part, Snapshot, meant_column
 from mms_sdk.storage.chunks import LongTable, Recent, read_table
 from mms_sdk.storage.columns import CompressedColumn, Gatherer, RaggedColumn, RawColumn
 from mms_sdk.storage.part_files import PartFiles
 from mms_sdk.storage.parts import DELETED, is_compressed, is_raw
+from mms_sdk.storage.remedies import RESTORE
+from mms_sdk.storage.row_numbers import row_numbers
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.remote import at_once
 from mms_sdk.types import Array, Rows
@@ -90,8 +92,9 @@ class OpenSnapshot:
         """
         column = self.record.column(name)
         if column is None:
-            names = [column.name for column in self.record.columns]
-            raise ColumnNotFound(f"{self.ref} has no column {name!r}; it has {names}")
+            columns = self.record.columns
+            names, meant = [each.name for each in columns], meant_column(name, columns)
+            raise ColumnNotFound(f"{self.ref} has no column {name!r}; it has {names}{meant}")
         return column
 
     def values(self, name: str) -> Array:
@@ -122,7 +125,7 @@ class OpenSnapshot:
         if codes.size and not 0 <= codes.min() <= codes.max() < len(column.labels):
             raise Damaged(
                 f"{self.ref} is damaged: codes of column {column.name!r} are those of its labels, 0 to "
-                f"{len(column.labels) - 1}; there are {codes.min()} to {codes.max()}; restore it from a backup"
+                f"{len(column.labels) - 1}; there are {codes.min()} to {codes.max()}; {RESTORE}"
             )
 
     def gather(self, name: str, rows: Rows | Sequence[int]) -> Any:
@@ -146,7 +149,7 @@ class OpenSnapshot:
         return self.masked(column, self._gather(column, rows), rows)
 
     def _numbers(self, rows: Rows | Sequence[int]) -> Rows:
-        rows = np.asarray(rows, np.int64)
+        rows = row_numbers(rows)
         if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise InvalidRequest(
                 f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"
@@ -415,7 +418,7 @@ class _OpenPart:
         if len(gone) and (gone[0] < 0 or gone[-1] >= self.record.rows or (gone[:-1] >= gone[1:]).any()):
             raise Damaged(
                 f"{self.files[-1].what} is damaged: it lists rows of a part of {self.record.rows}, ascending; it has "
-                f"others; restore the part from a backup"
+                f"others; {RESTORE}"
             )
         there = np.ones(self.record.rows, bool)
         there[gone] = False

@@ -30,7 +30,10 @@ jobs = Table(
     Column("result", JSON, nullable=False),
     Column("error", JSON),
     Column("owner", text(64), nullable=False),
+    Column("parent", text(26)),
     Index("jobs_by_state", "state"),
+    Index("jobs_by_parent", "parent", "id"),
+    Index("jobs_by_kind", "kind", "id"),
 )
 
 model_versions = Table(

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import orjson
 
-from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotWritable
+from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFound, NotFound, NotWritable
 from mms_sdk.schema.names import check_name
-from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE
+from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import is_id, new_id, now
+from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.opening import refuse_shared_writing, store_at
@@ -41,13 +42,17 @@ class Workspace:
         catalog: The URL of a PostgreSQL database of this workspace's own, e.g. `postgresql://mms@db.example/mms`; a
             SQLite file in the folder if left out. A workspace stays with the one it was made with.
         datasets: A folder or URL where the datasets lie, see `store_at`; the folder's `datasets` if left out. Likewise.
+        make: Whether a folder that is not there becomes one.
 
     Raises:
+        NotFound: There is none, and `make` is False.
         NotWritable: The folder cannot be made or written.
         InvalidRequest: There is something else at that path, or a workspace with another catalog.
     """
 
-    def __init__(self, root: Path, *, catalog: str | None = None, datasets: str | None = None) -> None:
+    def __init__(
+        self, root: Path, *, catalog: str | None = None, datasets: str | None = None, make: bool = True
+    ) -> None:
         self.root = root.expanduser().absolute()
         self.datasets = store_at(datasets or self.root / "datasets", copies=self.root / "copies")
         self._datasets_name = self.datasets.url if datasets else "datasets"
@@ -59,6 +64,12 @@ class Workspace:
             if self.root.exists() and not self.root.is_dir():
                 raise InvalidRequest(f"a workspace is a folder; {self.root} is a file; name another with workspace=")
             if not described.is_file():
+                if not make:
+                    raise NotFound(
+                        f"what only looks at a workspace, or changes what is in it, makes none; there is none in "
+                        f"{self.root}; name another with --workspace or $MMS_WORKSPACE, or make it by bringing "
+                        f"something in: mms demo, mms datasets ingest NAME SOURCE, or mms.connect(workspace=...)"
+                    )
                 self._make(described)
         self._check(described)
 
@@ -80,6 +91,15 @@ class Workspace:
             catalog.close()
             raise
         return catalog
+
+    def variables(self) -> dict[str, str]:
+        """The environment in which `connect()` opens this very workspace, in a process that works for this one."""
+        told = {WORKSPACE_VARIABLE: str(self.root)}
+        if isinstance(self._catalog, str):
+            told[CATALOG_VARIABLE] = self._catalog
+        if self._datasets_name != "datasets":
+            told[DATASETS_VARIABLE] = self._datasets_name
+        return told
 
     def dataset_names(self) -> list[str]:
         """Datasets that have at least one snapshot, by name."""
@@ -199,7 +219,7 @@ class Workspace:
         except PermissionError as error:
             raise NotWritable(f"{path} cannot be read by this user; use another workspace folder") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise Damaged(f"{path} is not a workspace description; restore it from a backup") from error
+            raise Damaged(f"{path} is not a workspace description; {RESTORE}") from error
         if version != WORKSPACE_VERSION:
             raise Damaged(f"{path} has version {version}; this MMS reads {WORKSPACE_VERSION}; upgrade mms-sdk")
         if catalog != self._catalog_name:

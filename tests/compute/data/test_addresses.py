@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,8 +267,38 @@ def test_a_disk_that_fills_ends_the_ingest(
 def test_a_busy_server_is_asked_again_when_it_says(server: WebServer) -> None:
     waits: list[float] = []
 
-    assert fetched(server, "/busy/2/7/0.png", wait=waits.append) == PICTURES["0.png"]
+    assert fetched(server, "/busy/2/7/0.png", wait=waits.append, timeout_s=30) == PICTURES["0.png"]
     assert waits == [7, 7]
+
+
+def test_a_server_that_wants_to_be_asked_again_too_late_is_not_waited_for(server: WebServer) -> None:
+    waits: list[float] = []
+    with pytest.raises(InvalidInput, match=r"again in 7 s; by the next try timeout_s=5 is over; raise it"):
+        fetched(server, "/busy/2/7/0.png", wait=waits.append, timeout_s=5)
+    assert (server.asked["/busy/2/7/0.png"], waits) == (1, [])
+
+
+def test_all_tries_together_have_the_time_of_one_file(server: WebServer) -> None:
+    with pytest.raises(InvalidInput, match=r"timeout_s=2"):
+        fetched(server, "/late-and-busy/1.2", timeout_s=2)
+    assert server.asked["/late-and-busy/1.2"] < 3
+
+
+def test_a_name_that_nobody_answers_for_is_waited_for_no_longer_than_the_file_may_take(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(20))
+    began = time.monotonic()
+    with pytest.raises(InvalidInput, match=r"nobody says in time which address 'example\.org' has; .*timeout_s=0\.3"):
+        fetched(server, "http://example.org/x.png", timeout_s=0.3)
+    assert time.monotonic() - began < 15
+    answered.set()
+
+
+def test_what_a_server_says_moves_no_cursor(server: WebServer, bring: Any) -> None:
+    bring(HTTP([f"{server.url}/type/%9b31mred/0.png", f"{server.url}/0.png"]))
+    assert "it is \\x9b31mred" in next(iter(bring.rejects().values()))
 
 
 @pytest.mark.parametrize(

@@ -603,8 +603,8 @@ def test_a_chunk_that_is_cut_or_garbage_is_refused(tmp_path: Path, bring: Any, v
 
 def test_an_array_is_read_a_few_chunks_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr"
-    array = zarr.create_array(path, shape=(2**31 - 1, 64), chunks=(4096, 64), dtype="uint8", fill_value=7)
-    assert array.nbytes > 100 * 2**30
+    array = zarr.create_array(path, shape=(9_999_999, 256), chunks=(4096, 256), dtype="uint8", fill_value=7)
+    assert array.nbytes > 2 * 2**30
     before = resident_kib()
 
     batches = open_arrays(Zarr(path, missing="fill")).read()
@@ -612,6 +612,23 @@ def test_an_array_is_read_a_few_chunks_at_a_time(tmp_path: Path) -> None:
     for _, batch in zip(range(20), batches, strict=False):
         assert len(batch) == 8192
     assert resident_kib() - before < 200 * 1024
+
+
+@pytest.mark.parametrize("shards", [None, (2**20,)])
+def test_rows_that_nobody_wrote_are_filled_up_to_a_bound(tmp_path: Path, shards: Any) -> None:
+    path, written = tmp_path / "x.zarr", 5000
+    array = zarr.create_array(path, shape=(2**31 - 1,), chunks=(4096,), shards=shards, dtype="uint8", fill_value=7)
+    array[:written] = 1
+
+    with pytest.raises(DataError, match=r"at most 10,000,000 rows.* declares 2,147,483,647, and of 2,147,475,455 it"):
+        open_arrays(Zarr(path, missing="fill"))
+
+    array.resize((10_000_000 + 2 * 4096,))  # the two chunks that were written beside as many rows as there may be
+    found = open_arrays(Zarr(path, missing="fill"))
+    assert next(iter(found.read())).column(0).to_pylist()[written - 1 : written + 1] == [1, 7]
+    array.resize((10_000_000 + 2 * 4096 + 1,))
+    with pytest.raises(DataError, match=r"of 10,000,001 it has no chunk; resize it"):
+        open_arrays(Zarr(path, missing="fill"))
 
 
 def test_arrays_that_change_meanwhile_end_the_ingest(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
+from torture import DRIVER, die_at_steps, times
 
-DRIVER = Path(__file__).parents[2] / "storage" / "dies_at_step.py"
 FOLLOW = (
     "import sys, pathlib, dies_at_step; [dies_at_step.follow(pathlib.Path(each), job='next') for each in sys.argv[1:]]"
 )
@@ -47,18 +47,16 @@ def _told(folder: Path) -> tuple[list[int], list[int]]:
 @pytest.mark.torture
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("how", "stride"), [("kill", 1), ("enospc", 3), ("interrupt", 3)], ids=["kill", "enospc", "interrupt"]
+    ("how", "stride"),
+    [("kill", times(3, full=1)), ("enospc", times(6, full=3)), ("interrupt", times(6, full=3))],
+    ids=["kill", "enospc", "interrupt"],
 )
 def test_a_follower_that_fails_at_any_step_and_the_next_bring_each_record_once(
     folder: Path, how: str, stride: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     template, out = folder / "template", folder / "out"
-    for each in (template, out):
-        each.mkdir()
-    command = [sys.executable, "-W", "ignore", str(DRIVER), "follow", how, str(template), str(out), str(stride)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    template.mkdir()
+    told = die_at_steps("follow", how, template, out, stride=stride)
 
     folders = [out / f"{attempt['step']:03d}" for attempt in told]
     for left in folders:

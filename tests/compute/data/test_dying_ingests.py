@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +14,8 @@ from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage.workspace import Workspace
+from torture import die_at_steps, times
 
-DRIVER = Path(__file__).parents[2] / "storage" / "dies_at_step.py"
 SPEC = {"clean": (DropUnreadable(), DropDuplicates())}
 
 
@@ -51,7 +48,9 @@ def seed_of(source: str) -> int:
 @pytest.mark.torture
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("how", "stride"), [("kill", 1), ("enospc", 3), ("interrupt", 3)], ids=["kill", "enospc", "interrupt"]
+    ("how", "stride"),
+    [("kill", times(3, full=1)), ("enospc", 3), ("interrupt", 3)],
+    ids=["kill", "enospc", "interrupt"],
 )
 @pytest.mark.parametrize("grown", [False, True], ids=["first ingest", "grown folder"])
 def test_an_ingest_that_fails_at_any_step_leaves_the_old_or_the_new_snapshot_and_the_next_one_goes_well(
@@ -66,10 +65,7 @@ def test_an_ingest_that_fails_at_any_step_leaves_the_old_or_the_new_snapshot_and
             write(photos / "eel" / f"{number:03d}.png", noise(6, 5, seed=2000 + number))
     old, new = (8, 11) if grown else (0, 8)
 
-    command = [sys.executable, "-W", "ignore", str(DRIVER), "ingest", how, str(template), str(out), str(stride)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    told = die_at_steps("ingest", how, template, out, stride=stride)
 
     pixels, states = expected(photos), []
     for attempt in told:

@@ -97,7 +97,7 @@ def test_what_a_pattern_reaches_is_what_trying_everything_finds(parts, pattern):
 def test_many_stars_take_no_long_time():
     begin = time.monotonic()
     _reached(["a"] * 60, ["**", "a"] * 30 + ["b"])
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 10  # else years
 
 
 def test_names_begin_where_the_pattern_does_whatever_it_finds(tmp_path):
@@ -304,7 +304,7 @@ def test_no_expression_takes_a_name_for_ever(tmp_path):
     begin = time.monotonic()
     with pytest.raises(NothingToIngest, match="does not fit"):
         open_files(Files(tmp_path, label="^(?P<label>(?:(?:a+)+)+)$"))
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 10  # else years
 
 
 def test_it_survives_the_wire():

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from mms_sdk.schema.cleaning import Clip, DropConstant, DropDuplicates, DropMiss
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import JSONL
 from mms_sdk.schema.specs import IngestSpec, Split
-from mms_sdk.storage import edits
+from mms_sdk.storage import edits, parts
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
@@ -516,3 +517,33 @@ def test_small_parts_are_put_together_by_the_way(dataset, begin) -> None:
     assert _numbers(dataset) == list(range(20))
     assert len(dataset.record().parts) == 3
     assert dataset.record().positions == {"list": {"next": 20}}
+
+
+def test_columns_lie_as_suits_the_place_unless_it_is_said_how(dataset, begin, monkeypatch) -> None:
+    photo = Column(name="photo", kind="encoded-image", dtype="uint8", shape=None, nullable=True)
+    said = Column(name="said", kind="number", dtype="int64", profile="zstd")
+    columns, records = (NUMBER, said, photo), [{"number": number, "said": -number} for number in range(5)]
+    lie_far_away = partial(parts.laid_out, remote=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(following, "laid_out", lambda columns, profile, **_: lie_far_away(columns, profile))
+        asyncio.run(begin(Listed(records), columns=columns))
+
+    profiles = {column.name: column.profile for column in dataset.record().columns}
+    assert profiles == {
+        "number": "blosc",
+        "said": "zstd",
+        "photo": "raw",
+        "row_source": "blosc",
+        "row_id": "raw",
+        "split": "blosc",
+    }
+    asyncio.run(begin(Listed([*records, *records]), columns=columns))  # as the rows that are there
+    assert _numbers(dataset) == [0, 1, 2, 3, 4] * 2
+    assert {column.name: column.profile for column in dataset.record().columns} == profiles
+
+
+def test_a_stream_asks_where_its_dataset_lies(dataset, begin, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(following, "laid_out", lambda columns, *_, remote: asked.append(remote) or tuple(columns))
+    asyncio.run(begin(Listed(numbers(5))))
+    assert asked == [False]

@@ -26,6 +26,7 @@ from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.testing.streams import StreamConformance
+from torture import times
 
 DRIVER = Path(__file__).with_name("follows_kafka.py")
 
@@ -248,7 +249,7 @@ def _assert_each_message_once(folder: Path, made: int) -> None:
 
 @pytest.mark.parametrize(
     ("kills", "followers"),
-    [(2, 1), pytest.param(25, 1, marks=pytest.mark.torture), pytest.param(25, 2, marks=pytest.mark.torture)],
+    [(2, 1), *(pytest.param(times(8, full=25), many, marks=pytest.mark.torture) for many in (1, 2))],
 )
 @pytest.mark.timeout(600)
 def test_followers_killed_at_any_moment_bring_every_message_once(cluster, tmp_path, capsys, kills, followers) -> None:

@@ -16,7 +16,7 @@ from make_pictures import noise, write
 
 from mms_sdk.compute.data import load
 from mms_sdk.compute.data.kinds import image
-from mms_sdk.compute.data.load import Loader, Pictures, ahead
+from mms_sdk.compute.data.load import Inputs, Loader, ahead
 from mms_sdk.compute.data.preprocess.image import Resize
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.storage import edits, parts
@@ -71,7 +71,7 @@ def spread() -> Any:
 
 
 def test_pictures_kept_as_pixels_come_out_as_they_went_in(same: OpenSnapshot) -> None:
-    pictures = Pictures(same, np.arange(ROWS), Pipeline())
+    pictures = Inputs(same, np.arange(ROWS), Pipeline())
 
     np.testing.assert_array_equal(pictures.gather(np.array([3, 0, 29, 3])), np.stack(stored(same))[[3, 0, 29, 3]])
     assert pictures.shape == (6, 5, 3)
@@ -86,9 +86,9 @@ def test_pictures_that_are_prepared_are_the_same_whether_they_are_kept_or_made_a
     expected = resized(snapshot, 8, 4)
     orders = [np.random.default_rng(seed).integers(0, ROWS, 12) for seed in range(4)]
 
-    kept = Pictures(snapshot, np.arange(ROWS), pipeline)
+    kept = Inputs(snapshot, np.arange(ROWS), pipeline)
     monkeypatch.setattr(load, "_CACHE_SHARE", 0.0)
-    anew = Pictures(snapshot, np.arange(ROWS), pipeline)
+    anew = Inputs(snapshot, np.arange(ROWS), pipeline)
 
     for rows in orders:
         np.testing.assert_array_equal(kept.gather(rows), expected[rows])
@@ -100,7 +100,7 @@ def test_what_was_decoded_is_not_decoded_again(various: OpenSnapshot, monkeypatc
     decode = image.decode
     monkeypatch.setattr(image, "decode", lambda data, **named: (decoded.append(data), decode(data, **named))[1])
     rows = np.array([2, 5, 7, 11, 20])
-    pictures = Pictures(various, rows, Pipeline.of([Resize(4)]))
+    pictures = Inputs(various, rows, Pipeline.of([Resize(4)]))
 
     first = pictures.gather(np.array([5, 5, 20]))
     again = pictures.gather(np.array([20, 11, 5]))
@@ -112,7 +112,7 @@ def test_what_was_decoded_is_not_decoded_again(various: OpenSnapshot, monkeypatc
 
 
 def test_what_was_gathered_may_be_changed_without_spoiling_what_is_kept(various: OpenSnapshot) -> None:
-    pictures = Pictures(various, np.arange(ROWS), Pipeline.of([Resize(4)]))
+    pictures = Inputs(various, np.arange(ROWS), Pipeline.of([Resize(4)]))
     pictures.gather(np.arange(5))[:] = 0
 
     np.testing.assert_array_equal(pictures.gather(np.arange(5)), resized(various, 4, 4)[:5])

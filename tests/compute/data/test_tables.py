@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
+import gzip
 import json
 import sqlite3
 from pathlib import Path
@@ -281,6 +283,20 @@ def test_a_damaged_file_is_left_out_and_named(tmp_path, bring):
     assert "2.parquet" in report.notes[0]
 
 
+def test_a_parquet_file_in_which_bytes_of_a_text_changed_is_refused(tmp_path, bring):
+    path = tmp_path / "x.parquet"
+    texts = ["before", "harm me", "after"]
+    pq.write_table(pa.table({"t": texts}), path, compression="none", use_dictionary=False, write_statistics=False)
+    bring(Parquet(path), name="whole")
+    data = path.read_bytes()
+    assert data.count(b"harm me") == 1
+    path.write_bytes(data.replace(b"harm me", b"harm\xffme"))
+    assert pq.read_table(path).num_rows == 3  # which Arrow by itself does not look at
+
+    with pytest.raises(DataError, match=r"values lie within their file; x\.parquet: .*write it again"):
+        bring(Parquet(path), name="damaged")
+
+
 def test_json_lines_are_put_together_by_field(tmp_path, bring):
     lines = ['{"a": 1, "t": "x"}', "", "not json", "[1]", '{"a": 2.5, "b": [1, 2]}', '{"b": [3, 4], "t": null}']
     _write(tmp_path / "x.jsonl", "\n".join(lines))
@@ -316,13 +332,61 @@ def test_rows_of_a_query_come_in(tmp_path, bring):
     ],
 )
 def test_a_query_that_fails_says_why(tmp_path, bring, url, query, error):
+    _database(tmp_path / "x.db")
     with pytest.raises(InvalidRequest, match=error):
         bring(SQL(url.format(tmp_path), query))
 
 
 def test_a_query_without_rows_makes_no_dataset(tmp_path, bring):
+    _database(tmp_path / "x.db")
     with pytest.raises(NothingToIngest, match="the query gives none"):
         bring(SQL(f"sqlite:///{tmp_path}/x.db", "select 1 as a where 1 = 2"))
+
+
+def _database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("create table t (a integer)")
+        database.executemany("insert into t values (?)", [(at,) for at in range(20)])
+
+
+def test_a_database_that_is_asked_is_neither_made_nor_changed(tmp_path, bring):
+    _database(tmp_path / "it's 100%.db")
+    before = (tmp_path / "it's 100%.db").read_bytes()
+    for name in ("sqlite:///{}/nosuch.db", "sqlite:///file:{}/nosuch.db?uri=true"):
+        with pytest.raises(InvalidRequest, match=r"is none; check the path|unable to open database file"):
+            bring(SQL(name.format(tmp_path), "select 1 as a"))
+    there = f"sqlite:///{tmp_path}/it's 100%25.db"
+    with pytest.raises(InvalidRequest, match="attempt to write a readonly database"):
+        bring(SQL(there, "delete from t"))
+    snapshot, _ = bring(SQL(there, "select a from t order by a"))
+    assert _values(snapshot, "a") == list(range(20))
+    assert (tmp_path / "it's 100%.db").read_bytes() == before
+    assert [path.name for path in tmp_path.glob("*.db")] == ["it's 100%.db"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "source", "said"),
+    [
+        ("x.csv", b"PAR1\0\xff", CSV, "it is Parquet by its first bytes; read it with mms.Parquet"),
+        ("x.jsonl", b"PAR1\0\xff", JSONL, "it is Parquet by its first bytes; read it with mms.Parquet"),
+        ("x.csv", gzip.compress(b"a\n1\n", mtime=0), CSV, "it is compressed with gzip by its first bytes; unpack it"),
+        ("x.csv", b"PK\x03\x04\xff", CSV, "a zip archive or a spreadsheet by its first bytes; unpack it, or save"),
+        ("x.csv", b'{"a": 1}\n{"a": 2}\n', CSV, "its lines are JSON; read it with mms.JSONL"),
+        ("x.parquet", b"ARROW1\0\0", Parquet, "it is Arrow by its first bytes; read it with mms.Arrow"),
+        ("x.csv", b"SQLite format 3\0", CSV, "it is an SQLite database by its first bytes; read it with mms.SQL"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_what_reads_it(tmp_path, bring, name, content, source, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(NothingToIngest, match=said) as told:
+        bring(source(tmp_path / name))
+    assert told.value.message.isprintable()
+
+
+def test_compressed_csv_that_is_named_so_comes_in(tmp_path, bring):
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"a\n" + b"".join(b"%d\n" % at for at in range(20))))
+    snapshot, _ = bring(CSV(tmp_path / "x.csv.gz"))
+    assert _values(snapshot, "a") == list(range(20))
 
 
 @pytest.mark.parametrize(

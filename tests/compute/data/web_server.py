@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 
 class WebServer(ThreadingHTTPServer):
@@ -61,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     self._answer(content)
             case "type":
-                kind, _, _ = rest.rpartition("/")
+                kind = unquote(rest.rpartition("/")[0], "latin-1")
                 self._answer(content, kind=kind)
             case "to":  # /to/<address>: a redirect there
                 self._answer(b"", status=302, headers={"Location": self.path.partition("/to/")[2]})
@@ -77,6 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "slow-head":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n")
                 self._drip(b"X: " + b"y" * 1000)
+            case "late-and-busy":  # /late-and-busy/<seconds>: 503 after so long
+                self.server.ended.wait(float(rest))
+                self._answer(b"busy", status=503)
             case "silent":
                 self.server.ended.wait(20)
             case "endless":

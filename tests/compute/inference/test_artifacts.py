@@ -19,10 +19,12 @@ from registers_versions import STAGED
 
 import mms_sdk as mms
 import tiny_model
-from mms_sdk.compute.inference.export import read_card
+from mms_sdk.compute.inference.export import copy_model, read_card
 from mms_sdk.compute.inference.predictor import Predictor
-from mms_sdk.errors import Damaged, ModelNotFound
+from mms_sdk.errors import Damaged, InvalidRequest, ModelNotFound
 from mms_sdk.schema.names import ModelRef
+from mms_sdk.storage import manifest
+from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.workspace import Workspace
 from tiny_model import Tiny
 
@@ -357,3 +359,28 @@ def test_a_version_predicts_where_its_source_cannot_be_imported_and_nothing_is_u
 def test_the_card_of_a_version_is_plain_json(tiny: Tiny) -> None:
     told = orjson.loads((tiny.artifact / "model.json").read_bytes())
     assert told == json.loads(read_card(tiny.artifact).model_dump_json())
+
+
+def test_a_copy_is_the_same_model_with_further_metrics(tiny: Tiny, tmp_path: Path) -> None:
+    before = read_card(tiny.artifact)
+    copy_model(tiny.artifact, tmp_path / "copy", metrics={"test/mine": 0.5})
+
+    manifest.check(LocalStore(tmp_path / "copy"), what="the copy", content=True)
+    card = read_card(tmp_path / "copy")
+    assert card.metrics == {**before.metrics, "test/mine": 0.5}
+    assert card.model_copy(update={"metrics": before.metrics}) == before
+    for path in files_of(tiny.artifact):
+        name = path.relative_to(tiny.artifact)
+        if name.name not in ("model.json", manifest.NAME):
+            assert (tmp_path / "copy" / name).read_bytes() == path.read_bytes()
+
+
+def test_nothing_damaged_is_copied_and_no_metric_that_is_no_number(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"finite numbers; got mine=nan"):
+        copy_model(tiny.artifact, tmp_path / "copy", metrics={"mine": float("nan")})
+    shutil.copytree(tiny.artifact, tmp_path / "spoilt")
+    forward = tmp_path / "spoilt" / "forward.stablehlo"
+    forward.write_bytes(flipped(forward.read_bytes(), 99))
+    with pytest.raises(Damaged):
+        copy_model(tmp_path / "spoilt", tmp_path / "copy", metrics={})
+    assert not (tmp_path / "copy").exists()

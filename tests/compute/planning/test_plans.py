@@ -95,7 +95,7 @@ def compiled(trainer: Trainer, data: Dataset) -> Any:
         jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place),
         jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=place),
     )
-    totals = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=program.shardings.step)
+    totals = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=program.shardings.step)
     return program.step.lower(program.flat(state), totals, *batch).compile()
 
 
@@ -105,7 +105,7 @@ def test_bytes_of_state_and_batch_are_those_of_the_compiled_step(data: Dataset, 
 
     own = trainer.plan(data).device_bytes
 
-    step_and_totals = 4 + 3 * 4
+    step_and_totals = 4 + 4 * 4
     arguments = compiled(trainer, data).memory_analysis().argument_size_in_bytes
     assert own.parameters + own.optimizer + own.batch // 3 + step_and_totals == arguments
 
@@ -301,7 +301,7 @@ def test_data_that_cannot_be_trained_on_is_refused(data: Dataset) -> None:
     ("changes", "said"),
     [
         ({"lr": 1}, "a plan is changed in mesh, batch_size"),
-        ({"precision": "fp4"}, "float32 or bfloat16"),
+        ({"precision": "fp4"}, "fp32, bf16, fp16"),
         ({"accumulate": 3}, "in 3 parts"),
         ({"accumulate": 0}, "in 0 parts"),
     ],
@@ -357,3 +357,25 @@ def test_an_optimizer_counts_what_it_keeps(data: Dataset, tmp_path: Path) -> Non
 
     assert plain.device_bytes.optimizer == 0
     assert adam.device_bytes.optimizer == 2 * 4 * adam.parameters + 4  # two moments, and the count of steps
+
+
+def test_the_options_of_a_step_are_planned_as_they_are_trained(data: Dataset) -> None:
+    plain = BASE.plan(data)
+
+    frozen = replace(BASE, freeze="layers", ema=0.9).plan(data)
+    halved = replace(BASE, precision="bf16", accumulate=2, remat="dots", batch_size=64).plan(data)
+
+    head = 4 * (32 * 3 + 3)
+    assert frozen.device_bytes.gradients == head
+    assert frozen.device_bytes.parameters == plain.device_bytes.parameters + head  # the average of what is learnt
+    assert frozen.device_bytes.optimizer < plain.device_bytes.optimizer / 4
+    assert (halved.options.precision, halved.options.accumulate, halved.options.remat) == ("bf16", 2, "dots")
+    assert halved.device_bytes.gradients == 2 * plain.device_bytes.gradients
+
+
+def test_what_a_plan_suggests_are_options_of_a_trainer(data: Dataset) -> None:
+    plan = replace(BASE, mesh={"data": 8}).plan(data, "h100:8")
+
+    for change in (suggestion.change for suggestion in plan.suggestions):
+        replace(BASE, **change)
+    assert replace(BASE, mesh={"data": 8}, batch_size=64, remat="dots").plan(data, "h100:8").options.remat == "dots"

@@ -40,14 +40,20 @@ class SmallData:
         return (snapshot.gather("image", rows) / 255).astype(np.float32), snapshot.values("label")[rows]
 
 
-def make_data(root: Path, *, rows: dict[str, int] = ROWS, labels: tuple[str, ...] = LABELS, seed: int = 0) -> SmallData:
-    """Pictures whose class shows in one of their columns, in a workspace of their own."""
+def make_data(
+    root: Path, *, rows: dict[str, int] = ROWS, labels: tuple[str, ...] = LABELS, seed: int = 0, white: int = 0
+) -> SmallData:
+    """Pictures whose class shows in one of their columns, in a workspace of their own.
+
+    None of them is white, but the first few training rows if that is asked for.
+    """
     rng = np.random.default_rng(seed)
     count = sum(rows.values())
     classes = rng.integers(0, len(labels), count).astype(np.int32)
     pictures = rng.integers(0, 200, (count, *SHAPE), np.uint8)
     pictures[np.arange(count), :, classes % SHAPE[1]] += 55
-    splits = np.repeat([SPLITS.index(name) for name in rows], list(rows.values())).astype(np.uint8)
+    splits = rng.permutation(np.repeat([SPLITS.index(name) for name in rows], list(rows.values())).astype(np.uint8))
+    pictures[np.flatnonzero(splits == SPLITS.index("train"))[:white]] = 255
     columns = (
         Column(name="image", kind="image", dtype="uint8", shape=SHAPE, color="gray"),
         Column(name="label", kind="label", dtype="int32", labels=labels),
@@ -56,7 +62,7 @@ def make_data(root: Path, *, rows: dict[str, int] = ROWS, labels: tuple[str, ...
     data = SmallData(Workspace(root))
     dataset = data.workspace.open_or_create_dataset(data.name)
     with dataset.writer(columns) as writer:
-        writer.write({"image": pictures, "label": classes, "split": rng.permutation(splits)})
+        writer.write({"image": pictures, "label": classes, "split": splits})
         part = writer.close()
     addition = Addition(
         parts=(part,),

@@ -75,7 +75,7 @@ def test_one_class_is_refused_and_the_message_says_which_and_what_to_do(tmp_path
         Classification().check(alone.open())
 
     assert refused.value.message == (
-        "classification needs at least two classes; pets@1 has 1: ['ant']; add pictures of another class"
+        "classification needs at least two classes; pets@1 has 1: ['ant']; add rows of another class"
     )
 
 

@@ -122,7 +122,7 @@ def test_best_and_last_restore_with_plain_orbax_to_what_the_result_holds(result:
     for trained in (result.best, result.last):
         arrays = arrays_of(trained)
 
-        assert set(arrays) == {"params", "rest", "opt", "step", "totals"}
+        assert set(arrays) == {"params", "rest", "opt", "step", "extra", "totals"}
         assert int(arrays["step"]) == trained.step
         for path, value in trained.state.params.items():
             np.testing.assert_array_equal(arrays["params"][path], value)
@@ -343,7 +343,7 @@ def test_a_run_that_its_policy_stopped_stays_stopped_unless_a_later_stop_is_aske
         ({"seed": 1}, "seed"),
         ({"batch_size": 16}, "batch_size"),
         ({"model": MLP(num_classes=3, widths=(8,))}, "model"),
-        ({"mesh": {"fsdp": 8}}, "mesh"),
+        ({"precision": "bf16"}, "precision"),
         ({"preprocess": (Normalize(),)}, "preprocess"),
         ({"optimizer": None}, "optimizer"),
     ],
@@ -551,7 +551,7 @@ def test_data_of_one_class_is_refused(tmp_path: Path) -> None:
 
     told = refusal(DataError, lambda: SMALL, data)
 
-    assert re.fullmatch(r"classification needs at least two classes; pets@1 has 1: \['ant'\]; add pictures .*", told)
+    assert re.fullmatch(r"classification needs at least two classes; pets@1 has 1: \['ant'\]; add rows .*", told)
 
 
 def test_data_without_training_rows_is_refused(tmp_path: Path) -> None:

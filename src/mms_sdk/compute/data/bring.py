@@ -14,15 +14,15 @@ import orjson
 
 from mms_sdk.errors import Conflict, DataError, MmsError, SnapshotConflict
 from mms_sdk.schema.cleaning import CleaningReport
-from mms_sdk.schema.dataset import Column, Position, Sealed, Snapshot
+from mms_sdk.schema.dataset import Column, Position, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.specs import IngestSpec
-from mms_sdk.storage import manifest
 from mms_sdk.storage.changes import Addition, Replacement
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import new_id
 from mms_sdk.storage.parts import PartWriter
-from mms_sdk.storage.writing import Writing, begin, records_after
+from mms_sdk.storage.unused import remove_unused, removed_after_errors
+from mms_sdk.storage.writing import Writing, begin
 from mms_sdk.types import Array
 
 Tell = Callable[[Progress], None]
@@ -90,21 +90,12 @@ def commit_part(
     Raises:
         SnapshotConflict: Somebody committed meanwhile, and the two do not commute or `rebase` is false.
     """
-    sealed = writer.close()
-    try:
-        made = dataset.commit(replace(change, parts=(sealed,)), base=base, rebase=rebase, once=once, position=position)
-    except BaseException:
-        # An interrupt or an error may come after the link that is the commit; then the part is in use.
-        _remove_unused(dataset, sealed, records_after(dataset, base.number if base else 0))
-        raise
-    _remove_unused(dataset, sealed, [made])
+    with removed_after_errors(dataset, base) as sealed:
+        sealed.append(writer.close())
+        change = replace(change, parts=tuple(sealed))
+        made = dataset.commit(change, base=base, rebase=rebase, once=once, position=position)
+    remove_unused(dataset, sealed, [made])
     return made
-
-
-def _remove_unused(dataset: Dataset, sealed: Sealed, where: Iterable[Snapshot]) -> None:
-    with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
-        if not any(sealed.id == part.id for snapshot in where for part in snapshot.parts):
-            dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
 
 
 def write_rows(

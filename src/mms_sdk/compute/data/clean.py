@@ -124,11 +124,9 @@ def _odd_sizes(step: DropOddSizes, looked: Sequence[Looked], present: Present) -
     if present.size is None and count < step.min_share * sizes.total():
         return []
     size = present.size or usual
+    others = "those in the dataset have" if present.size else f"{count:,} of {sizes.total():,} have"
     return [
-        Reject(
-            source=item.entry.source,
-            reason=f"it has {_told(item.facts.size)} pixels, nearly all others have {_told(size)}",
-        )
+        Reject(source=item.entry.source, reason=f"it has {_told(item.facts.size)} pixels, {others} {_told(size)}")
         for item in looked
         if item.facts and item.facts.size != size
     ]

@@ -7,7 +7,6 @@ write them. What stays in memory is what a step keeps of a row.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from mms_sdk.compute.data.keys import DIGEST, keys_of
 from mms_sdk.compute.data.kinds import audio, image, tabular
 from mms_sdk.compute.data.near_duplicates import NamedLeaders, NearPictures
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE
-from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, MmsError
+from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
 from mms_sdk.schema.cleaning import (
     CleaningReport,
     Clip,
@@ -43,12 +42,13 @@ from mms_sdk.schema.cleaning import (
     KeepWhere,
     Reject,
 )
-from mms_sdk.schema.dataset import Column, Layer, Part, Snapshot
+from mms_sdk.schema.dataset import Column, Layer, Part, Sealed, Snapshot
 from mms_sdk.schema.specs import CleanSpec
-from mms_sdk.storage import edits, manifest
+from mms_sdk.storage import edits
 from mms_sdk.storage.changes import Change, ColumnNames, NewColumns, Together, lying_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.snapshots import OpenSnapshot
+from mms_sdk.storage.unused import removed_after_errors
 from mms_sdk.types import Array, Rows
 
 _MAX_PIXELS = 2**31  # what is stored came in already, by whatever bound; Pillow has its own
@@ -113,33 +113,19 @@ def _clean(dataset: Dataset, spec: CleanSpec, *, job: str, folder: Path, tell: T
         "cleaning": report.model_dump(mode="json"),
     }
     message = spec.message or f"cleaned by {', '.join(dict.fromkeys(step.step for step in spec.clean))}"
-    with _removed_after_errors(dataset, of) as changes:
+    changes: list[Change] = []
+    with removed_after_errors(dataset, of.record) as sealed:
         if columns:
-            changes.append(_written(dataset, of, rows, steps, columns, tell))
+            changes.append(_written(dataset, of, rows, steps, columns, tell, sealed))
         if dropped:
             changes.append(ColumnNames(names=dict.fromkeys(dropped)))
         if len(left) < of.rows:
-            deletion = edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of)
+            deletion = edits.deletion(dataset, np.setdiff1d(np.arange(of.rows), left), of=of, sealed=sealed)
             # What this cleaning writes itself is compared where it is written.
             others = [column for column in of.record.columns if column.name not in changing | set(dropped)]
             changes.append(replace(deletion, chosen_by=others))
         change = Together(changes=changes, message=message, provenance=provenance)
         return dataset.commit(change, base=of.record, rebase=True), report
-
-
-@contextlib.contextmanager
-def _removed_after_errors(dataset: Dataset, of: OpenSnapshot) -> Iterator[list[Change]]:
-    changes: list[Change] = []
-    try:
-        yield changes
-    except BaseException:
-        # An interrupt or an error may come after the link that is the commit; then the folders are in use.
-        with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
-            later = [dataset.record(number) for number in dataset.snapshots() if number > of.record.number]
-            used = {sealed.id for record in later for part in record.parts for sealed in part.folders}
-            for sealed in (each for change in changes for each in change.sealed if each.id not in used):
-                dataset.store.remove(f"parts/{sealed.id}", first=manifest.NAME)
-        raise
 
 
 def _kept(of: OpenSnapshot) -> set[str]:
@@ -249,7 +235,13 @@ def _column(of: OpenSnapshot, seen: _Seen, name: str, categories: set[str]) -> C
 
 
 def _written(
-    dataset: Dataset, of: OpenSnapshot, rows: _Rows, steps: Sequence[Fitted], columns: Sequence[Column], tell: Tell
+    dataset: Dataset,
+    of: OpenSnapshot,
+    rows: _Rows,
+    steps: Sequence[Fitted],
+    columns: Sequence[Column],
+    tell: Tell,
+    sealed: list[Sealed],
 ) -> NewColumns:
     stored_as = [edits.with_free_arrays(of, column) for column in columns]
     batches = clean_table.through(steps, told(rows.read(), "rows written", of.rows, tell, size=len))
@@ -259,8 +251,8 @@ def _written(
         with dataset.writer(stored_as) as writer:
             for values in _layer(of, part, cuts, (batch for batch, _ in islice(batches, len(cuts))), columns):
                 writer.write({each.name: spread for each, spread in zip(stored_as, values, strict=True)})
-            sealed = writer.close()
-        layers[part.id] = Layer(**sealed.model_dump(), arrays=tuple(each.name for each in stored_as))
+            sealed.append(writer.close())
+        layers[part.id] = Layer(**sealed[-1].model_dump(), arrays=tuple(each.name for each in stored_as))
     described = [
         column.model_copy(update={"array": each.name if each.name != column.name else None})
         for each, column in zip(stored_as, columns, strict=True)
@@ -358,14 +350,13 @@ def _drop_odd_sizes(of: OpenSnapshot, step: DropOddSizes, read: Callable[[], Bat
 
     sizes = Counter(size for batch in read() for size in sizes_of(batch) if size is not None)
     usual, count = sizes.most_common(1)[0] if sizes else (None, 0)
+    others = f"{count:,} of {sizes.total():,} have {_told(usual)}"
     agreed = count >= step.min_share * sizes.total()
 
     def apply(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Reject]]:
         found = sizes_of(batch) if agreed else [usual] * len(batch)
         odd: Array = np.array([size not in (None, usual) for size in found], bool)
-        return clean_table.without(
-            batch, odd, lambda at: f"it has {_told(found[at])} pixels, nearly all others have {_told(usual)}"
-        )
+        return clean_table.without(batch, odd, lambda at: f"it has {_told(found[at])} pixels, {others}")
 
     return Fitted(step=step, begin=lambda: apply)
 

@@ -49,7 +49,7 @@ from mms_sdk.storage import edits, files
 from mms_sdk.storage.changes import Addition, extend
 from mms_sdk.storage.counts import by_label
 from mms_sdk.storage.datasets import Dataset
-from mms_sdk.storage.parts import refuse_shared_arrays
+from mms_sdk.storage.parts import laid_out, refuse_shared_arrays
 
 MAX_REJECTS_BYTES = 64 * 2**20
 """How long the list of what a follower left out gets; what comes later is counted."""
@@ -307,7 +307,7 @@ class Landing:
         self._job = job
         self._tell = tell
         base = dataset.record() if dataset.snapshots() else None
-        self._columns = _columns(asked.columns, base, stream)
+        self._columns = _columns(asked.columns, base, stream, remote=not dataset.store.local)
         refuse_shared_arrays(self._columns)
         own = [column for column in self._columns if column.name not in tabular.RESERVED]
         self.rows = Rows(own, max_bytes=asked.batches.bytes)
@@ -460,14 +460,16 @@ class Landing:
         }
 
 
-def _columns(asked: Sequence[Column] | None, base: Snapshot | None, stream: str) -> tuple[Column, ...]:
+def _columns(asked: Sequence[Column] | None, base: Snapshot | None, stream: str, *, remote: bool) -> tuple[Column, ...]:
     taken = {"row_source": SOURCE_COLUMN, "row_id": ID_COLUMN, "split": SPLIT_COLUMN}
     if reserved := [column.name for column in asked or () if column.name in taken]:
         raise InvalidRequest(f"the columns {', '.join(taken)} are made by MMS; leave {reserved} out of columns=")
     if base is None:
         if not asked:
             raise InvalidRequest("a dataset begins with its columns; this one has no snapshot yet; give columns=")
-        return _with_source((*asked, *taken.values()), stream)
+        given = (*asked, *taken.values())
+        suited = laid_out(given, None, remote=remote)
+        return _with_source([_in_profile_of(*each) for each in zip(given, suited, strict=True)], stream)
     there = {column.name: column for column in base.columns}
     if wrong := [name for name, column in taken.items() if name not in there or there[name].kind != column.kind]:
         raise InvalidRequest(
@@ -476,16 +478,22 @@ def _columns(asked: Sequence[Column] | None, base: Snapshot | None, stream: str)
         )
     if asked is None:
         return _with_source(base.columns, stream)
-    given = {column.name: column for column in asked}
-    chosen = tuple(given.pop(column.name, column) for column in base.columns)
+    left = {column.name: column for column in asked}
+    chosen = tuple(_in_profile_of(left.pop(column.name, column), column) for column in base.columns)
     own = set(there) - set(taken)
-    if given or own != {column.name for column in asked} or not extend(chosen, base.columns):
+    if left or own != {column.name for column in asked} or not extend(chosen, base.columns):
         raise InvalidRequest(
             f"rows are added with the columns that are there, labels may grow at their end; snapshot {base.number} of "
             f"{base.dataset!r} has {sorted(own)}, asked for were {[column.name for column in asked]}, or others of "
             f"these names; leave columns= out"
         )
     return _with_source(chosen, stream)
+
+
+def _in_profile_of(column: Column, other: Column) -> Column:
+    # Unless it was said how the column lies.
+    said = "profile" in column.model_fields_set
+    return column if said else column.model_copy(update={"profile": other.profile})
 
 
 def _with_source(columns: Sequence[Column], stream: str) -> tuple[Column, ...]:

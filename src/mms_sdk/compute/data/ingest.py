@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from mms_sdk.compute.data.clean import Looked, Present
 from mms_sdk.compute.data.ingest_table import as_before, ingest_table
 from mms_sdk.compute.data.kinds.tabular import values_in
 from mms_sdk.compute.data.media import Medium, medium_of
+from mms_sdk.compute.data.sources.meant import folder_meant
 from mms_sdk.compute.data.sources.open import open_source
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import OWN, Collection, Entry
@@ -33,6 +35,7 @@ from mms_sdk.compute.data.split import place
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import CleaningReport, CleaningStepReport, DropNearDuplicates, Reject
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
+from mms_sdk.schema.sources import AudioFolder, ImageFolder, VideoFolder
 from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage import files
 from mms_sdk.storage.changes import Addition
@@ -42,6 +45,9 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 
 _WINDOW = 256  # samples in flight: enough to keep every core busy, few enough to bound memory
 _WINDOW_BYTES = 2**28
+_PROBED = 16
+_PROBE_S = 0.25
+_WORTH_A_THREAD_S = 0.00025
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -181,12 +187,12 @@ def _plan(
         kept, dropped = clean.apply(step, kept, present)
         rejects += dropped
         steps.append(CleaningStepReport(step=step.step, dropped=len(dropped), examples=tuple(dropped[:EXAMPLES])))
-    _refuse_unreadable(kept, medium)
+    _refuse_unreadable(kept, medium, samples)
     if not kept and base is None:
         reasons = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
         raise NothingToIngest(
             f"a dataset begins with at least one usable {medium.noun}; all {found} were left out: {reasons}; check the "
-            f"folder, or the cleaning steps"
+            f"folder, or the cleaning steps{_meant(samples)}"
         )
     column = column or medium.describe([item.facts for item in kept])
     medium.refuse(kept, column)
@@ -214,12 +220,19 @@ def _held(base: OpenSnapshot | None) -> dict[tuple[str, bytes], str]:
     return {(source.decode(), content.tobytes()): labels[code] for source, content, code in rows}
 
 
-def _refuse_unreadable(kept: Sequence[Looked], medium: Medium) -> None:
+def _meant(samples: Collection) -> str:
+    taken = samples.taken
+    return folder_meant(taken) if isinstance(taken, ImageFolder | AudioFolder | VideoFolder) else ""
+
+
+def _refuse_unreadable(kept: Sequence[Looked], medium: Medium, samples: Collection) -> None:
     bad = [item for item in kept if item.facts is None]
     if bad:
+        meant = _meant(samples) if len(bad) == len(kept) else ""
         raise DataError(
             f"every {medium.noun} of a source decodes; {len(bad)} of {len(kept)} do not, e.g. "
-            f"{bad[0].entry.source}: {bad[0].reason}; mend them, or drop such files with clean=[mms.drop_unreadable()]"
+            f"{bad[0].entry.source}: {bad[0].reason}; mend them, or drop such files with "
+            f"clean=[mms.drop_unreadable()]{meant}"
         )
 
 
@@ -394,9 +407,23 @@ def _bring(item: Looked, column: Column, medium: Medium) -> tuple[Any, dict[str,
 def _in_threads(
     work: Callable[[_In], _Out], items: Sequence[_In], *, size: Callable[[_In], int] = lambda _: 0
 ) -> Iterator[_Out]:
+    # The first few say what one takes. Threads that decode small pictures wait for one another's Python for longer than
+    # they decode, so that one alone is twice as fast; what is large, or comes from far, is worth all of them.
+    left = iter(items)
+    took_s: list[float] = []
+    for item in islice(left, _PROBED):
+        began = time.perf_counter()
+        done = work(item)
+        took_s.append(time.perf_counter() - began)
+        yield done
+        if sum(took_s) > _PROBE_S:
+            break
+    if took_s and min(took_s) < _WORTH_A_THREAD_S:  # the first one also loads what decodes it
+        yield from map(work, left)
+        return
     # A window at a time: `map` over everything would hold every result that nobody has taken yet.
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="mms-ingest") as pool:
-        for window in _windows(items, size=size):
+        for window in _windows(left, size=size):
             yield from pool.map(work, window)
 
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
 
-from mms_sdk.compute.data.kinds import image
-from mms_sdk.compute.data.preprocess.pipeline import Pipeline
+from mms_sdk.compute.data.kinds.rows import RowKind, kind_of
+from mms_sdk.compute.data.preprocess.pipeline import Pipeline, in_threads
+from mms_sdk.compute.data.preprocess.table import Encode
+from mms_sdk.compute.sharding.mesh import batch_share
+from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.reader import Block, Position, Reader, batches_together
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
 _AHEAD = 2
+_LEAVE_S = 5.0
 _CACHE_SHARE = 0.25  # of the memory that is free: the rest is for the model and for other people
+_FIT_ROWS = 4096
+_ROW_KINDS = ("image", "text", "audio", "series", "embedding", "table")
 _T = TypeVar("_T")
 
 
@@ -28,8 +33,8 @@ class DeviceBatch(NamedTuple):  # made for every step, and half as dear as a fro
     """One batch on the devices.
 
     Attributes:
-        inputs: uint8 or float, shape (batch, *host shape).
-        labels: int32, shape (batch,).
+        inputs: uint8 pixels, int32 ids or float32, shape (batch, *host shape).
+        labels: int32 codes or float32, shape (batch, *target shape).
         weight: float32, shape (batch,): 0 for padding.
         position: Where the reader stands after it.
     """
@@ -40,33 +45,48 @@ class DeviceBatch(NamedTuple):  # made for every step, and half as dear as a fro
     position: Position
 
 
-class Pictures:
-    """Pictures of a snapshot after the host part of preprocessing.
+class Inputs:
+    """What a model sees of the rows of a snapshot, after the host part of preprocessing.
 
     What takes decoding is decoded once and kept, where it fits into memory.
 
     Args:
         snapshot: Where they lie.
         rows: Which may be asked for, ascending.
-        pipeline: Its host part is applied.
+        pipeline: Its host part is applied; fitted.
+        columns: Names of the columns that a row is made of.
+
+    Raises:
+        DataError: Some of the rows have no value.
+        InvalidRequest: The columns or the host part do not go together, or rows differ in shape.
     """
 
-    def __init__(self, snapshot: OpenSnapshot, rows: Rows, pipeline: Pipeline) -> None:
+    def __init__(
+        self, snapshot: OpenSnapshot, rows: Rows, pipeline: Pipeline, columns: Sequence[str] = ("image",)
+    ) -> None:
         self._snapshot = snapshot
-        self._column = snapshot.column("image")
+        self.columns = tuple(snapshot.column(name) for name in columns)
+        self.kind = kind_of(self.columns)
         self._pipeline = pipeline
         self._rows = rows
-        self.shape = pipeline.host_shape(_stored_shape(self._column, pipeline))
-        self.direct = not self._column.varies and not pipeline.host
-        size = len(rows) * int(np.prod(self.shape))
+        _refuse_missing(snapshot, rows, self.columns, self.kind)
+        self.shape, self.dtype = host_form(pipeline, self.kind)
+        stored = self.columns[0]
+        self.direct = not pipeline.host and not stored.varies and stored.dtype == self.dtype
+        size = len(rows) * int(np.prod(self.shape)) * self.dtype.itemsize
         fits = not self.direct and size <= _CACHE_SHARE * psutil.virtual_memory().available
-        self._cache = np.empty((len(rows), *self.shape), np.uint8) if fits else None
+        self._cache = np.empty((len(rows), *self.shape), self.dtype) if fits else None
         self._cached = np.zeros(len(rows), bool)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
     def gather(self, rows: Rows) -> Array:
-        """uint8 of shape (n, *shape)."""
+        """Array of shape (n, *shape)."""
         if self.direct:
-            return np.asarray(self._snapshot.gather("image", rows))
+            return np.asarray(self._snapshot.gather(self.columns[0].name, rows))
         if self._cache is None:
             return self._decoded(rows)
         places = np.searchsorted(self._rows, rows)
@@ -77,27 +97,143 @@ class Pictures:
         return self._cache[places]
 
     def _decoded(self, rows: Rows) -> Array:
-        return self.prepared(self._snapshot.gather("image", rows))
+        return self.prepared([self._snapshot.gather(column.name, rows) for column in self.columns])
 
-    def prepared(self, stored: Any) -> Array:
-        """Pictures as they are stored, after the host part: uint8 of shape (n, *shape)."""
+    def prepared(self, stored: Sequence[Any]) -> Array:
+        """Rows out of what the columns hold, one entry of `stored` a column, after the host part: (n, *shape)."""
         if self.direct:
-            return np.asarray(stored)
+            return np.asarray(stored[0])
+        return on_host(self._pipeline, self.kind, stored).reshape(-1, *self.shape)
+
+
+class Targets:
+    """What a model is to answer: a column of a snapshot.
+
+    Args:
+        snapshot: Where it lies.
+        rows: Which may be asked for.
+        name: Its name; None for a task that has none, which gets zeros.
+
+    Raises:
+        DataError: Some of the rows have no value, or the column holds nothing that can be predicted.
+    """
+
+    def __init__(self, snapshot: OpenSnapshot, rows: Rows, name: str | None) -> None:
+        self._snapshot = snapshot
+        self._column = None if name is None else snapshot.column(name)
+        self.shape: tuple[int, ...] = ()
+        self.dtype: np.dtype[Any] = np.dtype(np.int32)
+        if self._column is None:
+            return
         if self._column.varies:
-            work: Callable[[Any], Array] = self._decode
-        else:
-            work = self._pipeline.on_row
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return np.stack(list(pool.map(work, stored)))
+            raise DataError(
+                f"a target is a label, a category, a number or an array of one shape; column {name!r} of "
+                f"{snapshot.ref} is {self._column.kind}, {self._column.form}"
+            )
+        _refuse_missing(snapshot, rows, (self._column,), None)
+        self.shape = self._column.fixed
+        if self._column.labels is None:
+            self.dtype = np.dtype(np.float32)
 
-    def _decode(self, data: bytes) -> Array:
-        return self._pipeline.on_row(image.decode(data, color=self._column.color or "rgb", max_pixels=2**31))
+    def gather(self, rows: Rows) -> Array:
+        """int32 codes of labels and categories, float32 numbers: shape (n, *shape)."""
+        if self._column is None:
+            return np.zeros(len(rows), np.int32)
+        return np.asarray(self._snapshot.gather(self._column.name, rows)).astype(self.dtype, copy=False)
 
 
-def _stored_shape(column: Column, pipeline: Pipeline) -> tuple[int, ...] | None:
-    if column.varies and pipeline.host:
-        return (-1, -1, image.CHANNELS[column.color or "rgb"])  # any size; the first host step makes it one
-    return None if column.varies else column.fixed
+def fitted(snapshot: OpenSnapshot, pipeline: Pipeline, columns: Sequence[str]) -> tuple[Pipeline, Inputs]:
+    """The pipeline, fitted on the training rows, and what it makes of them.
+
+    Rows of a table that no host step takes are encoded by `mms.table.Encode()`.
+
+    Args:
+        snapshot: Where they lie.
+        pipeline: As the person wrote it.
+        columns: What a row is made of.
+    """
+    rows = snapshot.split_rows("train")
+    described = tuple(snapshot.column(name) for name in columns)
+    kind = kind_of(described)
+    if kind.name == "table" and not pipeline.host:
+        pipeline = replace(pipeline, host=(Encode(),))
+    _refuse_other_kinds(pipeline, kind)
+    _refuse_missing(snapshot, rows, described, kind)
+
+    def stored() -> Iterator[Any]:
+        for some in _in_pieces(rows):
+            yield opened(kind, [snapshot.gather(name, some) for name in columns])
+
+    pipeline = pipeline.fit_host(stored)
+    inputs = Inputs(snapshot, rows, pipeline, columns)
+    return pipeline.fit(inputs.gather(some) for some in _in_pieces(rows)), inputs
+
+
+def opened(kind: RowKind, stored: Sequence[Any]) -> Any:
+    """Rows out of what the columns hold, as the first host step takes them."""
+    rows = kind.rows(stored)
+    return rows if isinstance(rows, dict) else [kind.open(row) for row in rows]
+
+
+def on_host(pipeline: Pipeline, kind: RowKind, stored: Sequence[Any]) -> Array:
+    """Rows out of what the columns hold, after the host part: shape (n, *shape), of the dtype the device takes."""
+    if pipeline.whole:
+        rows = pipeline.on_rows(opened(kind, stored))
+    else:
+        rows = in_threads(lambda row: pipeline.on_row(kind.open(row)), kind.rows(stored))
+    dtype, made = _dtype(pipeline, kind), np.asarray(rows)
+    if dtype == np.int32 and made.size and not -(2**31) <= made.min() <= made.max() < 2**31:
+        raise InvalidInput(f"ids have 32 bits; there are some from {made.min()} to {made.max()}; number them anew")
+    return made.astype(dtype, copy=False)
+
+
+def host_form(pipeline: Pipeline, kind: RowKind) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of a row when it reaches the device.
+
+    Raises:
+        InvalidRequest: Rows differ in shape, or the host part is for rows of another kind.
+    """
+    _refuse_other_kinds(pipeline, kind)
+    shape = kind.shape()
+    if not pipeline.host and -1 in (shape or ()):
+        shape = None
+    if kind.name != "image" and not pipeline.host and shape is None:
+        raise InvalidRequest(
+            f"rows of one batch have one shape; rows of {kind.name} differ; begin preprocess with {kind.first}"
+        )
+    return pipeline.host_shape(shape), _dtype(pipeline, kind)
+
+
+def _dtype(pipeline: Pipeline, kind: RowKind) -> np.dtype[Any]:
+    return np.dtype(getattr(pipeline.host[-1], "dtype", kind.dtype) if pipeline.host else kind.dtype)
+
+
+def _refuse_other_kinds(pipeline: Pipeline, kind: RowKind) -> None:
+    for step in pipeline.host:
+        takes, _, rest = step.name.partition(".")
+        if rest and takes in _ROW_KINDS and takes != kind.name:
+            raise InvalidRequest(
+                f"host steps are for rows of their own kind; {step.name} is for {takes}, these are {kind.name}; begin "
+                f"preprocess with {kind.first}, or say inputs="
+            )
+    # Other device steps suit whatever has their axes, such as `series.standardize` what `audio.log-mel` makes.
+    pictures = [step.name for step in pipeline.device if step.name.startswith("image.")]
+    if pictures and kind.name != "image":
+        raise InvalidRequest(f"{pictures} are for pictures; these rows are {kind.name}; leave them out, or say inputs=")
+
+
+def _refuse_missing(snapshot: OpenSnapshot, rows: Rows, columns: Sequence[Column], kind: RowKind | None) -> None:
+    for column in columns if kind is None or kind.name != "table" else ():
+        missing = len(rows) - int(snapshot.has_value(column.name, rows).sum())
+        if missing:
+            raise DataError(
+                f"every row that is trained on has a value in column {column.name!r}; {missing:,} of {len(rows):,} "
+                f"rows of {snapshot.ref} have none; drop them with clean=[mms.drop_missing(columns=[{column.name!r}])]"
+            )
+
+
+def _in_pieces(rows: Rows) -> Iterator[Rows]:
+    return (rows[start : start + _FIT_ROWS] for start in range(0, len(rows), _FIT_ROWS))
 
 
 class Loader:
@@ -110,6 +246,9 @@ class Loader:
         batch_size: Rows in a batch over all processes.
         seed: Chooses the order; None for row order.
         sharding: How a batch lies on the devices.
+        inputs: Names of the columns that the model sees.
+        target: Name of the column that it is to answer; None for a task without.
+        sample: Column of whose values each comes as often as the others; None takes each row once.
     """
 
     def __init__(
@@ -121,26 +260,30 @@ class Loader:
         batch_size: int,
         seed: int | None,
         sharding: Any,
+        inputs: Sequence[str] = ("image",),
+        target: str | None = "label",
+        sample: str | None = None,
     ) -> None:
-        import jax
-
-        process = (jax.process_index(), jax.process_count())
-        self.reader = Reader(snapshot, split, columns=("image",), batch_size=batch_size, seed=seed, process=process)
-        self.pictures = Pictures(snapshot, snapshot.split_rows(split), pipeline)
-        self._snapshot = snapshot
+        process = batch_share(sharding)
+        self.reader = Reader(
+            snapshot, split, columns=inputs, batch_size=batch_size, seed=seed, process=process, sample=sample
+        )
+        rows = snapshot.split_rows(split)
+        self.inputs = Inputs(snapshot, rows, pipeline, inputs)
+        self.targets = Targets(snapshot, rows, target)
         self._sharding = sharding
-        self._alone = process[1] == 1
+        self._shares = process[1]
         self._place = self._as_it_is if _host_is_device(sharding) else self._placed
         share = batch_size // process[1]
-        self._together = batches_together(share * int(np.prod(self.pictures.shape)))
+        self._together = batches_together(share * self.inputs.row_bytes)
         self._full = self._placed(np.ones(share, np.float32))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a row when it reaches the device."""
-        return self.pictures.shape
+        return self.inputs.shape
 
-    def epoch(self, at: Position) -> Iterator[DeviceBatch]:
+    def epoch(self, at: Position) -> Generator[DeviceBatch]:
         """The rest of an epoch, from a position on."""
         for group in ahead(self._groups(at), _AHEAD):
             yield from group
@@ -149,26 +292,27 @@ class Loader:
         while at.batch < self.reader.batches:
             block = self.reader.block(at, self._together)
             rows = block.rows.ravel()
-            pictures = self._pictures(block).reshape(*block.rows.shape, *self.pictures.shape)
-            labels = self._snapshot.gather("label", rows).reshape(block.rows.shape)
+            inputs = self._inputs(block).reshape(*block.rows.shape, *self.inputs.shape)
+            labels = self.targets.gather(rows).reshape(*block.rows.shape, *self.targets.shape)
             # Padding stands at the end of an epoch, so most batches need no weights of their own.
             weights = [self._full if weight[-1] else self._placed(weight) for weight in block.weight]
-            placed = map(self._place, pictures), map(self._place, labels)
+            placed = map(self._place, inputs), map(self._place, labels)
             yield list(map(DeviceBatch, *placed, weights, block.positions))
             at = block.positions[-1]
 
-    def _pictures(self, block: Block) -> Array:
-        # By windows each picture is decoded once an epoch, and there are too many to keep what preprocessing makes.
-        if self.pictures.direct or self.reader.rung == "window":
-            return self.pictures.prepared(self.reader.gather("image", block))
-        return self.pictures.gather(block.rows.ravel())
+    def _inputs(self, block: Block) -> Array:
+        # By windows each row is decoded once an epoch, and there are too many to keep what preprocessing makes.
+        if self.inputs.direct or self.reader.rung == "window":
+            return self.inputs.prepared([self.reader.gather(column.name, block) for column in self.inputs.columns])
+        return self.inputs.gather(block.rows.ravel())
 
     def _placed(self, array: Array) -> Any:
         import jax
 
-        if self._alone:
+        if jax.process_count() == 1:
             return jax.device_put(array, self._sharding)
-        return jax.make_array_from_process_local_data(self._sharding, array)
+        whole = (len(array) * self._shares, *array.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding, array, whole)
 
     def _as_it_is(self, array: Array) -> Array:
         return array
@@ -206,7 +350,7 @@ def ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(_LEAVE_S)  # a read that hangs, on a disk that is gone, keeps nobody: the thread is a daemon
 
 
 def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:

@@ -27,6 +27,7 @@ from mms_sdk.schema.sources import (
     Union,
     VideoFolder,
 )
+from mms_sdk.told import on_its_lines
 
 MAX_PAUSE_S = 300.0
 _ON_ITS_WAY = re.compile(r"\..*|.*\.(part|partial|filepart|crdownload|download|tmp)", re.IGNORECASE)
@@ -113,15 +114,16 @@ def watch(
     while not stop.is_set():
         try:
             if (told := folder.round(bring)) is not None:
-                say(told)
+                say(on_its_lines(told))
             elif folder.empty and folder.empty != waited:
-                say(f"waiting for files: {folder.empty}")
+                say(on_its_lines(f"waiting for files: {folder.empty}"))
             failures, waited = 0, folder.empty
         except InvalidRequest:
             raise
         except (MmsError, OSError) as error:
             failures += 1
-            say(f"nothing came in this time: {error}; it is tried again in {pace.pause_s(failures):g} s")
+            reason, pause_s = on_its_lines(str(error)), pace.pause_s(failures)
+            say(f"nothing came in this time: {reason}; it is tried again in {pause_s:g} s")
         stop.wait(pace.pause_s(failures))
 
 

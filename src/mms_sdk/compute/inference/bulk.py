@@ -11,7 +11,8 @@ import numpy as np
 
 from mms_sdk.compute.data.sources.folders import list_folder
 from mms_sdk.compute.inference.predictor import Predictor
-from mms_sdk.errors import InvalidInput
+from mms_sdk.compute.inference.stored import StoredRows
+from mms_sdk.errors import InvalidInput, InvalidRequest
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage import files
@@ -35,18 +36,21 @@ def predict_snapshot(
         tell: Called with the progress.
 
     Returns:
-        `rows`, `errors`, the `first_error` if there are any and, as the rows have labels, the `accuracy`.
+        `rows`, `errors`, the `first_error` if there are any and, where classes are ranked and rows have labels, the
+        `accuracy`.
+
+    Raises:
+        ColumnNotFound: The snapshot lacks a column that the model sees.
+        InvalidRequest: One of them is of another kind.
     """
     rows = snapshot.split_rows(split)
-    labels = snapshot.column("label").labels or ()
-    codes = snapshot.values("label")
+    stored = StoredRows(predictor, snapshot)
 
     def batches() -> Iterator[list[_Item]]:
         size = predictor.buckets[-1]
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            stored = zip(part, snapshot.gather("image", part), snapshot.gather("source", part), strict=True)
-            yield [_Item(int(row), source.decode(), labels[codes[row]], picture) for row, picture, source in stored]
+            yield list(map(_Item, part.tolist(), stored.sources(part), stored.labels(part), stored.prepared(part)))
 
     return _write(predictor, batches(), len(rows), to=to, top=top, tell=tell)
 
@@ -64,25 +68,33 @@ def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Path, top: 
     Returns:
         `rows`, `errors` and, if there are any, the `first_error`.
     """
+    if predictor.kind.name != "image":
+        raise InvalidRequest(
+            f"a folder holds pictures; this model takes rows of kind {predictor.kind.name}; ingest them as a dataset, "
+            f"and predict that"
+        )
     entries, _ = list_folder(folder, labelled=False)
 
     def batches() -> Iterator[list[_Item]]:
         size = predictor.buckets[-1]
         for start in range(0, len(entries), size):
             part = entries[start : start + size]
-            yield [_Item(row, entry.source, None, _read(entry.path)) for row, entry in enumerate(part, start)]
+            yield [
+                _Item(row, entry.source, None, _prepared(predictor, _read(entry.path)))
+                for row, entry in enumerate(part, start)
+            ]
 
     return _write(predictor, batches(), len(entries), to=to, top=top, tell=tell)
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One row in: its number, its name, its class if known, and the input, or why there is none."""
+    """One row in: its number, where it came from, its class if known, and the prepared input, or why there is none."""
 
     row: int
     source: str
     label: str | None
-    picture: bytes | Array | InvalidInput
+    prepared: Array | InvalidInput
 
 
 def _read(path: Path) -> bytes | InvalidInput:
@@ -98,15 +110,18 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    ranked = [
+        ("predicted", pa.string()),
+        ("score", pa.float32()),
+        ("ranked_labels", pa.list_(pa.string())),
+        ("ranked_scores", pa.list_(pa.float32())),
+    ]
     schema = pa.schema(
         [
             ("row", pa.int64()),
             ("source", pa.string()),
             ("label", pa.string()),
-            ("predicted", pa.string()),
-            ("score", pa.float32()),
-            ("ranked_labels", pa.list_(pa.string())),
-            ("ranked_scores", pa.list_(pa.float32())),
+            *(ranked if predictor.card.ranks else [("values", pa.list_(pa.float32()))]),
             ("error", pa.string()),
         ],
     )
@@ -124,7 +139,7 @@ def _write(
                 if failed and not first_error:
                     first_error = {"first_error": failed[0]}
                 known += sum(row["label"] is not None for row in table)
-                right += sum(row["label"] is not None and row["label"] == row["predicted"] for row in table)
+                right += sum(row["label"] is not None and row["label"] == row.get("predicted") for row in table)
                 tell(Progress(done=done, total=total, what="rows predicted"))
         with files.writing(to):
             files.fsync_file(draft)
@@ -133,32 +148,40 @@ def _write(
     finally:
         draft.unlink(missing_ok=True)
     told: dict[str, Any] = {"rows": done, "errors": errors, **first_error}
-    return {**told, "accuracy": right / known} if known else told
+    return {**told, "accuracy": right / known} if known and predictor.card.ranks else told
 
 
 def _predict(predictor: Predictor, batch: list[_Item], top: int) -> list[dict[str, Any]]:
-    prepared = [_prepared(predictor, item) for item in batch]
-    good = [row for row in prepared if isinstance(row, np.ndarray)]
-    ranked = iter(predictor.rank(predictor.scores(np.stack(good)), top) if good else ())
+    good = [item.prepared for item in batch if isinstance(item.prepared, np.ndarray)]
+    answers = iter(_answers(predictor, predictor.scores(np.stack(good)), top) if good else ())
     table = []
-    for item, row in zip(batch, prepared, strict=True):
+    for item in batch:
         told: dict[str, Any] = {"row": item.row, "source": item.source, "label": item.label, "error": None}
-        if isinstance(row, InvalidInput):
-            told["error"] = row.message
+        if isinstance(item.prepared, InvalidInput):
+            told["error"] = item.prepared.message
         else:
-            best = next(ranked)
-            told["predicted"] = best.label
-            told["score"] = best.ranked[0].score
-            told["ranked_labels"] = [entry.label for entry in best.ranked]
-            told["ranked_scores"] = [entry.score for entry in best.ranked]
+            told |= next(answers)
         table.append(told)
     return table
 
 
-def _prepared(predictor: Predictor, item: _Item) -> Array | InvalidInput:
-    if isinstance(item.picture, InvalidInput):
-        return item.picture
+def _answers(predictor: Predictor, scores: Array, top: int) -> Iterator[dict[str, Any]]:
+    if not predictor.card.ranks:
+        yield from ({"values": row.ravel().tolist()} for row in scores)
+        return
+    for best in predictor.rank(scores, top):
+        yield {
+            "predicted": best.label,
+            "score": best.ranked[0].score,
+            "ranked_labels": [entry.label for entry in best.ranked],
+            "ranked_scores": [entry.score for entry in best.ranked],
+        }
+
+
+def _prepared(predictor: Predictor, item: Any) -> Array | InvalidInput:
+    if isinstance(item, InvalidInput):
+        return item
     try:
-        return predictor.prepare(item.picture)
+        return predictor.prepare(item)
     except InvalidInput as error:
         return error

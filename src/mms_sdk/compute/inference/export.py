@@ -11,24 +11,25 @@ MANIFEST.json         digest of every file; written last
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
+from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import to_json
-from mms_sdk.errors import Damaged
+from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.stores.local import LocalStore
 
 if TYPE_CHECKING:
     from mms_sdk.compute.training.trainer import TrainedCheckpoint
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-INPUT = "image"
 OUTPUT = "scores"
 _PACKAGES = ("mms-sdk", "jax", "flax", "optax", "orbax-checkpoint", "zarr", "numpy")
 
@@ -48,26 +49,54 @@ def export_model(folder: Path, trained: TrainedCheckpoint, *, metrics: Mapping[s
     from orbax.checkpoint import v1 as ocp
 
     program, state = trained.program, trained.state
-    params, rest = jax.device_get((state.params, state.rest))
+    params, rest = jax.device_get((program.served(state), state.rest))
     weights = {f"params/{path}": value for path, value in params.items()}
     weights |= {f"rest/{path}": value for path, value in rest.items()}
 
     def forward(weights: dict[str, Any], batch: Any) -> Any:
         own = {kind: _below(kind, weights) for kind in ("params", "rest")}
-        outputs, _ = program.model.apply(own["params"], own["rest"], program.pipeline.on_batch(batch), None)
-        return program.task.scores(outputs)
+        return program.answers(own["params"], own["rest"], batch)
 
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in weights.items()}
     (rows,) = jax.export.symbolic_shape("batch")
-    batch = jax.ShapeDtypeStruct((rows, *program.input_shape), np.uint8)
+    batch = jax.ShapeDtypeStruct((rows, *program.served_shape), program.input_dtype)
     exported = jax.export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, batch)
-    card = _card(trained, metrics)
+    (scores,) = exported.out_avals
+    card = _card(trained, metrics, tuple(scores.shape[1:]))
     with files.writing(folder):
         ocp.save(folder / "weights", jax.tree.map(jax.numpy.asarray, weights))
         files.write_durable(folder / "forward.stablehlo", bytes(exported.serialize()))
         files.write_durable(
             folder / "model.json", orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
         )
+    manifest.seal(folder)
+    return card
+
+
+def copy_model(source: Path, folder: Path, *, metrics: Mapping[str, float]) -> ModelCard:
+    """Writes a copy of a sealed artefact, with further metrics in its card.
+
+    Args:
+        source: The artefact; it is verified as a whole.
+        folder: An empty folder.
+        metrics: Beside those that it has, and in place of those of the same names.
+
+    Raises:
+        InvalidRequest: A metric is no finite number.
+        Damaged: The artefact is not what its manifest says.
+        StorageFull, NotWritable: The copy cannot be written.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidRequest(f"the metrics of a version are finite numbers; got {name}={value!r}; leave it out")
+    manifest.check(LocalStore(source), what=f"the model in {source}", content=True)
+    card = read_card(source)
+    card = card.model_copy(update={"metrics": {**card.metrics, **metrics}})
+    for path in (each for each in sorted(source.rglob("*")) if each.is_file() and each.name != manifest.NAME):
+        files.make_folder((folder / path.relative_to(source)).parent)
+        files.copy(path, folder / path.relative_to(source))
+    body = orjson.dumps(card.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+    files.replace(folder / "model.json", body)
     manifest.seal(folder)
     return card
 
@@ -91,15 +120,19 @@ def read_card(folder: Path) -> ModelCard:
         raise Damaged(f"{folder / 'model.json'} is not a model card: {error}") from error
 
 
-def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float]) -> ModelCard:
+def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tuple[int, ...]) -> ModelCard:
     program = trained.program
     labels = program.task.check(trained.snapshot)
+    columns = tuple(trained.snapshot.column(name) for name in program.inputs)
+    kind: Any = kind_of(columns).name  # one of those that the card allows
     return ModelCard(
-        task="classification",
-        kind="image",
+        task=program.task.name,
+        kind=kind,
+        columns=tuple(column.model_copy(update={"labels": None}) for column in columns),
+        target=program.task.target,
         signature=Signature(
-            inputs=(TensorSpec(name=INPUT, dtype="uint8", shape=program.input_shape),),
-            outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(len(labels),)),),
+            inputs=(TensorSpec(name=kind, dtype=program.input_dtype, shape=program.served_shape),),
+            outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=output),),
         ),
         host=tuple(to_json(step) for step in program.pipeline.host),
         device=tuple(to_json(step) for step in program.pipeline.device),

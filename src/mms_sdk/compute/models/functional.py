@@ -7,11 +7,12 @@ taken apart once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mms_sdk.compute.sharding.rules import Names, PartitionRules, Spec
 from mms_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -28,20 +29,26 @@ class Functional:
     Attributes:
         init: Key → (parameters, other state such as running averages).
         apply: Parameters, other state, batch, key (None outside training) → (output, other state).
+        names: Of the dimensions of parameters, where the model names them for partitioning.
+        rules: How the model's family divides its parameters where nothing else is asked for.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
     apply: Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]
+    names: Names = field(default_factory=dict)
+    rules: tuple[tuple[str, Spec], ...] = ()
 
 
-def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
+def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Functional:
     """Any model a person may hand in.
 
     Args:
         model: A family with `build(input_shape, rngs=…)`, an NNX module, a class or function that makes one of
             `nnx.Rngs`, a Linen module, or a pair of functions `init(key, input_shape) -> params` and
-            `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told.
+            `apply(params, batch) -> output`. A Linen module whose call takes `train` or `deterministic` is told. A
+            family may have `rules`: pairs as in `PartitionRules`.
         input_shape: Shape of one row as the model takes it.
+        dtype: Of its values: float32, or int32 where they are ids.
 
     Raises:
         InvalidRequest: It is none of these.
@@ -51,13 +58,13 @@ def functional(model: Any, input_shape: tuple[int, ...]) -> Functional:
     if isinstance(model, nnx.Module):
         return _of_instance(model)
     if isinstance(model, linen.Module):
-        return _of_linen(model, input_shape)
+        return _of_linen(model, input_shape, dtype)
     if isinstance(model, type) and hasattr(model, "build"):
         raise InvalidRequest(
             f"a model family is made first; write {model.__name__}(num_classes=…) instead of its class"
         )
     if hasattr(model, "build"):
-        return _of_factory(lambda rngs: model.build(input_shape, rngs=rngs))
+        return _of_family(model, input_shape)
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         init, apply = model
         return Functional(
@@ -80,26 +87,59 @@ def describe(model: Any) -> str:
     return repr(model) if hasattr(model, "build") else getattr(model, "__qualname__", type(model).__qualname__)
 
 
+def module_of(factory: Callable[[Any], Any], arrays: Arrays, key: jax.Array) -> Any:
+    """A module in evaluation mode that has the given arrays from the start; its own initial values are never computed.
+
+    Args:
+        factory: Makes the module of `nnx.Rngs`.
+        arrays: Every parameter and all other state, by path.
+        key: Of its random streams.
+    """
+    from flax import nnx
+
+    graph, params, rngs, rest = _split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))))
+    module = nnx.merge(graph, _filled(params, arrays), _reseeded(rngs, key), _filled(rest, arrays))
+    module.eval()
+    return module
+
+
+def _of_family(family: Any, input_shape: tuple[int, ...]) -> Functional:
+    from mms_sdk.compute.models.weights import started_from
+
+    made = _of_factory(lambda rngs: family.build(input_shape, rngs=rngs))
+    rules = getattr(family, "rules", ())
+    made = replace(made, rules=tuple(rules.rules if isinstance(rules, PartitionRules) else rules))
+    source = getattr(family, "init_from", None)
+    return made if source is None else started_from(made, family, source)
+
+
 def _of_factory(factory: Callable[[Any], Any]) -> Functional:
     from flax import nnx
 
+    def make(key: Any) -> Any:
+        # Flax would lay out named parameters at once, on a mesh there is none of yet.
+        eager: Any = nnx.use_eager_sharding
+        with eager(False):
+            return factory(nnx.Rngs(key))
+
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        _, params, _, rest = _split(factory(nnx.Rngs(key)))
+        _, params, _, rest = _split(make(key))
         return _flat(params), _flat(rest)
 
-    abstract = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
-    return Functional(init=init, apply=_apply(abstract))
+    abstract = nnx.eval_shape(lambda: make(0))
+    return Functional(init=init, apply=_apply(abstract), names=_names(abstract))
 
 
 def _of_instance(module: Any) -> Functional:
     _, params, _, rest = _split(module)
     values = _flat(params), _flat(rest)
-    return Functional(init=lambda key: values, apply=_apply(module))
+    return Functional(init=lambda key: values, apply=_apply(module), names=_names(module))
 
 
-def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
+def _of_linen(module: Any, input_shape: tuple[int, ...], dtype: Any) -> Functional:
+    import jax
     import jax.numpy as jnp
-    from flax import traverse_util
+    from flax import linen, traverse_util
 
     flat: Any = partial(traverse_util.flatten_dict, sep="/")
     nested: Any = partial(traverse_util.unflatten_dict, sep="/")
@@ -108,9 +148,12 @@ def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
     def mode(training: bool) -> dict[str, bool]:
         return {name: training == (name == "train") for name in ("train", "deterministic") if name in takes}
 
+    def boxed(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, *input_shape), dtype), **mode(False))
+
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        variables = dict(module.init(key, jnp.zeros((1, *input_shape)), **mode(False)))
-        return flat(variables.pop("params")), flat(variables)
+        variables = dict(linen.meta.unbox(boxed(key)))
+        return flat(variables.pop("params", {})), flat(variables)
 
     def apply(params: Arrays, rest: Arrays, batch: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Arrays]:
         others = nested(rest)
@@ -120,7 +163,11 @@ def _of_linen(module: Any, input_shape: tuple[int, ...]) -> Functional:
         output, changed = module.apply(variables, batch, rngs={"dropout": key}, mutable=list(others), **mode(True))
         return output, {**rest, **flat(changed)}
 
-    return Functional(init=init, apply=apply)
+    def names() -> Names:
+        boxes = flat(jax.eval_shape(boxed, jax.random.key(0)).get("params", {}))
+        return {path: tuple(box.names) for path, box in boxes.items() if isinstance(box, linen.Partitioned)}
+
+    return Functional(init=init, apply=apply, names=names())
 
 
 def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
@@ -137,6 +184,21 @@ def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
         return output, _flat(_split(module)[3])
 
     return apply
+
+
+def _names(module: Any) -> Names:
+    # `nnx.with_partitioning` leaves them with the variable; its `sharding_rules` translate words of the module's own.
+    from flax import nnx
+
+    told = {_name(path): variable.get_metadata() for path, variable in nnx.to_flat_state(_split(module)[1])}
+    found: dict[str, tuple[Mapping[str, Any], Any]] = {
+        path: (dict(each.get("sharding_rules") or ()), each.get("out_sharding")) for path, each in told.items()
+    }
+    return {
+        path: tuple(own.get(word, word) for word in getattr(names, "spec", names))
+        for path, (own, names) in found.items()
+        if names is not None
+    }
 
 
 def _split(module: Any) -> tuple[Any, Any, Any, Any]:
@@ -168,11 +230,15 @@ def _reseeded(template: Any, key: jax.Array) -> Any:
     import jax.numpy as jnp
     from flax import nnx
 
+    def anew(number: int, variable: Any) -> Any:
+        shape = variable.get_value().shape  # () but for stacked blocks, which have a stream each
+        if not isinstance(variable, nnx.RngKey):
+            return jnp.zeros(shape, jnp.uint32)
+        folded = jax.random.fold_in(key, number)
+        return jax.random.split(folded, shape) if shape else folded
+
     flat = nnx.to_flat_state(template)
-    fresh = [
-        (path, variable.replace(jax.random.fold_in(key, number) if isinstance(variable, nnx.RngKey) else jnp.uint32(0)))
-        for number, (path, variable) in enumerate(flat)
-    ]
+    fresh = [(path, variable.replace(anew(number, variable))) for number, (path, variable) in enumerate(flat)]
     return nnx.from_flat_state(fresh)
 
 

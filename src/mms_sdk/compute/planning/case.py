@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mms_sdk.compute.data.load import Pictures
-from mms_sdk.compute.data.preprocess.pipeline import Pipeline
+from mms_sdk.compute.data.kinds.rows import RowKind, input_columns, kind_of
+from mms_sdk.compute.data.load import Targets, host_form, opened
+from mms_sdk.compute.data.preprocess.pipeline import Pipeline, device_dtype
+from mms_sdk.compute.data.preprocess.table import Encode
 from mms_sdk.compute.models import functional as models
-from mms_sdk.compute.models.functional import Arrays, Functional
+from mms_sdk.compute.models.functional import Arrays
 from mms_sdk.compute.planning.devices import DEVICES, Target
 from mms_sdk.compute.planning.operations import Operations, operations
 from mms_sdk.compute.planning.plan import Options
 from mms_sdk.compute.sharding.mesh import mesh_sizes
+from mms_sdk.compute.training.precision import Precision
 from mms_sdk.compute.training.program import Program
+from mms_sdk.compute.training.step_options import StepOptions
 from mms_sdk.errors import InvalidRequest, MmsError, SplitNotFound
+from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 if TYPE_CHECKING:
     from mms_sdk.compute.training.trainer import Trainer
+
+
+_FEW = 256
 
 
 class Traced(NamedTuple):
@@ -78,21 +86,39 @@ class Case:
         """The program, on no device at all."""
         import optax
 
-        pipeline = Pipeline.of(self.trainer.preprocess)
-        shape = Pictures(self.snapshot, np.empty(0, np.int64), pipeline).shape
-        labels = self.trainer.task.check(self.snapshot)
-        pipeline = _fitted_on_noise(pipeline, shape)
+        from mms_sdk.compute.training.trainer import clipped
+
+        trainer, task = self.trainer, self.trainer.task
+        labels = task.check(self.snapshot)
+        columns = input_columns(self.snapshot.record.columns, trainer.inputs, target=task.target)
+        kind = kind_of(columns)
+        pipeline = Pipeline.of(trainer.preprocess)
+        if kind.name == "table" and not pipeline.host:
+            pipeline = replace(pipeline, host=(Encode(),))
+        pipeline = pipeline.fit_host(lambda: self._few(kind, columns))
+        shape, dtype = host_form(pipeline, kind)
+        pipeline = _fitted_on_noise(pipeline, shape, dtype)
+        row = task.model_shape(pipeline.device_shape(shape))
+        optimizer = trainer.optimizer or optax.adamw(1e-3)
         return Program(
-            model=models.functional(self.trainer.model, pipeline.device_shape(shape)),
-            task=self.trainer.task,
-            optimizer=self.trainer.optimizer or optax.adamw(1e-3),
+            model=models.functional(trainer.model, row, dtype=device_dtype(dtype)),
+            task=task,
+            optimizer=optimizer if trainer.clip_norm is None else clipped(optimizer, trainer.clip_norm),
             pipeline=pipeline,
-            rules=self.trainer.rules,
-            mesh=abstract_mesh(mesh_sizes(self.trainer.mesh, self.target.count)),
-            seed=self.trainer.seed,
+            rules=trainer.rules,
+            mesh=abstract_mesh(mesh_sizes(axes_of(trainer.mesh), self.target.count)),
+            seed=trainer.seed,
             input_shape=shape,
-            num_classes=len(labels),
+            input_dtype=dtype.name,
+            inputs=tuple(column.name for column in columns),
+            labels=labels,
+            options=trainer._step_options(),
         )
+
+    def _few(self, kind: RowKind, columns: Sequence[Column]) -> Iterator[Any]:
+        # For steps whose shape is what they learn, such as a table's: a few rows say it. Others never ask.
+        rows = self.snapshot.split_rows("train")[:_FEW]
+        yield opened(kind, [self.snapshot.gather(column.name, rows) for column in columns])
 
     def on(self, mesh: Any) -> Program:
         """The program on another mesh; shapes are not traced again."""
@@ -124,47 +150,44 @@ class Case:
     def _trace(self, options: Options, rows: int) -> Traced:
         import jax
 
-        program = replace(self.program, model=self.model(options))
-        state = self.program.abstract
+        program = replace(self.program, options=self.step_options(options, accumulate=1))
+        forward, state = program.options.rematerialised(program._forward), self.program.abstract
+        learnt = {path: state.params[path] for path in program.options.learnt(state.params)}
+        fixed = {path: value for path, value in state.params.items() if path not in learnt}
 
-        def loss(params: Arrays, rest: Arrays, batch: Any, key: Any) -> tuple[Any, Any]:
+        def loss(learnt: Arrays, fixed: Arrays, rest: Arrays, batch: Any, key: Any) -> tuple[Any, Any]:
             inputs, labels, weight = batch
-            outputs, rest = program._forward(params, rest, inputs, key)
-            sums = program.task.sums(outputs, labels, weight)
+            outputs, rest, targets = forward({**fixed, **learnt}, rest, inputs, labels, key)
+            sums = program.task.sums(outputs, targets, weight)
             return sums["loss"] / sums["weight"], (rest, sums)
 
         key = jax.eval_shape(lambda: jax.random.key(0))
         gradient = jax.value_and_grad(loss, has_aux=True)
-        traced = operations(jax.make_jaxpr(gradient)(state.params, state.rest, self.batch(rows), key))
-        return Traced(traced, dict(zip(sorted(state.params), traced.arguments, strict=False)))
+        traced = operations(jax.make_jaxpr(gradient)(learnt, fixed, state.rest, self.batch(rows), key))
+        return Traced(traced, dict(zip([*sorted(learnt), *sorted(fixed)], traced.arguments, strict=False)))
+
+    def step_options(self, options: Options, *, accumulate: int) -> StepOptions:
+        """The trainer's options of a step, with those of the plan."""
+        precision = Precision(options.precision)
+        return replace(self.program.options, precision=precision, accumulate=accumulate, remat=options.remat)
 
     def batch(self, rows: int, sharding: Any = None) -> tuple[Any, Any, Any]:
         """Shapes of inputs, labels and weights of a batch."""
         import jax
 
+        targets = Targets(self.snapshot, np.empty(0, np.int64), self.trainer.task.target)
         return (
-            jax.ShapeDtypeStruct((rows, *self.program.input_shape), np.uint8, sharding=sharding),
-            jax.ShapeDtypeStruct((rows,), np.int32, sharding=sharding),
+            jax.ShapeDtypeStruct((rows, *self.program.input_shape), self.program.input_dtype, sharding=sharding),
+            jax.ShapeDtypeStruct((rows, *targets.shape), targets.dtype, sharding=sharding),
             jax.ShapeDtypeStruct((rows,), np.float32, sharding=sharding),
         )
 
-    def model(self, options: Options) -> Functional:
-        """The model with another precision, and with remat: its own, if the family has that option."""
-        made = self.program.model
-        if options.remat:
-            made = self._with_remat(made)
-        return made if options.precision == "float32" else _in_half(made)
 
-    def _with_remat(self, made: Functional) -> Functional:
-        import jax
-
-        own: Any = self.trainer.model
-        if is_dataclass(own) and not isinstance(own, type) and any(each.name == "remat" for each in fields(own)):
-            return models.functional(
-                replace(own, remat=True), self.program.pipeline.device_shape(self.program.input_shape)
-            )
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return Functional(init=made.init, apply=jax.checkpoint(made.apply, policy=saved))
+def axes_of(mesh: Any) -> Mapping[str, int]:
+    """Devices along each axis of what a trainer takes as its mesh."""
+    if isinstance(mesh, Mapping):
+        return mesh
+    return {"data": -1} if isinstance(mesh, str) else dict(mesh.shape)
 
 
 def abstract_mesh(sizes: Mapping[str, int]) -> Any:
@@ -174,20 +197,7 @@ def abstract_mesh(sizes: Mapping[str, int]) -> Any:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _fitted_on_noise(pipeline: Pipeline, shape: tuple[int, ...]) -> Pipeline:
+def _fitted_on_noise(pipeline: Pipeline, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Pipeline:
     # What a step measures is a number in the program, and takes as much whatever it is; the data is not read for it.
-    noise = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(dtype)
     return pipeline.fit([noise])
-
-
-def _in_half(made: Functional) -> Functional:
-    import jax.numpy as jnp
-
-    def half(value: Any) -> Any:
-        return value.astype(jnp.bfloat16) if value.dtype == jnp.float32 else value
-
-    def apply(params: Arrays, rest: Arrays, batch: Any, key: Any) -> tuple[Any, Arrays]:
-        outputs, changed = made.apply({path: half(value) for path, value in params.items()}, rest, half(batch), key)
-        return outputs.astype(jnp.float32), changed
-
-    return Functional(init=made.init, apply=apply)

@@ -15,7 +15,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from mms_sdk.compute.planning.case import Case, Traced, abstract_mesh
+from mms_sdk.compute.planning.case import Case, Traced, abstract_mesh, axes_of
 from mms_sdk.compute.planning.choose import choose
 from mms_sdk.compute.planning.collectives import for_parameters, joined, seconds, sent_bytes
 from mms_sdk.compute.planning.devices import TAKEN_ON_GPU, parse_target
@@ -27,6 +27,7 @@ from mms_sdk.compute.planning.operations import Operations, bytes_of
 from mms_sdk.compute.planning.plan import DeviceBytes, Options, Plan, Range
 from mms_sdk.compute.planning.suggest import suggest
 from mms_sdk.compute.sharding.mesh import BATCH_AXES, mesh_sizes
+from mms_sdk.compute.training.precision import Precision
 from mms_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _WAITING = 3  # batches on the devices: the step's own, and those of the steps in flight
 _EXCHANGE_EFFICIENCY = (0.4, 0.9)
+_COMPUTED_IN = {"fp32": "float32", "bf16": "bfloat16", "fp16": "bfloat16"}  # at the same rate, in the same bytes
 
 
 def make_plan(
@@ -52,10 +54,19 @@ def make_plan(
     case = Case(
         trainer=trainer, snapshot=data.open(), target=parse_target(target), prices=prices or {}, compile=compile
     )
-    mesh, rows = mesh_sizes(trainer.mesh, case.target.count), case.rows
-    parts = _parts(mesh)
+    mesh, rows = mesh_sizes(axes_of(trainer.mesh), case.target.count), case.rows
+    parts = _parts(mesh) * trainer.accumulate
     batch = trainer.batch_size or -(-suited_batch_size(rows) // parts) * parts
-    return _plan(case, Options(mesh=mesh, batch_size=batch))
+    return _plan(
+        case,
+        Options(
+            mesh=mesh,
+            batch_size=batch,
+            accumulate=trainer.accumulate,
+            remat=trainer.remat,
+            precision=trainer.precision,
+        ),
+    )
 
 
 def _plan(case: Case, options: Options) -> Plan:
@@ -91,20 +102,20 @@ def _planned(case: Case, options: Options) -> Plan:
                 layout.dims,
                 sizes,
                 micro_batches=options.accumulate,
-                itemsize=2 if options.precision == "bfloat16" else 4,
+                itemsize=4 if options.precision == "fp32" else 2,
             ),
             *(Exchange(**{**vars(each), "times": each.times * options.accumulate}) for each in division.exchanges),
         ]
     )
     moved = used.moved * options.accumulate + layout.update_moved
-    model = case.trace(Options(**{**vars(options), "remat": False}), rows)
+    model = case.trace(Options(**{**vars(options), "remat": "none"}), rows)
     model_flops = count(model.operations).products * options.accumulate * _parts(sizes)
     step = _step_s(case, work, moved, used.kernels * options.accumulate, seconds(exchanges, sizes, case.target.device))
     steps = -(-case.rows // options.batch_size) * case.trainer.epochs
     run = step[0] * steps, step[1] * steps
     own = layout.bytes(case, options, rows, used)
     exact = compiled_bytes(case, options, own) if case.compile else None
-    peak = case.target.device.flops_rate(options.precision) * case.target.count
+    peak = case.target.device.flops_rate(_COMPUTED_IN[options.precision]) * case.target.count
     return Plan(
         target=str(case.target),
         devices=case.target.count,
@@ -143,8 +154,7 @@ def _rows_at_once(options: Options, sizes: Mapping[str, int]) -> int:
             f"a batch divides over the devices of data and fsdp; {options.batch_size} rows over {over} does not; use a "
             f"multiple of {max(1, parts)}"
         )
-    if options.precision not in ("float32", "bfloat16"):
-        raise InvalidRequest(f"a precision is float32 or bfloat16; got {options.precision!r}")
+    Precision(options.precision)  # refuses what is none
     return options.batch_size // parts
 
 
@@ -158,6 +168,7 @@ class _Layout:
     sizes: Mapping[str, int]
     dims: Mapping[str, Dims]
     state: tuple[int, int, int]
+    learnt: int
     gathered: int
 
     @classmethod
@@ -166,6 +177,7 @@ class _Layout:
 
         program = case.on(abstract_mesh(sizes))
         state, shardings = program.abstract, program.shardings
+        learnt = program.options.learnt(state.params)
         dims = {path: _dims(shardings.params[path].spec, value.shape) for path, value in state.params.items()}
 
         def held(values: Any, where: Any) -> int:
@@ -177,9 +189,12 @@ class _Layout:
             sizes=sizes,
             dims=dims,
             state=(
-                held(state.params, shardings.params),
+                held(state.params, shardings.params) + held(state.extra, shardings.extra),
                 held(state.rest, shardings.rest),
                 held(state.opt, shardings.opt),
+            ),
+            learnt=held(
+                {path: state.params[path] for path in learnt}, {path: shardings.params[path] for path in learnt}
             ),
             gathered=2 * max(whole, default=0) if sizes.get("fsdp", 1) > 1 else 0,
         )
@@ -187,7 +202,7 @@ class _Layout:
     @property
     def update_moved(self) -> int:
         # The optimizer reads parameters, gradients and its state, and writes all but the gradients.
-        return 3 * self.state[0] + 2 * self.state[2]
+        return 3 * self.learnt + 2 * self.state[2]
 
     def inputs(self, traced: Traced) -> list[Dims]:
         # How each argument is divided by axes other than the batch's.
@@ -212,10 +227,12 @@ class _Layout:
         # Element by element, so divided as the parameters are.
         state = case.program.abstract
         if "update" not in case._traces:
-            case._traces["update"] = flops(case.program.optimizer.update, state.params, state.opt, state.params)
-        whole = sum(bytes_of(value) for value in state.params.values())
-        update: Work = case._traces["update"]
-        return update * (self.state[0] / max(1, whole))
+            learnt = {path: state.params[path] for path in case.program.options.learnt(state.params)}
+            whole = sum(bytes_of(value) for value in learnt.values())
+            case._traces["update"] = flops(case.program.optimizer.update, learnt, state.opt, learnt), whole
+        update, whole = case._traces["update"]
+        divided: Work = update * (self.learnt / max(1, whole))
+        return divided
 
     def bytes(self, case: Case, options: Options, rows: int, used: Memory) -> DeviceBytes:
         """Bytes of one device; activations as estimated."""
@@ -223,7 +240,7 @@ class _Layout:
         return DeviceBytes(
             parameters=params + rest,
             optimizer=opt,
-            gradients=params * (2 if options.accumulate > 1 else 1),
+            gradients=self.learnt * (2 if options.accumulate > 1 else 1),
             activations=used.peak + self.gathered,
             batch=_WAITING * options.accumulate * sum(map(bytes_of, case.batch(rows))),
         )

@@ -18,17 +18,15 @@ from mms_sdk.errors import InvalidRequest
 def compiled_bytes(case: Case, options: Options, estimated: DeviceBytes) -> DeviceBytes | None:
     """What the compiler gives each device, from half a second to minutes; None where it cannot be asked.
 
-    That is without libtpu, for a target that is no TPU, and for batches in parts or another precision, which the
-    compiled step does not have yet.
+    That is without libtpu, and for a target that is no TPU.
 
     Raises:
         InvalidRequest: There is no such slice, or the compiler refuses the program, e.g. because it does not fit.
     """
-    plain = options.accumulate == 1 and options.precision == "float32"
-    if not case.target.device.tpu or not plain or importlib.util.find_spec("libtpu") is None:
+    if not case.target.device.tpu or importlib.util.find_spec("libtpu") is None:
         return None
     mesh = _mesh(case.target, options)
-    program = replace(case.on(mesh), model=case.model(options))
+    program = replace(case.on(mesh), options=case.step_options(options, accumulate=options.accumulate))
     vars(program)["abstract"] = case.program.abstract
     try:
         found = _compiled(case, program, options).memory_analysis()
@@ -53,7 +51,7 @@ def _compiled(case: Case, program: Any, options: Options) -> Any:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
     state = jax.tree.map(placed, program.abstract, program.shardings)
-    totals = jax.ShapeDtypeStruct((len(program.task.metrics) + 1,), np.float32, sharding=program.shardings.step)
+    totals = jax.ShapeDtypeStruct((len(program._totals),), np.float32, sharding=program.shardings.step)
     batch = case.batch(options.batch_size, program.batch_sharding)
     return program.step.lower(program.flat(state), totals, *batch).compile()
 

@@ -10,6 +10,8 @@ from typing import Any
 from mms_sdk import html, told
 from mms_sdk.compute.planning.division import Exchange
 from mms_sdk.compute.planning.flops import Work
+from mms_sdk.compute.training.precision import PrecisionName
+from mms_sdk.compute.training.step_options import Remat
 
 Range = tuple[float, float]
 """From the least that is likely to the most."""
@@ -23,15 +25,15 @@ class Options:
         mesh: Devices along each axis.
         batch_size: Rows in a step over all devices.
         accumulate: Parts of a batch whose gradients are added up, one after the other.
-        remat: Whether values of the forward pass are computed again in the backward pass rather than kept.
-        precision: What is computed with: `float32` or `bfloat16`. Parameters stay float32.
+        remat: What of the forward pass is computed again in the backward pass rather than kept, as the trainer has it.
+        precision: What is computed with: `fp32`, `bf16` or `fp16`. Parameters stay float32.
     """
 
     mesh: Mapping[str, int]
     batch_size: int
     accumulate: int = 1
-    remat: bool = False
-    precision: str = "float32"
+    remat: Remat = "none"
+    precision: PrecisionName = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +281,7 @@ class Plan:
         options = self.options
         parts = [f"computed with in {options.precision}"]
         parts += [f"in {options.accumulate} parts"] if options.accumulate > 1 else []
-        parts += ["with remat"] if options.remat else []
+        parts += [f"remat {options.remat}"] if options.remat != "none" else []
         return ", ".join(parts)
 
     def _exchanged(self) -> str:

@@ -21,20 +21,20 @@ def suggest(plan: Plan) -> tuple[Suggestion, ...]:
 
 
 def _faster(plan: Plan) -> Iterator[Suggestion]:
-    if plan.options.precision == "float32":
-        made = plan.replan(precision="bfloat16")
+    if plan.options.precision == "fp32":
+        made = plan.replan(precision="bf16")
         if made.fits and made.step_s[1] < _FASTER * plan.step_s[1]:
-            yield Suggestion(change={"precision": "bfloat16"}, why="products and memory are faster in it", plan=made)
+            yield Suggestion(change={"precision": "bf16"}, why="products and memory are faster in it", plan=made)
 
 
 def _smaller(plan: Plan) -> Iterator[Suggestion]:
     options = plan.options
     if divided := _divided(options.mesh):
         yield _of(plan, {"mesh": divided}, "parameters, gradients and optimizer state are divided over more devices")
-    if not options.remat:
-        yield _of(plan, {"remat": True}, "values of the forward pass are computed again instead of kept")
-    if options.precision == "float32":
-        yield _of(plan, {"precision": "bfloat16"}, "activations take half the room")
+    if options.remat == "none":
+        yield _of(plan, {"remat": "dots"}, "values of the forward pass are computed again instead of kept")
+    if options.precision == "fp32":
+        yield _of(plan, {"precision": "bf16"}, "activations take half the room")
     yield from _first_that_fits(plan, "accumulate", "a batch is worked off in parts")
     yield from _first_that_fits(plan, "batch_size", "fewer rows are worked on at once; the run takes other steps")
 

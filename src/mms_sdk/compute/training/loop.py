@@ -6,26 +6,35 @@ looked at is old enough to be ready, and a checkpoint is asked for only between 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mms_sdk.compute.data.load import Loader
-from mms_sdk.compute.training.policies import Checkpoints, StopPolicy
+from mms_sdk.compute.training.callbacks import Callback
+from mms_sdk.compute.training.policies import Checkpoints, Limits, StopPolicy
 from mms_sdk.compute.training.program import Leaves, Program, State, Totals
+from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.errors import TrainingFailed
+from mms_sdk.storage import processes
 from mms_sdk.storage.checkpoints import CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
 
+ROLLBACKS = 3
+"""How often a run returns to a checkpoint before it fails."""
+
 _IN_FLIGHT = 2
 _LOOK_EVERY_S = 0.01
 _LOG_EVERY_S = 0.25
+_AGREE_EVERY_STEPS = 8
 _NO_METRICS: Mapping[str, float] = MappingProxyType({})
+_log = logging.getLogger("mms.training")
 
 
 class Step(NamedTuple):
@@ -55,6 +64,9 @@ class Run:
         position: Where the reader stands.
         history: Metrics of the finished epochs.
         stopped: Why it ended, once it has.
+        seconds: Of training before this process took it up.
+        left_out: Steps of finished epochs that were not finite and left the state as it was.
+        rollbacks: How often it returned to a checkpoint.
     """
 
     program: Program
@@ -62,9 +74,11 @@ class Run:
     val: Loader | None
     epochs: int
     stop: StopPolicy
+    limits: Limits
     policy: Checkpoints
     checkpoints: CheckpointFolder
     log: MetricLog
+    callbacks: Sequence[Callback]
     options: dict[str, Any]
     state: Leaves
     totals: Totals
@@ -73,7 +87,27 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str = ""
     best_step: int = 0
+    seconds: float = 0.0
+    left_out: int = 0
+    rollbacks: int = 0
     input_wait_s: float = 0.0
+    termination: Termination
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process trains, which may decide by its own clock and its own signals."""
+        return self.termination.interrupts
+
+    def trained_s(self) -> float:
+        """Seconds of training so far, over all its continuations."""
+        return self.seconds + time.monotonic() - self.began
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Logs a record, and tells the callbacks."""
+        self.log.write(record)
+        for callback in self.callbacks:
+            callback.log(record)
 
 
 class InFlight:
@@ -103,15 +137,35 @@ class InFlight:
         return seen
 
 
-def train(run: Run) -> Iterator[Step]:
-    """Trains until the epochs are over or the stop policy says so, and yields after every step."""
+def train(run: Run) -> Generator[Step]:
+    """Trains until the epochs or the limits are over or the stop policy says so, and yields after every step.
+
+    Raises:
+        Terminated: The process was asked to end; a checkpoint of where it stands is on the disk.
+    """
+    run.termination.listen()
+    try:
+        yield from _steps(run)
+        # The promise of a finished run is that its checkpoints are on the disk.
+        run.checkpoints.wait()
+    except Terminated:
+        _save(run, best=False)
+        run.checkpoints.wait()
+        raise
+    finally:
+        run.termination.leave()
+
+
+def _steps(run: Run) -> Iterator[Step]:
     every_steps, every_s = run.policy.interval()
     saved_at = logged_at = time.monotonic()
-    in_flight = InFlight(run.program)
-    step, batches = run.program.step, run.train.reader.batches
+    in_flight, step, batches = InFlight(run.program), _first_apart(run), run.train.reader.batches
     while run.position.epoch < run.epochs and not run.stopped:
-        asked = time.monotonic()
-        for batch in run.train.epoch(run.position):
+        coming = run.train.epoch(run.position)
+        while run.position.batch < batches:
+            asked = time.monotonic()
+            with run.termination:
+                batch = next(coming)
             run.input_wait_s += time.monotonic() - asked
             # Dispatched, not awaited: the device works on this while Python goes on.
             run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
@@ -122,38 +176,117 @@ def train(run: Run) -> Iterator[Step]:
                 logged_at = time.monotonic()
                 number, totals = seen
                 running = run.program.averages(totals, "running")
-                run.log.write({"step": number, "time": time.time(), **running})
-            last = batch.position.batch == batches
-            if last:
-                _end_epoch(run)
-                saved_at = time.monotonic()
-            elif (every_steps and run.steps % every_steps == 0) or (every_s and time.monotonic() - saved_at > every_s):
+                run.tell({"step": number, "time": time.time(), **running})
+                if run.alone and not math.isfinite(running["running/loss"]):
+                    _sound(run)
+            if run.position.batch == batches:
+                break
+            if _asked_to_end(run):
+                raise Terminated
+            run.stopped = _limit(run) or ""
+            if (
+                (every_steps and run.steps % every_steps == 0)
+                or (every_s and _is_late(saved_at + every_s))
+                or run.stopped
+            ):
                 _save(run, best=False)
                 saved_at = time.monotonic()
-            metrics = run.history[-1] if last else _NO_METRICS
-            yield Step(run.steps, batch.position.epoch + 1, batch.position.batch, batches, metrics)
-            asked = time.monotonic()
+            yield Step(run.steps, run.position.epoch + 1, run.position.batch, batches)
+            if run.stopped:
+                return
+        coming.close()
+        with run.termination:
+            metrics = _measured(run)
+        yield _end_epoch(run, metrics, batches)
+        saved_at = time.monotonic()
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
-    # The promise of a finished run is that its checkpoints are on the disk.
-    run.checkpoints.wait()
 
 
-def _end_epoch(run: Run) -> None:
-    epoch = run.position.epoch + 1
-    metrics = _finite(run)
+def _is_late(due: float) -> bool:
+    # By one clock: processes that save together must not think differently about when.
+    return bool(processes.agreed(time.monotonic() > due))
+
+
+def _asked_to_end(run: Run) -> bool:
+    # Several processes end after the same step: now and then they ask one another.
+    if run.alone:
+        return run.termination.asked
+    return run.steps % _AGREE_EVERY_STEPS == 0 and processes.anyone(run.termination.asked)
+
+
+def _limit(run: Run) -> str | None:
+    seconds = run.trained_s()
+    if not run.alone and run.limits.time is not None:
+        seconds = float(processes.agreed(int(seconds)))
+    return run.limits.reason(run.steps, seconds)
+
+
+def _first_apart(run: Run) -> Callable[..., tuple[Leaves, Totals]]:
+    # The first call compiles, which may take minutes in which no signal is looked at: it is awaited from outside.
+    compiled = run.program.step
+    waiting = [True]
+
+    def step(*given: Any) -> tuple[Leaves, Totals]:
+        if not waiting:
+            return compiled(*given)
+        waiting.clear()
+        try:
+            return run.termination.awaited(lambda: compiled(*given))
+        except Terminated:
+            if not run.checkpoints.all():  # the step may have taken the state meanwhile; it was the first one of all
+                run.state = run.program.flat(run.program.init())
+            raise
+
+    return step
+
+
+def _measured(run: Run) -> dict[str, float]:
+    metrics = _sound(run)
     if run.val is not None:
         metrics |= run.program.averages(evaluate(run.program, run.program.tree(run.state), run.val), "val")
+    return metrics
+
+
+def _sound(run: Run) -> dict[str, float]:
+    # Training metrics so far; where they are no numbers, those of a state that is sound again.
+    try:
+        return _finite(run)
+    except TrainingFailed:
+        if run.program.options.on_nan != "rollback" or run.rollbacks == ROLLBACKS:
+            raise
+        _roll_back(run)
+        return dict.fromkeys(run.program.averages(run.totals, "train"), math.nan)
+
+
+def _roll_back(run: Run) -> None:
+    # Back to an earlier state, but on with the rows that follow: those that led astray would do so again.
+    run.checkpoints.wait()
+    checkpoint, _ = run.checkpoints.newest_good()
+    state, totals = run.program.from_arrays(checkpoint.load(run.program.target()))
+    same_epoch = checkpoint.meta["position"]["epoch"] == run.position.epoch
+    run.state, run.totals = run.program.flat(state), totals if same_epoch else run.program.zero_totals()
+    run.rollbacks += 1
+    _log.warning("the loss is no number by step %d; back to the state of step %d", run.steps, checkpoint.step)
+    run.tell({"step": run.steps, "time": time.time(), "rolled_back_to": checkpoint.step})
+
+
+def _end_epoch(run: Run, metrics: dict[str, float], batches: int) -> Step:
+    epoch = run.position.epoch + 1
     run.history.append(metrics)
-    run.log.write({"step": run.steps, "time": time.time(), "epoch": epoch, **metrics})
+    run.left_out += run.program.left_out(run.totals)
+    run.tell({"step": run.steps, "time": time.time(), "epoch": epoch, **metrics})
     run.totals = run.program.zero_totals()
     run.position = Position(epoch=epoch)
-    run.stopped = run.stop.reason(run.history) or ""
+    run.stopped = run.stop.reason(run.history) or _limit(run) or ""
     _save(run, best=run.policy.is_best(run.history))
+    return Step(run.steps, epoch, batches, batches, metrics)
 
 
 def _finite(run: Run) -> dict[str, float]:
     metrics = run.program.averages(run.totals, "train")
-    loss = metrics["train/loss"]
+    loss, left_out = metrics["train/loss"], run.program.left_out(run.totals)
+    if left_out and left_out == run.position.batch:
+        loss = math.nan
     if not math.isfinite(loss):
         raise TrainingFailed(
             f"the training loss stays finite; it became {loss} in epoch {run.position.epoch + 1}, by step {run.steps}; "
@@ -163,7 +296,7 @@ def _finite(run: Run) -> dict[str, float]:
 
 
 def _save(run: Run, *, best: bool) -> None:
-    _finite(run)  # no checkpoint to go on from holds a state that is spoilt
+    _sound(run)  # no checkpoint to go on from holds a state that is spoilt
     if best:
         run.best_step = run.steps
     meta = {
@@ -172,6 +305,9 @@ def _save(run: Run, *, best: bool) -> None:
         "history": [{name: _plain(value) for name, value in epoch.items()} for epoch in run.history],
         "best_step": run.best_step,
         "stopped": run.stopped,
+        "seconds": run.trained_s(),
+        "left_out": run.left_out,
+        "log_bytes": run.log.size(),
         "options": run.options,
     }
     run.checkpoints.save(run.steps, run.program.to_arrays(run.program.tree(run.state), run.totals), meta, best=best)
@@ -188,9 +324,9 @@ def _plain(value: float) -> float | str:
 
 def evaluate(program: Program, state: State, loader: Loader) -> Totals:
     """Metric sums over a whole split."""
-    totals = program.zero_totals()
+    totals, params = program.zero_totals(), program.served(state)
     in_flight = InFlight(program)
     for number, batch in enumerate(loader.epoch(Position())):
-        totals = program.evaluate(state.params, state.rest, totals, batch.inputs, batch.labels, batch.weight)
+        totals = program.evaluate(params, state.rest, totals, batch.inputs, batch.labels, batch.weight)
         in_flight.add(number, totals)
     return totals

@@ -15,6 +15,8 @@ from mms_sdk.errors import InvalidRequest
 History = Sequence[Mapping[str, float]]
 """Metrics of each finished epoch, e.g. `{"train/loss": …, "val/loss": …, "val/accuracy": …}`."""
 
+_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
 
 class StopPolicy(Protocol):
     """Decides when training has gone far enough."""
@@ -87,13 +89,14 @@ class Checkpoints:
         """Steps and seconds between saves within an epoch; None for never."""
         if self.every == "epoch":
             return None, None
-        match = re.fullmatch(r"([1-9]\d*)(steps|s|min|h)", self.every)
-        if match is None:
+        if match := re.fullmatch(r"([1-9]\d*)steps", self.every):
+            return int(match[1]), None
+        seconds = _duration_s(self.every)
+        if seconds is None:
             raise InvalidRequest(
                 f"checkpoints are saved every 'epoch', '500steps', '30s', '5min' or '1h'; got {self.every!r}"
             )
-        count, unit = int(match[1]), match[2]
-        return (count, None) if unit == "steps" else (None, count * {"s": 1.0, "min": 60.0, "h": 3600.0}[unit])
+        return None, seconds
 
     def is_best(self, history: History) -> bool:
         """Whether the last finished epoch is better than all before."""
@@ -119,3 +122,35 @@ def check_metric(metric: str | None, available: Sequence[str], *, asked_by: str)
     """
     if metric not in available:
         raise InvalidRequest(f"{asked_by} watches one of {list(available)}; got {metric!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long a run goes on at most, over all its continuations.
+
+    Attributes:
+        steps: Optimiser steps; None for as many as the epochs have.
+        time: `30s`, `5min` or `2h` of training; None for no end.
+    """
+
+    steps: int | None = None
+    time: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
+            raise InvalidRequest(f"a run has at least one step; got steps={self.steps}")
+        if self.time is not None and _duration_s(self.time) is None:
+            raise InvalidRequest(f"a time is '30s', '5min' or '2h'; got time={self.time!r}")
+
+    def reason(self, steps: int, seconds: float) -> str | None:
+        """Why to end now; None to go on."""
+        if self.steps is not None and steps >= self.steps:
+            return f"all {self.steps:,} steps are done"
+        if self.time is not None and seconds >= (_duration_s(self.time) or 0):
+            return f"the {self.time} are over"
+        return None
+
+
+def _duration_s(text: str) -> float | None:
+    match = re.fullmatch(r"([1-9]\d*)(s|min|h)", text)
+    return int(match[1]) * _UNITS_S[match[2]] if match else None

@@ -8,7 +8,7 @@ later. Everything random in step n comes from a key made of the seed and n.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -16,8 +16,11 @@ import numpy as np
 
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.compute.models.functional import Arrays, Functional
-from mms_sdk.compute.sharding.mesh import batch_sharding
-from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.sharding.mesh import batch_sharding, using
+from mms_sdk.compute.sharding.rules import PartitionRules, Placement, placements
+from mms_sdk.compute.training.lora import PREFIX as LORA
+from mms_sdk.compute.training.precision import GROW_EVERY_STEPS
+from mms_sdk.compute.training.step_options import StepOptions
 from mms_sdk.compute.training.tasks import Sums, Task
 from mms_sdk.errors import InvalidRequest, MmsError
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 
 Totals: TypeAlias = Any
-"""Metric sums and the sum of weights over the rows seen so far: float32, shape (metrics + 1,)."""
+"""What a task counts, the sum of weights, and steps left out, so far: float32, shape (counted + 2,)."""
 
 Leaves: TypeAlias = tuple[Any, ...]
 """The arrays of a `State` in order, as the loop carries them."""
@@ -36,19 +39,26 @@ class State(NamedTuple):
     """Everything a step changes.
 
     Attributes:
-        params: What is trained, by path.
+        params: Parameters of the model, and of a low-rank adaptation, by path; float32.
         rest: Other state of the model, by path.
-        opt: State of the optimiser.
+        opt: State of the optimiser, which knows the parameters that are learnt.
         step: int32 scalar: steps taken.
+        extra: What options keep: `ema/…`, averaged parameters; `loss_scale` and `good_steps` of fp16.
     """
 
     params: Arrays
     rest: Arrays
     opt: Any
     step: Any
+    extra: Arrays
 
 
-@dataclass(frozen=True, kw_only=True)
+_EMA = "ema/"
+_BALANCE = 0.01
+_LEFT_OUT = "left_out"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
     """A model, a task, an optimiser and preprocessing on a mesh.
 
@@ -61,7 +71,10 @@ class Program:
         mesh: The devices.
         seed: Of initial values and of everything random.
         input_shape: Of one row as it reaches the device.
-        num_classes: Scores that must come out.
+        input_dtype: Likewise.
+        inputs: Names of the columns that a row is made of.
+        labels: Names of the classes or values that come out.
+        options: How a step is taken.
     """
 
     model: Functional
@@ -72,7 +85,15 @@ class Program:
     mesh: Mesh
     seed: int
     input_shape: tuple[int, ...]
-    num_classes: int
+    labels: tuple[str, ...]
+    options: StepOptions = field(default_factory=StepOptions)
+    input_dtype: str = "uint8"
+    inputs: tuple[str, ...] = ("image",)
+
+    @property
+    def served_shape(self) -> tuple[int, ...]:
+        """Shape of one row as a served model takes it: without what the task is to say."""
+        return self.task.model_shape(self.input_shape)
 
     def init(self) -> State:
         """The state before the first step, made where it will lie."""
@@ -101,10 +122,13 @@ class Program:
         return jax.device_put(np.zeros(len(self._totals), np.float32), self._whole)
 
     def averages(self, totals: Totals, prefix: str) -> dict[str, float]:
-        """Weighted means from sums, read from the devices; e.g. `{"val/loss": …, "val/accuracy": …}`."""
-        told = dict(zip(self._totals, np.asarray(totals).tolist(), strict=True))
-        weight = told.pop("weight") or 1.0
-        return {f"{prefix}/{name}": value / weight for name, value in told.items()}
+        """Metrics from sums, read from the devices; e.g. `{"val/loss": …, "val/accuracy": …}`."""
+        sums = dict(zip(self._totals, np.asarray(totals).tolist(), strict=True))
+        return {f"{prefix}/{name}": value for name, value in self.task.averages(sums).items()}
+
+    def left_out(self, totals: Totals) -> int:
+        """Steps that left the state as it was, because their loss or gradient was not finite."""
+        return int(np.asarray(totals)[-1])
 
     @cached_property
     def step(self) -> Callable[[Leaves, Totals, Any, Any, Any], tuple[Leaves, Totals]]:
@@ -115,7 +139,7 @@ class Program:
 
     @cached_property
     def evaluate(self) -> Callable[[Arrays, Arrays, Totals, Any, Any, Any], Totals]:
-        """The compiled evaluation: parameters, other state, totals, inputs, labels, weight → totals."""
+        """The compiled evaluation: `served` parameters, other state, totals, inputs, labels, weight → totals."""
         import jax
 
         return jax.jit(self._evaluate, out_shardings=self._whole)
@@ -130,10 +154,10 @@ class Program:
         import jax
 
         state: State = jax.eval_shape(self._init)
-        row = jax.ShapeDtypeStruct((2, *self.input_shape), np.float32)
+        row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
-            output, _ = jax.eval_shape(forward, state.params, state.rest, row)
+            output, _, _ = jax.eval_shape(forward, state.params, state.rest, row, row)
         except MmsError:
             raise
         except (TypeError, ValueError, IndexError) as error:  # what JAX, Flax and NumPy say of shapes that do not fit
@@ -141,11 +165,7 @@ class Program:
                 f"the model takes batches of shape (batch, {', '.join(map(str, self.input_shape))}) here and fails on "
                 f"them: {error}; change the model, or begin preprocess with e.g. mms.image.Resize(64)"
             ) from error
-        if output.shape != (2, self.num_classes):
-            raise InvalidRequest(
-                f"the model gives one score a class, shape (batch, {self.num_classes}); got {output.shape} for a batch "
-                f"of 2; set its num_classes to {self.num_classes}"
-            )
+        self._refuse_other_outputs(getattr(output, "shape", None))
         return state
 
     @cached_property
@@ -156,15 +176,24 @@ class Program:
         from jax.sharding import NamedSharding, PartitionSpec
 
         abstract = self.abstract
-        params = {
-            path: NamedSharding(self.mesh, PartitionSpec(*self.rules.spec(path, value.shape, self.mesh)))
-            for path, value in abstract.params.items()
-        }
+        params = {each.path: NamedSharding(self.mesh, PartitionSpec(*each.spec)) for each in self.placements}
         whole = self._whole
+        learnt = {path: params[path] for path in self._learnt}
         opt = optax.tree.map_params(
-            self.optimizer, lambda _, sharding: sharding, abstract.opt, params, transform_non_params=lambda _: whole
+            self.optimizer, lambda _, sharding: sharding, abstract.opt, learnt, transform_non_params=lambda _: whole
         )
-        return State(params, jax.tree.map(lambda _: whole, abstract.rest), opt, whole)
+        extra = {name: params.get(name.removeprefix(_EMA), whole) for name in abstract.extra}
+        return State(params, jax.tree.map(lambda _: whole, abstract.rest), opt, whole, extra)
+
+    @cached_property
+    def placements(self) -> list[Placement]:
+        """Where each parameter lies, and who decided it.
+
+        Raises:
+            InvalidRequest: A rule matches nothing or cannot be followed.
+        """
+        model = self.model
+        return placements(self.abstract.params, self.rules, self.mesh, names=model.names, family=model.rules)
 
     @cached_property
     def batch_sharding(self) -> Any:
@@ -178,6 +207,7 @@ class Program:
             "rest": state.rest,
             "opt": _named(state.opt),
             "step": state.step,
+            "extra": state.extra,
             "totals": totals,
         }
 
@@ -199,11 +229,33 @@ class Program:
 
         leaves, tree = jax.tree_util.tree_flatten_with_path(self.abstract.opt)
         opt = jax.tree.unflatten(tree, [arrays["opt"][_key(path)] for path, _ in leaves])
-        return State(dict(arrays["params"]), dict(arrays["rest"]), opt, arrays["step"]), arrays["totals"]
+        state = State(dict(arrays["params"]), dict(arrays["rest"]), opt, arrays["step"], dict(arrays["extra"]))
+        return state, arrays["totals"]
+
+    def served(self, state: State) -> Arrays:
+        """The parameters that evaluation and serving use: averages where there are some, with adaptations added."""
+        averaged = {path: state.extra.get(f"{_EMA}{path}", value) for path, value in state.params.items()}
+        return averaged if self.options.lora is None else self.options.lora.merged(averaged)
+
+    def answers(self, params: Arrays, rest: Arrays, batch: Any) -> Any:
+        """What a served model answers.
+
+        Args:
+            params: As `served` gives them.
+            rest: Other state of the model.
+            batch: Rows as they reach the device, shape (batch, *input_shape), without what the task is to say.
+        """
+        outputs, _ = self._applied(params, rest, self.pipeline.on_batch(batch), None)
+        return self.task.scores(outputs)
 
     def parameters(self) -> int:
-        """Number of trained values."""
-        return sum(int(np.prod(value.shape)) for value in self.abstract.params.values())
+        """Number of values in the model's parameters."""
+        own = {path: value for path, value in self.abstract.params.items() if not path.startswith(LORA)}
+        return sum(int(np.prod(value.shape)) for value in own.values())
+
+    def learnt(self) -> int:
+        """Number of values that are learnt."""
+        return sum(int(np.prod(self.abstract.params[path].shape)) for path in self._learnt)
 
     @cached_property
     def _whole(self) -> Any:
@@ -215,46 +267,194 @@ class Program:
         import jax
         import jax.numpy as jnp
 
+        options = self.options
         params, rest = self.model.init(jax.random.key(self.seed))
-        return State(params, rest, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+        if options.lora is not None:
+            params = {**params, **options.lora.init(params, jax.random.fold_in(jax.random.key(self.seed), 1))}
+        learnt = {path: params[path] for path in options.learnt(params)}
+        extra: Arrays = {}
+        if options.ema is not None:
+            extra |= {f"{_EMA}{path}": value for path, value in learnt.items()}
+        if options.precision.first_scale != 1:
+            extra |= {"loss_scale": jnp.float32(options.precision.first_scale), "good_steps": jnp.int32(0)}
+        return State(params, rest, self.optimizer.init(learnt), jnp.zeros((), jnp.int32), extra)
 
-    def _forward(self, params: Arrays, rest: Arrays, inputs: Any, key: Any) -> tuple[Any, Arrays]:
+    @cached_property
+    def _learnt(self) -> tuple[str, ...]:
+        return self.options.learnt(self.abstract.params)
+
+    def _forward(
+        self, params: Arrays, rest: Arrays, inputs: Any, targets: Any, key: Any = None
+    ) -> tuple[Any, Arrays, Any]:
+        # Outputs, other state, and what the outputs are compared with.
         import jax
 
         ours, theirs = (None, None) if key is None else jax.random.split(key)
-        return self.model.apply(params, rest, self.pipeline.on_batch(inputs, ours), theirs)
+        inputs, targets = self.task.pair(self.pipeline.on_batch(inputs, ours), targets)
+        outputs, rest = self._applied(params, rest, inputs, theirs)
+        return outputs, rest, targets
+
+    def _applied(self, params: Arrays, rest: Arrays, inputs: Any, key: Any) -> tuple[Any, Arrays]:
+        import jax
+        import jax.numpy as jnp
+
+        if self.options.lora is not None:
+            params = self.options.lora.merged(params)
+        cast = self.options.precision.cast
+        # Codes of categories stand beside numbers in the rows of a table, and are exact in float32 alone.
+        coded = any(step.name.startswith("table.") for step in self.pipeline.host)
+        outputs, rest = self.model.apply(cast(params), rest, inputs if coded else cast(inputs), key)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), outputs), rest
+
+    def _refuse_other_outputs(self, shape: tuple[int, ...] | None) -> None:
+        row = self.task.model_shape(self.pipeline.device_shape(self.input_shape))
+        wanted = self.task.output_shape(row, self.labels)
+        if shape is None:
+            raise InvalidRequest("a model gives one array; this one gives several; return the one that is learnt from")
+        fits = wanted is None or (
+            len(wanted) == len(shape) - 1
+            and all(want in (None, got) for want, got in zip(wanted, shape[1:], strict=True))
+        )
+        if fits and shape[:1] == (2,):
+            return
+        told = ", ".join("any" if axis is None else str(axis) for axis in wanted or ("…",))
+        if len(wanted or ()) == 1 and self.labels:
+            raise InvalidRequest(
+                f"the model gives one score a class, shape (batch, {told}); got {shape} for a batch of 2; set its "
+                f"num_classes to {told}"
+            )
+        raise InvalidRequest(
+            f"the model of {self.task.name} gives shape (batch, {told}) for rows of {row}; got {shape} for a batch of "
+            f"2; change its last layer"
+        )
 
     @property
     def _totals(self) -> tuple[str, ...]:
-        return (*self.task.metrics, "weight")
+        return (*self.task.counted, "weight", _LEFT_OUT)
 
     def _added(self, totals: Totals, sums: Sums) -> Totals:
         # One vector, not a dictionary of scalars: each array in and out of a step costs as much as a small kernel.
         import jax.numpy as jnp
 
-        return totals + jnp.stack([sums[name] for name in self._totals])
+        return totals + jnp.stack([sums.get(name, jnp.float32(0)) for name in self._totals])
 
     def _step(self, leaves: Leaves, totals: Totals, inputs: Any, labels: Any, weight: Any) -> tuple[Leaves, Totals]:
+        import jax
+        import optax
+
+        state = self.tree(leaves)
+        learnt = {path: state.params[path] for path in self._learnt}
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        with using(self.mesh):
+            grads, rest, sums = self._gradients(state, learnt, (inputs, labels, weight), key)
+        updates, opt = self.optimizer.update(grads, state.opt, learnt)
+        updated = optax.apply_updates(learnt, updates)
+        extra = {name: value for name, value in state.extra.items() if not name.startswith(_EMA)}
+        after = State({**state.params, **updated}, rest, opt, state.step + 1, extra | self._averaged(state, updated))
+        if self.options.guarded:
+            after, sums = self._guarded(state, after, grads, sums)
+        return self.flat(after), self._added(totals, sums)
+
+    def _gradients(self, state: State, learnt: Arrays, batch: Any, key: Any) -> tuple[Arrays, Arrays, Sums]:
+        # The gradient of the mean loss, whether the batch is taken at once or in parts.
+        import jax
+        import jax.numpy as jnp
+
+        forward = self.options.rematerialised(self._forward)
+        scale = state.extra.get("loss_scale", 1.0)
+
+        def loss(learnt: Arrays, rest: Arrays, batch: Any, key: Any, part: bool = False) -> Any:
+            inputs, labels, weight = batch
+            outputs, after, targets = forward({**state.params, **learnt}, rest, inputs, labels, key)
+            sums = self.task.sums(outputs, targets, weight)
+            weight = jnp.maximum(sums["weight"], 1)
+            mean = sums["loss"] / weight + _balance(after)
+            return mean * scale * (weight if part else 1), (self._kept(rest, after), sums)
+
+        gradient = jax.grad(loss, has_aux=True)
+        if self.options.accumulate == 1:
+            grads, (rest, sums) = gradient(learnt, state.rest, batch, key)
+        else:
+            grads, rest, sums = self._accumulated(gradient, learnt, state.rest, batch, key)
+        return (grads if isinstance(scale, float) else jax.tree.map(lambda x: x / scale, grads)), rest, sums
+
+    def _accumulated(self, gradient: Any, learnt: Arrays, rest: Arrays, batch: Any, key: Any) -> Any:
+        import jax
+        import jax.numpy as jnp
+
+        parts = self.options.accumulate
+
+        def cut(array: Any) -> Any:  # each part takes a share of what every device holds, so that nothing moves
+            return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+        def one(carried: Any, part: Any) -> Any:
+            grads, rest, sums = carried
+            number, *rows = part
+            more, (rest, counted) = gradient(learnt, rest, tuple(rows), jax.random.fold_in(key, number), True)
+            add = partial(jax.tree.map, jnp.add)
+            return (add(grads, more), rest, add(sums, counted)), None
+
+        zeros = {name: jnp.float32(0) for name in (*self.task.counted, "weight")}
+        first = (jax.tree.map(jnp.zeros_like, learnt), rest, zeros)
+        (grads, rest, sums), _ = jax.lax.scan(one, first, (jnp.arange(parts), *map(cut, batch)))
+        rows = jnp.maximum(sums["weight"], 1)
+        return jax.tree.map(lambda x: x / rows, grads), rest, sums
+
+    def _kept(self, before: Arrays, after: Arrays) -> Arrays:
+        # Averages of layers that are not learnt stay with them; the others stay in the precision they are kept in.
+        return {
+            path: before[path] if self.options.is_frozen(path) else value.astype(before[path].dtype)
+            for path, value in after.items()
+        }
+
+    def _averaged(self, state: State, updated: Arrays) -> Arrays:
+        import jax.numpy as jnp
+
+        if self.options.ema is None:
+            return {}
+        # Early on the average follows closely: what it began with is random.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(self.options.ema, (1 + step) / (10 + step))
+        return {
+            f"{_EMA}{path}": decay * state.extra[f"{_EMA}{path}"] + (1 - decay) * value
+            for path, value in updated.items()
+        }
+
+    def _guarded(self, before: State, after: State, grads: Arrays, sums: Sums) -> tuple[State, Sums]:
+        # A step that is not finite changes nothing but its number, and its rows are not counted.
         import jax
         import jax.numpy as jnp
         import optax
 
-        state = self.tree(leaves)
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        fine = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(sums["loss"])
+        kept = jax.tree.map(partial(jnp.where, fine), after, before)
+        counted = {name: jnp.where(fine, value, 0) for name, value in sums.items()}
+        counted[_LEFT_OUT] = 1 - fine.astype(jnp.float32)
+        return kept._replace(step=after.step, extra=self._scaled(kept.extra, fine)), counted
 
-        def loss(params: Arrays) -> tuple[Any, tuple[Arrays, Sums]]:
-            outputs, rest = self._forward(params, state.rest, inputs, key)
-            sums = self.task.sums(outputs, labels, weight)
-            return sums["loss"] / jnp.maximum(sums["weight"], 1), (rest, sums)
+    def _scaled(self, extra: Arrays, fine: Any) -> Arrays:
+        import jax.numpy as jnp
 
-        grads, (rest, sums) = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt = self.optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return self.flat(State(params, rest, opt, state.step + 1)), self._added(totals, sums)
+        if "loss_scale" not in extra:
+            return extra
+        good = jnp.where(fine, extra["good_steps"] + 1, 0)
+        grown = good == GROW_EVERY_STEPS
+        scale = jnp.where(fine, jnp.where(grown, extra["loss_scale"] * 2, extra["loss_scale"]), extra["loss_scale"] / 2)
+        return {**extra, "loss_scale": jnp.maximum(scale, 1.0), "good_steps": jnp.where(grown, 0, good)}
 
     def _evaluate(self, params: Arrays, rest: Arrays, totals: Totals, inputs: Any, labels: Any, weight: Any) -> Totals:
-        outputs, _ = self._forward(params, rest, inputs, None)
-        return self._added(totals, self.task.sums(outputs, labels, weight))
+        with using(self.mesh):
+            outputs, _, targets = self._forward(params, rest, inputs, labels)
+            sums = self.task.sums(outputs, targets, weight)
+        return self._added(totals, sums)
+
+
+def _balance(rest: Arrays) -> Any:
+    # How unevenly experts are used, where a model says so; weighed as by Fedus et al. 2022, section 2.2.
+    import jax.numpy as jnp
+
+    said = [value.mean() for path, value in rest.items() if path.endswith("balance_loss")]
+    return _BALANCE * jnp.stack(said).mean() if said else 0.0
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import orjson
+
 from mms_sdk import html
-from mms_sdk.compute.data.load import Loader, Pictures
-from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, to_json
+from mms_sdk.compute.data.kinds.rows import input_columns
+from mms_sdk.compute.data.load import Loader, fitted
+from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, device_dtype, to_json
 from mms_sdk.compute.models import functional as models
-from mms_sdk.compute.sharding.mesh import batch_parts, describe, make_mesh
-from mms_sdk.compute.sharding.rules import PartitionRules
+from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
+from mms_sdk.compute.sharding.report import ShardingReport, report
+from mms_sdk.compute.sharding.rules import WHOLE, PartitionRules
+from mms_sdk.compute.training.callbacks import Callback
+from mms_sdk.compute.training.check import Check, check
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
-from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, NeverStop, StopPolicy, check_metric
+from mms_sdk.compute.training.lora import LoRA
+from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits, NeverStop, StopPolicy, check_metric
+from mms_sdk.compute.training.precision import Precision, PrecisionName
+from mms_sdk.compute.training.profile import Profile, profiled
 from mms_sdk.compute.training.program import Program
 from mms_sdk.compute.training.progress import make_progress
+from mms_sdk.compute.training.step_options import OnNan, Remat, StepOptions
 from mms_sdk.compute.training.tasks import Classification, Task
+from mms_sdk.compute.training.termination import Terminated, Termination
+from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
-from mms_sdk.schema.job import Job, Progress
+from mms_sdk.schema.job import Job, JobState, Progress
+from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
-from mms_sdk.storage.metric_log import MetricLog
+from mms_sdk.storage.metric_log import MetricLog, SilentLog
 from mms_sdk.storage.reader import Position
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
@@ -34,7 +48,9 @@ from mms_sdk.storage.workspace import Workspace
 if TYPE_CHECKING:
     from mms_sdk.compute.planning.plan import Plan
 
-_FIT_ROWS = 4096
+_LONG = 1000
+_FREE_TO_CHANGE = frozenset({"epochs", "stop", "limits", "checkpoint"})
+_CHANGE_IS_SAID = frozenset({"mesh", "rules", "axis_rules"})
 _log = logging.getLogger("mms.training")
 
 
@@ -56,34 +72,81 @@ class Trainer:
     Attributes:
         model: A family such as `mms.models.ConvNet(num_classes=10)`, an NNX module, a function of `nnx.Rngs` that makes
             one, or a pair `(init, apply)`.
-        task: What for; classification.
+        task: What for; classification of the column `label`.
         optimizer: An optax transformation; None for AdamW at 1e-3.
+        inputs: Names of the columns that the model sees. None for the one column of pictures, sound, text, series or
+            embeddings if there is exactly one, and for all numbers, categories and times if there is none.
         preprocess: Host steps, then device steps; fitted on the training rows only.
-        mesh: Devices along each named axis; -1 for all that are left.
+        mesh: Devices along each named axis; -1 for all that are left. Or `replicated`, for all parameters on every
+            device; or a mesh of chosen devices, from `mms.sharding.make_mesh`.
         rules: How parameters are divided over the mesh.
         batch_size: Rows in a step, over all devices; if left out 128, or fewer where there are few rows.
         epochs: Passes over the training rows, at most.
+        precision: In what the model computes: `fp32`, `bf16` or `fp16`. Parameters are float32 in any case.
+        accumulate: Micro-batches that a batch is cut into to need less memory; the gradient is that of the whole batch.
+        clip_norm: Longest gradient, over all parameters together; a longer one is shortened.
+        ema: Decay of an average of the parameters, e.g. 0.999, which evaluation and versions then use.
+        freeze: Parameters that are not learnt: regular expressions searched for in paths such as `features/0/kernel`.
+        lora: Low-rank adaptation instead of learning large matrices.
+        remat: What the backward pass computes again instead of keeping it in memory: `none`, `dots` for all but matrix
+            products, `all`.
+        on_nan: A loss or gradient that is not finite ends the run (`stop`), is left out (`skip`), or returns the run to
+            its newest checkpoint, up to three times (`rollback`).
+        sample: `target` draws rows so that each class comes as often as the others; None takes each row once an epoch.
         stop: When to stop earlier.
+        limits: Steps or time after which to stop in any case.
         checkpoint: When to save and what to keep.
+        callbacks: Who else is told what is logged.
+        profile: Steps that JAX's profiler records.
         seed: Of initial values, order and augmentation. The same seed on the same devices gives the same run.
     """
 
     model: Any
     task: Task = field(default_factory=Classification)
     optimizer: Any = None
+    inputs: str | Sequence[str] | None = None
     preprocess: Sequence[HostStep | DeviceStep] = ()
-    mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
+    mesh: Axes = field(default_factory=lambda: {"data": -1})
     rules: PartitionRules = field(default_factory=PartitionRules)
     batch_size: int | None = None
     epochs: int = 20
+    precision: PrecisionName = "fp32"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float | None = None
+    freeze: str | Sequence[str] = ()
+    lora: LoRA | None = None
+    remat: Remat = "none"
+    on_nan: OnNan = "stop"
+    sample: Literal["target"] | None = None
     stop: StopPolicy = field(default_factory=NeverStop)
+    limits: Limits = field(default_factory=Limits)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    callbacks: Sequence[Callback] = ()
+    profile: Profile | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._step_options()
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InvalidRequest(f"the longest gradient has a positive length; got clip_norm={self.clip_norm}")
+        if self.sample not in (None, "target"):
+            raise InvalidRequest(f"sample is 'target', or None for each row once an epoch; got {self.sample!r}")
+        if self.sample and self.task.target is None:
+            raise InvalidRequest(
+                f"sample='target' draws by the values of a column, and {self.task.name} has none; leave it out"
+            )
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
+        if self.mesh == "replicated" and self.rules.rules:
+            raise InvalidRequest(
+                f"a replicated mesh keeps every parameter whole; got rules for {len(self.rules.rules)} patterns; leave "
+                f'them out, or write mesh={{"data": -1, "fsdp": …}}'
+            )
+        asked = (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+        if asked is not None and not (isinstance(asked, tuple | list) and all(isinstance(name, str) for name in asked)):
+            raise InvalidRequest(f"inputs is the name of a column, or several; got inputs={self.inputs!r}")
         if self.optimizer is not None and not hasattr(self.optimizer, "update"):
             raise InvalidRequest(
                 f"an optimizer is an optax transformation, e.g. optax.adamw(1e-3); got {self.optimizer!r}"
@@ -108,14 +171,17 @@ class Trainer:
         fitting = Fitting(self, data, resume=resume)
         # Closed at once, not when the last reference to a traceback goes: an interrupt may come between two steps.
         try:
-            with make_progress(progress, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
+            shown = progress if processes.is_first() else "none"
+            with make_progress(shown, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
                 for step in steps:
                     bar.update(step)
         except KeyboardInterrupt as stop:  # Python and notebooks show the note below the traceback
             job = fitting.job.id
             stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
-        return fitting.result()
+        result = fitting.result()
+        trial.trained(result)
+        return result
 
     def steps(self, data: TrainingData, *, resume: str | None = None) -> Iterator[Step]:
         """The same loop as a generator, for those who want to do something in between.
@@ -123,6 +189,32 @@ class Trainer:
         Leaving it early ends the job as cancelled; its checkpoints stay.
         """
         yield from Fitting(self, data, resume=resume).steps()
+
+    def check(self, data: TrainingData) -> Check:
+        """Goes once through all that `fit` does, in seconds, and records nothing.
+
+        A batch of data, a step, an evaluation, a checkpoint and back, and the program of a model version.
+
+        Args:
+            data: What would be trained on.
+
+        Raises:
+            DataError, InvalidRequest, TrainingFailed: What `fit` would come to sooner or later.
+        """
+        snapshot = _opened(data)
+        trainer = self._for(snapshot)
+        return check(trainer, trainer._program(snapshot), snapshot)
+
+    def sharding(self, data: TrainingData) -> ShardingReport:
+        """Where each parameter would lie, who decided it and what stays whole; nothing is trained or recorded.
+
+        Raises:
+            DataError: The data does not suit the task.
+            InvalidRequest: Options that do not fit together or do not fit the data.
+        """
+        snapshot = _opened(data)
+        program = self._for(snapshot)._program(snapshot)
+        return report(program.placements, program.mesh)
 
     def plan(
         self,
@@ -155,21 +247,43 @@ class Trainer:
             "model": models.describe(self.model),
             "task": repr(self.task),
             "optimizer": "optax.adamw(0.001)" if self.optimizer is None else "custom",
-            "preprocess": [to_json(step) for step in self.preprocess],
-            "mesh": dict(self.mesh),
-            "rules": [[pattern, list(spec)] for pattern, spec in self.rules.rules],
+            "inputs": [self.inputs] if isinstance(self.inputs, str) else self.inputs and list(self.inputs),
+            "preprocess": [_told(step) for step in self.preprocess],
+            "mesh": told(self.mesh),
+            **self.rules.to_json(),
             "batch_size": self.batch_size,
             "epochs": self.epochs,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
+            "clip_norm": self.clip_norm,
+            "ema": self.ema,
+            "freeze": list(self._step_options().freeze),
+            "lora": None if self.lora is None else asdict(self.lora),
+            "remat": self.remat,
+            "on_nan": self.on_nan,
+            "sample": self.sample,
             "stop": repr(self.stop),
+            "limits": asdict(self.limits),
             "checkpoint": repr(self.checkpoint),
             "seed": self.seed,
         }
+
+    def _step_options(self) -> StepOptions:
+        return StepOptions(
+            precision=Precision(self.precision),
+            accumulate=self.accumulate,
+            ema=self.ema,
+            freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
+            lora=self.lora,
+            remat=self.remat,
+            on_nan=self.on_nan,
+        )
 
     def _for(self, snapshot: OpenSnapshot) -> Trainer:
         # What was left open, decided by what there is to train on.
         rows = len(snapshot.split_rows("train"))  # says which splits there are, if this one is not
         best = "val/loss" if "val" in snapshot.split_names else "train/loss"
-        parts = batch_parts(make_mesh(self.mesh))
+        parts = batch_parts(make_mesh(self.mesh)) * self.accumulate
         return replace(
             self,
             batch_size=self.batch_size or -(-suited_batch_size(rows) // parts) * parts,
@@ -180,29 +294,40 @@ class Trainer:
         import optax
 
         labels = self.task.check(snapshot)
+        task = self.task.fit(snapshot)
         mesh = make_mesh(self.mesh)
-        if self.batch_size is None or self.batch_size % batch_parts(mesh):
+        parts = batch_parts(mesh) * self.accumulate
+        if self.batch_size is None or self.batch_size % parts:
+            cut = f", in {self.accumulate} micro-batches," if self.accumulate > 1 else ""
             raise InvalidRequest(
                 f"a batch divides over the devices; {self.batch_size} rows over {batch_parts(mesh)} devices "
-                f"({describe(mesh)}) does not; use a multiple of {batch_parts(mesh)}"
+                f"({describe(mesh)}){cut} does not; use a multiple of {parts}"
             )
-        available = [f"{split}/{name}" for split in ("train", "val") for name in self.task.metrics]
+        available = [f"{split}/{name}" for split in ("train", "val") for name in task.metrics]
         if "val" not in snapshot.split_names:
             available = [name for name in available if name.startswith("train/")]
         check_metric(self.checkpoint.best, available, asked_by="Checkpoints.best")
         if isinstance(self.stop, EarlyStopping):
             check_metric(self.stop.metric, available, asked_by="EarlyStopping")
-        pipeline, input_shape = _fitted(Pipeline.of(self.preprocess), snapshot)
+        columns = tuple(
+            column.name for column in input_columns(snapshot.record.columns, self.inputs, target=task.target)
+        )
+        pipeline, inputs = fitted(snapshot, Pipeline.of(self.preprocess), columns)
+        optimizer = self.optimizer or optax.adamw(1e-3)
+        row = task.model_shape(pipeline.device_shape(inputs.shape))
         return Program(
-            model=models.functional(self.model, pipeline.device_shape(input_shape)),
-            task=self.task,
-            optimizer=self.optimizer or optax.adamw(1e-3),
+            model=models.functional(self.model, row, dtype=device_dtype(inputs.dtype)),
+            task=task,
+            optimizer=optimizer if self.clip_norm is None else clipped(optimizer, self.clip_norm),
             pipeline=pipeline,
-            rules=self.rules,
+            rules=WHOLE if self.mesh == "replicated" else self.rules,
             mesh=mesh,
             seed=self.seed,
-            input_shape=input_shape,
-            num_classes=len(labels),
+            input_shape=inputs.shape,
+            input_dtype=inputs.dtype.name,
+            inputs=columns,
+            labels=labels,
+            options=self._step_options(),
         )
 
 
@@ -216,45 +341,69 @@ class Fitting:
     """
 
     def __init__(self, trainer: Trainer, data: TrainingData, *, resume: str | None) -> None:
-        if not hasattr(data, "open"):
-            raise InvalidRequest(f"training takes a dataset, e.g. ws.datasets.get('flowers'); got {data!r}")
-        self.snapshot = data.open()
+        self.snapshot = _opened(data)
         self.workspace = data.workspace
         self.trainer = trainer._for(self.snapshot)
         assert self.trainer.batch_size is not None
         self.batch_size = self.trainer.batch_size
         self.program = self.trainer._program(self.snapshot)
         self._began = time.monotonic()
+        self.notes: list[str] = []
         self.run = self._make_run(resume)
 
     def steps(self) -> Generator[Step]:
         """Trains, and records how it ended."""
         try:
             with self._end_recorded():
-                for step in train(self.run):
-                    if step.metrics:
+                run = self.run
+                recorded = profiled(
+                    train(run),
+                    self.trainer.profile,
+                    run.log.path.parent / "profile",
+                    wait=lambda: run.totals.block_until_ready(),
+                )
+                for step in recorded:
+                    if step.metrics and processes.is_first():
                         told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
                         self.workspace.catalog.jobs.progress(self.job.id, told)
                     yield step
-                self.workspace.catalog.jobs.finish(self.job.id, "succeeded", result=self.result().summary())
+                self._finish("succeeded", result=self.result().summary())
         finally:
             self.run.log.close()
             self.run.checkpoints.close()
+            for callback in self.run.callbacks:
+                callback.end(self.run.stopped)
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
-        jobs = self.workspace.catalog.jobs
         try:
             yield
         except MmsError as error:
-            jobs.finish(self.job.id, "failed", error={"title": error.code(), "detail": error.message})
+            self._finish("failed", error={"title": error.code(), "detail": error.message})
+            raise
+        except Terminated:
+            told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job.id!r} goes on from it"
+            self._finish("cancelled", error={"title": "terminated", "detail": told})
             raise
         except (KeyboardInterrupt, GeneratorExit):
-            jobs.finish(self.job.id, "cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
+            self._finish("cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
             raise
         except BaseException as error:
-            jobs.finish(self.job.id, "failed", error={"title": type(error).__name__, "detail": str(error)})
+            self._finish("failed", error={"title": type(error).__name__, "detail": str(error)})
             raise
+
+    def _finish(self, state: JobState, **said: Any) -> None:
+        if processes.is_first():
+            self.workspace.catalog.jobs.finish(self.job.id, state, **said)
+
+    def _job(self, spec: Mapping[str, Any]) -> Job:
+        # One job, whatever the number of processes.
+        jobs = self.workspace.catalog.jobs
+        if not processes.is_first():
+            return jobs.get(processes.agreed_text(""))
+        job = jobs.start("train", self.snapshot.record.dataset, spec)
+        processes.agreed_text(job.id)
+        return job
 
     def result(self) -> Result:
         """What came out."""
@@ -264,7 +413,7 @@ class Fitting:
             job=self.job.id,
             dataset=self.snapshot.ref,
             history=tuple(run.history),
-            best=self._trained(run.checkpoints.at(run.best_step)),
+            best=self._trained(run.checkpoints.at(run.best_step) if run.best_step else newest),
             last=self._trained(newest),
             stopped=run.stopped,
             steps=run.steps,
@@ -272,6 +421,10 @@ class Fitting:
             input_wait_fraction=run.input_wait_s / max(1e-9, time.monotonic() - self._began),
             mesh=describe(self.program.mesh),
             parameters=self.program.parameters(),
+            learnt=self.program.learnt(),
+            left_out=run.left_out,
+            rollbacks=run.rollbacks,
+            notes=tuple(self.notes),
             folder=run.checkpoints.root.parent,
         )
 
@@ -281,27 +434,42 @@ class Fitting:
         loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
         state, totals, meta = self._state(earlier)
         spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
-        self.job: Job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec)
+        self.job = self._job(spec)
         with self._end_recorded():
             folder = self.workspace.job_folder(self.job.id)
             checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
             for checkpoint in earlier:
                 checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
-            log = MetricLog(folder / "metrics.jsonl")
+            callbacks = self.trainer.callbacks if processes.is_first() else ()
+            if earlier and processes.is_first():
+                self._take_over_log(resume or "", earlier[-1], folder)
+            log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
+            for callback in callbacks:
+                callback.begin(self.job.id, options)
         return Run(
             program=self.program,
             train=loaders["train"],
             val=loaders.get("val"),
             epochs=self.trainer.epochs,
             stop=self.trainer.stop,
+            limits=self.trainer.limits,
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
             log=log,
+            callbacks=callbacks,
+            termination=Termination(interrupts=processes.count() == 1),
             options=options,
             state=state,
             totals=totals,
             **meta,
         )
+
+    def _take_over_log(self, job: str, checkpoint: Checkpoint, folder: Path) -> None:
+        # Up to where the checkpoint was made: what came after it is done again.
+        earlier = self.workspace.job_folder(job) / "metrics.jsonl"
+        if earlier.is_file():
+            with earlier.open("rb") as file, files.writing(folder):
+                (folder / "metrics.jsonl").write_bytes(file.read(checkpoint.meta["log_bytes"]))
 
     def _state(self, earlier: list[Checkpoint]) -> tuple[Any, Any, dict[str, Any]]:
         if not earlier:
@@ -317,7 +485,10 @@ class Fitting:
         position = Position(**newest.meta["position"])
         history = history_in(newest.meta)
         stopped = self.trainer.stop.reason(history) or ""  # asked anew: a later stop may have been asked for
-        kept = {"steps": newest.step, "history": history, "best_step": best.step, "stopped": stopped}
+        stopped = stopped or self.trainer.limits.reason(newest.step, newest.meta["seconds"]) or ""
+        kept = {"steps": newest.step, "history": history, "best_step": best.step if newest.meta["best_step"] else 0}
+        kept["stopped"] = stopped
+        kept |= {name: newest.meta[name] for name in ("seconds", "left_out")}
         return self.program.flat(state), totals, {**kept, "position": position}
 
     def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
@@ -329,16 +500,21 @@ class Fitting:
             _log.warning("passed over while continuing job %s: %s", job, fault)
         best = _good(folder, checkpoint.meta["best_step"], newest=checkpoint.step)
         folder.close()
-        changed = {
-            name: (checkpoint.meta["options"].get(name), value)
-            for name, value in options.items()
-            if name not in ("epochs", "stop", "checkpoint") and checkpoint.meta["options"].get(name) != value
-        }
+        before = checkpoint.meta["options"]
+        differ = {name for name, value in options.items() if before.get(name) != value} - _FREE_TO_CHANGE
+        changed = {name: (before.get(name), options[name]) for name in sorted(differ - _CHANGE_IS_SAID)}
         if changed or recorded.spec.get("dataset") != self.snapshot.ref:
             seen = changed or {"dataset": (recorded.spec.get("dataset"), self.snapshot.ref)}
             raise InvalidRequest(
                 f"a run is continued with the options it began with; changed are {seen}; undo that, or start a new run"
             )
+        if moved := sorted(differ & _CHANGE_IS_SAID):
+            told = ", ".join(f"{name} {before.get(name)} → {options[name]}" for name in moved)
+            self.notes.append(
+                f"continued on other devices than it began on ({told}): the same rows in the same order from the same "
+                f"state, but sums are added up in another order, so that it goes on equal to rounding, not bit for bit"
+            )
+            _log.warning("job %s is %s", job, self.notes[-1])
         return [*best, checkpoint]
 
     def _loader(self, split: str) -> Loader:
@@ -349,6 +525,9 @@ class Fitting:
             batch_size=self.batch_size,
             seed=self.trainer.seed if split == "train" else None,
             sharding=self.program.batch_sharding,
+            inputs=self.program.inputs,
+            target=self.program.task.target,
+            sample=self.program.task.target if split == "train" and self.trainer.sample else None,
         )
 
     def _trained(self, checkpoint: Checkpoint) -> TrainedCheckpoint:
@@ -409,13 +588,22 @@ class TrainedCheckpoint:
             batch_size=self.batch_size,
             seed=None,
             sharding=self.program.batch_sharding,
+            inputs=self.program.inputs,
+            target=self.program.task.target,
         )
         return self.program.averages(evaluate(self.program, self.state, loader), split)
 
     def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the model artefact: everything needed to serve it, and no code. See `docs/models.md`."""
+        import jax
+
         from mms_sdk.compute.inference.export import export_model
 
+        if jax.process_count() > 1:
+            raise InvalidRequest(
+                f"a model is exported by a process that has all of it; there are {jax.process_count()} here; in one "
+                f"process, fit(data, resume={self.job!r}) gives the result to export"
+            )
         for name, value in (metrics or {}).items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise InvalidRequest(f"the metrics of a version are finite numbers; got {name}={value!r}; leave it out")
@@ -438,7 +626,11 @@ class Result:
         seconds: From the call of `fit` on.
         input_wait_fraction: Share of that time in which the loop waited for data.
         mesh: Where it ran, in words.
-        parameters: Number of trained values.
+        parameters: Number of values in the model's parameters.
+        learnt: Number of values that were learnt.
+        left_out: Steps that left the state as it was, because their loss or gradient was not finite.
+        rollbacks: How often it returned to a checkpoint.
+        notes: What a person should know of how it was continued.
         folder: The job's folder.
     """
 
@@ -453,6 +645,10 @@ class Result:
     input_wait_fraction: float
     mesh: str
     parameters: int
+    learnt: int
+    left_out: int
+    rollbacks: int
+    notes: tuple[str, ...]
     folder: Path
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
@@ -474,6 +670,10 @@ class Result:
             "seconds": round(self.seconds, 3),
             "mesh": self.mesh,
             "parameters": self.parameters,
+            "learnt": self.learnt,
+            "left_out": self.left_out,
+            "rollbacks": self.rollbacks,
+            "notes": list(self.notes),
         }
 
     def _repr_html_(self) -> str:
@@ -483,9 +683,13 @@ class Result:
             "best": ", ".join(f"{name} {value:.4f}" for name, value in self.best.metrics.items()),
             "ended": self.stopped,
             "ran": f"{len(self.history)} epochs, {self.steps:,} steps in {self.seconds:.1f} s on {self.mesh}",
-            "parameters": f"{self.parameters:,}",
+            "parameters": f"{self.parameters:,}, {self.learnt:,} of them learnt",
             "checkpoint": self.best.path,
         }
+        if self.left_out or self.rollbacks:
+            told["not finite"] = f"{self.left_out:,} steps left out, {self.rollbacks} returns to a checkpoint"
+        if self.notes:
+            told["note"] = "; ".join(self.notes)
         return html.facts(f"trained on {self.dataset}", told) + html.curves("loss by epoch", losses)
 
     def __repr__(self) -> str:
@@ -494,6 +698,13 @@ class Result:
             f"<trained on {self.dataset}: {len(self.history)} epochs, {self.steps} steps in {self.seconds:.1f} s on "
             f"{self.mesh}; best at step {self.best.step}: {told}; {self.stopped}>"
         )
+
+
+def clipped(optimizer: Any, norm: float) -> Any:
+    """An optimiser that never sees a gradient longer than `norm`, over all parameters together."""
+    import optax
+
+    return optax.chain(optax.clip_by_global_norm(norm), optimizer)
 
 
 def suited_batch_size(rows: int) -> int:
@@ -514,8 +725,14 @@ def _good(folder: CheckpointFolder, step: int, *, newest: int) -> list[Checkpoin
     return [checkpoint]
 
 
-def _fitted(pipeline: Pipeline, snapshot: OpenSnapshot) -> tuple[Pipeline, tuple[int, ...]]:
-    rows = snapshot.split_rows("train")
-    pictures = Pictures(snapshot, rows, pipeline)
-    batches = (pictures.gather(rows[start : start + _FIT_ROWS]) for start in range(0, len(rows), _FIT_ROWS))
-    return pipeline.fit(batches), pictures.shape
+def _opened(data: TrainingData) -> OpenSnapshot:
+    if not hasattr(data, "open"):
+        raise InvalidRequest(f"training takes a dataset, e.g. ws.datasets.get('flowers'); got {data!r}")
+    return data.open()
+
+
+def _told(step: HostStep | DeviceStep) -> dict[str, Any]:
+    # As it comes back from JSON. A vocabulary is a megabyte; that it is the same can be told from its digest.
+    told: dict[str, Any] = orjson.loads(orjson.dumps(to_json(step)))
+    long = {name: value for name, value in told.items() if isinstance(value, str) and len(value) > _LONG}
+    return told | {name: f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" for name, value in long.items()}

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from mms_sdk.errors import InvalidRequest, NotFound
-from mms_sdk.schema.job import Job, JobPage
+from mms_sdk.schema.job import Job, JobKind, JobPage, JobState
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
 from mms_sdk.storage import metric_log
@@ -18,15 +18,27 @@ from mms_sdk.storage import metric_log
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
-JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl"]
+JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt"]
 
 
 @router.get("", **needs("viewer"))
-def list_jobs(service: Service, limit: Annotated[int, Query(ge=1, le=500)] = 50, before: str | None = None) -> JobPage:
-    """Jobs, newest first; `before` is the `next` of the page before."""
-    found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before)
+def list_jobs(
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    before: str | None = None,
+    kind: JobKind | None = None,
+    parent: str | None = None,
+) -> JobPage:
+    """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before."""
+    found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
     page = found[:limit]
     return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
+
+
+@router.get(":counts", **needs("viewer"))
+def count_jobs(service: Service) -> dict[JobState, int]:
+    """How many jobs there are in each state that any is in."""
+    return service.workspace.catalog.jobs.counts()
 
 
 @router.get("/{job}", **needs("viewer"))

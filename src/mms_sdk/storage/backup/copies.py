@@ -14,6 +14,7 @@ was written is found.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -78,8 +79,14 @@ class Copies:
         """All of them, oldest first.
 
         Raises:
+            BackupNotFound: There is no such folder.
             Damaged: One cannot be read.
         """
+        if isinstance(self.store, LocalStore) and not self.store.folder.is_dir():
+            raise BackupNotFound(
+                f"backups are where one was made; there is no folder {self.store.url}; check the name, or "
+                f"make the first with: mms backup {shlex.quote(self.store.url)}"
+            )
         names = [name for name in self.store.names("backups") if name.endswith(".json")]
         return [record for record in at_once(self._record, names) if record is not None]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from mms_sdk.errors import Damaged, NotWritable, StorageFull, Unavailable
 from mms_sdk.storage.backup.copies import Copies
 from mms_sdk.storage.workspace import Workspace
+from mms_sdk.told import on_its_lines
 
 
 def replicate(
@@ -39,5 +40,5 @@ def replicate(
             say(str(copies.take(workspace)))
             copies.prune(keep)
         except (Unavailable, StorageFull, NotWritable, Damaged) as error:
-            say(f"no backup this time: {error.message}")
+            say(f"no backup this time: {on_its_lines(error.message)}")
         stop.wait(max(0.0, every_s - (time.monotonic() - began)))

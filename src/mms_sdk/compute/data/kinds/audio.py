@@ -5,10 +5,12 @@ Sixteen-bit samples become int16, all others float32 in [-1, 1], of shape (frame
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +44,46 @@ class Facts:
     notes: tuple[str, ...] = ()
 
 
+class Sound(NamedTuple):
+    """A recording.
+
+    Attributes:
+        samples: float32 in [-1, 1], shape (frames, channels).
+        rate_hz: Frames in a second.
+    """
+
+    samples: Array
+    rate_hz: float
+
+
+def sound(data: bytes, *, max_seconds: float = float("inf")) -> Sound:
+    """A recording out of the bytes of its file.
+
+    Args:
+        data: WAV, FLAC, OGG, MP3 or whatever else libsndfile reads.
+        max_seconds: Longer ones are refused before they are decoded.
+
+    Raises:
+        InvalidInput: It does not decode, or is too long.
+    """
+    with _opened(data) as file:
+        seconds = file.frames / file.samplerate
+        if seconds > max_seconds:
+            raise InvalidInput(f"a recording is at most {max_seconds:g} s long; this one has {seconds:.1f} s; cut it")
+        return Sound(file.read(dtype="float32", always_2d=True), float(file.samplerate))
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    soundfile = _soundfile()
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            yield file
+    except soundfile.LibsndfileError as error:
+        reason = "it is empty" if not data else error.error_string.strip().rstrip(".")
+        raise InvalidInput(f"this is not a readable recording ({reason}); MMS reads WAV, FLAC, OGG and MP3") from error
+
+
 def inspect(data: bytes, *, max_seconds: float) -> Facts:
     """Decodes a recording to see that it can be, in bounded memory, and tells what it is.
 
@@ -52,27 +94,22 @@ def inspect(data: bytes, *, max_seconds: float) -> Facts:
     Raises:
         InvalidInput: It does not decode, is cut short, or is too long.
     """
-    soundfile = _soundfile()
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            seconds = file.frames / file.samplerate
-            if seconds > max_seconds:
-                raise InvalidInput(
-                    f"a recording is at most {max_seconds:g} s long; this one has {seconds:.1f} s; cut it, or raise "
-                    f"max_seconds"
-                )
-            read = sum(len(block) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True))
-            found = Facts(
-                rate_hz=file.samplerate,
-                channels=file.channels,
-                frames=file.frames,
-                dtype="int16" if file.subtype == "PCM_16" else "float32",
-                plain=file.format in ("WAV", "WAVEX") and file.subtype in ("PCM_16", "FLOAT"),
-                notes=() if file.frames else ("no sample in it",),
+    with _opened(data) as file:
+        seconds = file.frames / file.samplerate
+        if seconds > max_seconds:
+            raise InvalidInput(
+                f"a recording is at most {max_seconds:g} s long; this one has {seconds:.1f} s; cut it, or raise "
+                f"max_seconds"
             )
-    except soundfile.LibsndfileError as error:
-        reason = "it is empty" if not data else error.error_string.strip().rstrip(".")
-        raise InvalidInput(f"this is not a readable recording ({reason}); MMS reads WAV, FLAC, OGG and MP3") from error
+        read = sum(len(block) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True))
+        found = Facts(
+            rate_hz=file.samplerate,
+            channels=file.channels,
+            frames=file.frames,
+            dtype="int16" if file.subtype == "PCM_16" else "float32",
+            plain=file.format in ("WAV", "WAVEX") and file.subtype in ("PCM_16", "FLOAT"),
+            notes=() if file.frames else ("no sample in it",),
+        )
     if read != found.frames:
         raise InvalidInput(f"this recording is cut short: it says {found.frames:,} frames and has {read:,}")
     return found

@@ -26,6 +26,7 @@ from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIng
 from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import HTTP, AsPictures, AsRecordings, kept_url_problem
 from mms_sdk.storage import files
+from mms_sdk.told import on_one_line
 
 _AT_ONCE = 8
 _MAX_LIST_BYTES = 64 * 2**20
@@ -182,7 +183,7 @@ def _fetched(
         try:
             _keep(path, lambda begin: fetcher.fetch(item.url, begin), budget)
         except InvalidInput as error:
-            return path, error.message
+            return path, on_one_line(error.message)  # servers say what they like
         finally:
             free.put(fetcher)
         return path, ""

@@ -23,6 +23,7 @@ from mms_sdk.types import Array
 
 _BATCH_BYTES = 32 * 2**20
 _BLOCKS_BYTES = 512 * 2**20
+_MAX_FILLED_ROWS = 10_000_000
 _MASKS = ("_FillValue", "missing_value")
 _CONVENTIONS = (*_MASKS, "scale_factor", "add_offset", "_Unsigned")  # CF conventions, sections 2.5.1 and 8.1
 
@@ -225,7 +226,7 @@ def _opened(
 ) -> list[_Column]:
     import zarr
 
-    from mms_sdk.compute.data.sources.zarr_store import JudgedStore, missing_chunk
+    from mms_sdk.compute.data.sources.zarr_store import JudgedStore, missing_chunk, rows_without_chunk
 
     judged = JudgedStore(store, documents, {array.name: array for array in chosen.values()})
     columns = []
@@ -233,12 +234,18 @@ def _opened(
         told = f"array {title!r} of {path}"
         with _read_of(told):
             missing = missing_chunk(store, declared) if source.missing == "refuse" else ""
+            filled = rows_without_chunk(store, declared) if source.missing == "fill" else 0
             array = zarr.open_array(judged, path=declared.name, mode="r", zarr_format=2 if declared.version == 2 else 3)
         if missing:
             raise DataError(
                 f"every chunk of an array is there; of {title!r} in {path} chunk {missing} is not, and Zarr reads such "
                 f"as the fill value {str(declared.fill)[:50]!r} without a word; writers also leave out chunks that "
                 f"hold nothing else: if that is so, say missing='fill'"
+            )
+        if filled > _MAX_FILLED_ROWS:
+            raise DataError(
+                f"missing='fill' makes at most {_MAX_FILLED_ROWS:,} rows of an array; {title!r} in {path} declares "
+                f"{declared.shape[0]:,}, and of {filled:,} it has no chunk; resize it to the rows that were written"
             )
         columns.append(_Column(title, declared, array, _BLOCKS_BYTES // len(chosen)))
     return columns

@@ -7,8 +7,10 @@ for behind one nobody knows which address is asked.
 
 from __future__ import annotations
 
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +76,7 @@ class Fetcher:
 
     Args:
         networks: Those that may be asked though they are not public.
-        timeout_s: Seconds that a file may take.
+        timeout_s: Seconds that a file may take, all tries and the waits between them together.
         max_bytes: Of a file.
         kind: Content types that are taken begin with it.
         wait: Sleeps.
@@ -112,8 +114,8 @@ class Fetcher:
         Raises:
             InvalidInput: It is not there, not what is wanted, too large or too slow, or must not be fetched.
         """
+        self._backend.until = time.monotonic() + self._timeout_s
         for left in reversed(range(_TRIES)):
-            self._backend.until = time.monotonic() + self._timeout_s
             try:
                 return self._once(httpx2.URL(url), begin)
             except _Busy as error:
@@ -132,6 +134,8 @@ class Fetcher:
                 wait_s = _FIRST_WAIT_S * 2 ** (_TRIES - 1 - left)
             if not left or wait_s > _MAX_WAIT_S:
                 raise InvalidInput(reason)
+            if wait_s >= self._backend.until - time.monotonic():
+                raise InvalidInput(f"{reason}; by the next try timeout_s={self._timeout_s:g} is over; raise it")
             self._wait(wait_s)
         raise AssertionError("the last try ends by returning or raising")
 
@@ -256,15 +260,32 @@ class _CheckedBackend(httpcore2.NetworkBackend):
         raise failed
 
     def _addresses(self, host: str, port: int) -> list[str]:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise httpcore2.ConnectError(f"{host!r} has no address: {getattr(error, 'strerror', error)}") from error
+        found = _resolved(host, port, self.left_s(_CONNECT_S))
         addresses = list(dict.fromkeys(str(told[4][0]) for told in found))
         problems = {address: address_problem(address, self._allowed) for address in addresses}
         if not (good := [address for address in addresses if not problems[address]]):
             raise InvalidInput(f"nothing is fetched from {host!r}: {problems[addresses[0]]}")
         return good
+
+
+def _resolved(host: str, port: int, timeout_s: float) -> list[Any]:
+    # The system's resolver has no bound that could be set: who waits for it no longer leaves it to itself.
+    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="mms-resolve", daemon=True).start()
+    try:
+        answer = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise httpcore2.ConnectError(f"nobody says in time which address {host!r} has") from None
+    if isinstance(answer, Exception):
+        raise httpcore2.ConnectError(f"{host!r} has no address: {getattr(answer, 'strerror', answer)}") from answer
+    return answer
 
 
 class _TimedStream(httpcore2.NetworkStream):

@@ -10,12 +10,14 @@ from mms_sdk.compute.data.sources.arrays import open_arrays
 from mms_sdk.compute.data.sources.files import open_files
 from mms_sdk.compute.data.sources.folders import open_folder
 from mms_sdk.compute.data.sources.hugging_face import open_hugging_face
+from mms_sdk.compute.data.sources.meant import folder_meant
 from mms_sdk.compute.data.sources.prepared import open_prepared
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import Collection
 from mms_sdk.compute.data.sources.tables import open_table
 from mms_sdk.compute.data.sources.united import united
 from mms_sdk.compute.data.sources.webdataset import open_webdataset
+from mms_sdk.errors import NothingToIngest
 from mms_sdk.schema.sources import (
     HTTP,
     TFDS,
@@ -48,7 +50,7 @@ def open_source(source: Source | Union, *, spool: Path, tell: Tell) -> Collectio
         opened = [open_source(each, spool=_below(spool, at), tell=tell) for at, each in enumerate(source.sources)]
         return united(source.named, opened)
     if isinstance(source, ImageFolder | AudioFolder | VideoFolder):
-        return open_folder(source)
+        return _folder(source)
     if isinstance(source, Files):
         return open_files(source)
     if isinstance(source, WebDataset):
@@ -62,6 +64,13 @@ def open_source(source: Source | Union, *, spool: Path, tell: Tell) -> Collectio
     if isinstance(source, HuggingFace):
         return open_hugging_face(source)
     return open_table(source, spool=spool)
+
+
+def _folder(source: ImageFolder | AudioFolder | VideoFolder) -> Collection:
+    try:
+        return open_folder(source)
+    except NothingToIngest as error:
+        raise NothingToIngest(f"{error.message}{folder_meant(source)}") from error
 
 
 def _below(spool: Path, number: int) -> Path:

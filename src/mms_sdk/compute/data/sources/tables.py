@@ -13,7 +13,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
 
 import orjson
 import pyarrow as pa
@@ -22,11 +23,15 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from mms_sdk.compute.data.sources.folders import printable
+from mms_sdk.compute.data.sources.meant import file_meant
 from mms_sdk.compute.data.sources.rows import BATCH_ROWS, ROW, SOURCE, Table
 from mms_sdk.compute.data.sources.texts import TextType, as_type
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import Reject
 from mms_sdk.schema.sources import CSV, JSONL, SQL, Arrow, AsTable, Parquet
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 _SPOOL_ROWS = 65536
 _CSV_BLOCK = 8 * 2**20  # bytes, and the longest row that can be read
@@ -95,7 +100,13 @@ def list_files(path: str, suffixes: Sequence[str]) -> list[File]:
 
 
 class _Format:
-    """How files of one kind are read."""
+    """How files of one kind are read.
+
+    Attributes:
+        taken: The type of the sources that it reads.
+    """
+
+    taken: ClassVar[str]
 
     def scan(self, file: File, rejects: list[Reject]) -> tuple[pa.Schema, int]:
         """The types that fit all its values, and its rows; appends what cannot be read."""
@@ -124,6 +135,8 @@ def _open_files(form: _Format, files: Sequence[File], taken: AsTable) -> Table:
     for file in files:
         stamps[file] = _stamp(file)
         try:
+            if meant := file_meant(file.path, taken=form.taken):
+                raise pa.ArrowInvalid(meant)
             schema, count = form.scan(file, rejects)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             rejects.append(Reject(source=file.name, reason=_first_line(error)))
@@ -180,6 +193,8 @@ def _with_all_columns(batch: pa.RecordBatch, schema: pa.Schema, source: str, row
 
 
 class _CSV(_Format):
+    taken = "csv"
+
     def __init__(self, source: CSV) -> None:
         self._source = source
 
@@ -285,6 +300,8 @@ def _is_text(row: pa.RecordBatch) -> bool:
 
 
 class _JSONL(_Format):
+    taken = "jsonl"
+
     def scan(self, file: File, rejects: list[Reject]) -> tuple[pa.Schema, int]:
         schema, rows = pa.schema([]), 0
         for records, _ in self._records(file, rejects):
@@ -332,6 +349,8 @@ def _all_fields(records: Sequence[Mapping[str, Any]], found: pa.Schema) -> pa.Sc
 
 
 class _Parquet(_Format):
+    taken = "parquet"
+
     def scan(self, file: File, rejects: list[Reject]) -> tuple[pa.Schema, int]:
         with pyarrow.parquet.ParquetFile(file.path) as opened:
             return opened.schema_arrow.remove_metadata(), opened.metadata.num_rows
@@ -343,6 +362,8 @@ class _Parquet(_Format):
 
 
 class _Arrow(_Format):
+    taken = "arrow"
+
     def scan(self, file: File, rejects: list[Reject]) -> tuple[pa.Schema, int]:
         with pa.OSFile(str(file.path)) as opened, pa.ipc.open_file(opened) as reader:
             rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
@@ -368,6 +389,21 @@ def _validated(batch: pa.RecordBatch, file: File) -> pa.RecordBatch:
 _FORMATS: dict[type, Callable[[], _Format]] = {JSONL: _JSONL, Parquet: _Parquet, Arrow: _Arrow}
 
 
+def _only_read(url: URL) -> URL:
+    # SQLite makes a file that is not there, and a query may be one that writes.
+    if not url.database or url.database == ":memory:" or url.query.get("mode") == "memory":
+        return url
+    if "uri" in url.query:
+        return url.update_query_dict({"mode": "ro"})
+    path = Path(url.database).expanduser().absolute()
+    if not path.is_file():
+        raise InvalidRequest(
+            f"an SQLite database that is asked is a file that is there; {path} is none; check the path: "
+            f"sqlite:///FILE, or sqlite:////FOLDER/FILE from the root"
+        )
+    return url.set(database=f"file:{quote(str(path))}").update_query_dict({"mode": "ro", "uri": "true"})
+
+
 def _queried(source: SQL, spool: Path) -> Iterator[File]:
     # A query gives other rows the next time it is asked: what it gave is kept while it is ingested.
     from sqlalchemy import create_engine, make_url, text
@@ -382,7 +418,7 @@ def _queried(source: SQL, spool: Path) -> Iterator[File]:
             )
         url = url.set(password=os.environ[source.password_env])
     try:
-        engine = create_engine(url)
+        engine = create_engine(_only_read(url) if url.get_backend_name() == "sqlite" else url)
         try:
             with engine.connect().execution_options(stream_results=True) as connection:
                 rows = connection.execute(text(source.query)).mappings()

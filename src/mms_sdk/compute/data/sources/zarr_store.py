@@ -113,15 +113,7 @@ def missing_chunk(store: Store, array: Declared) -> str:
     Raises:
         DataError: The index of a shard is damaged.
     """
-
-    async def listed() -> set[tuple[int, ...]]:
-        found = set()
-        async for key in store.list_prefix(f"{array.name}/" if array.name else ""):
-            if (place := array.place(key)) is not None:
-                found.add(place)
-        return found
-
-    present = sync(listed())
+    present = _present(store, array)
     if len(present) < prod(array.grid):
         flat = range(len(present) + 1)
         places = (tuple(map(int, np.unravel_index(number, array.grid))) for number in flat)
@@ -131,14 +123,44 @@ def missing_chunk(store: Store, array: Declared) -> str:
     return next((f"{place} in part" for place in sorted(present) if _has_gaps(store, array, place)), "")
 
 
+def rows_without_chunk(store: Store, array: Declared) -> int:
+    """How many rows of an array consist of nothing but its fill value, since no chunk of them is there.
+
+    Raises:
+        DataError: The index of a shard is damaged.
+    """
+    pieces: dict[int, Any] = {}  # by file along the rows: which of its chunks along them are there
+    for place in _present(store, array):
+        there = _there(store, array, place) if array.index_bytes else np.ones((1,) * len(place), bool)
+        pieces[place[0]] = there.any(axis=tuple(range(1, there.ndim))) | pieces.get(place[0], False)
+    rows, per_file, per_chunk = array.shape[0], array.files[0], array.chunks[0]
+    starts = (place * per_file + at * per_chunk for place, there in pieces.items() for at in np.flatnonzero(there))
+    return rows - sum(min(per_chunk, rows - int(start)) for start in starts)
+
+
+def _present(store: Store, array: Declared) -> set[tuple[int, ...]]:
+    async def listed() -> set[tuple[int, ...]]:
+        found = set()
+        async for key in store.list_prefix(f"{array.name}/" if array.name else ""):
+            if (place := array.place(key)) is not None:
+                found.add(place)
+        return found
+
+    return sync(listed())
+
+
 def _has_gaps(store: Store, array: Declared, place: tuple[int, ...]) -> bool:
+    return not _there(store, array, place).all()
+
+
+def _there(store: Store, array: Declared, place: tuple[int, ...]) -> Any:
+    # Which chunks of a shard are there; of one at the edge, what lies outside of the array counts as none.
     key = _key(array, place)
     value = sync(store.get(key, default_buffer_prototype(), SuffixByteRequest(array.index_bytes)))
     index = _index(array, key, b"" if value is None else value.to_bytes())
-    # Of a shard at the edge, what lies outside of the array is not there.
     axes = zip(place, array.files, array.shape, array.chunks, strict=True)
     inside = tuple(slice(-(-min(part, size - at * part) // chunk)) for at, part, size, chunk in axes)
-    return bool((index[inside][..., 0] == _ABSENT).any())
+    return index[inside][..., 0] != _ABSENT
 
 
 def _key(array: Declared, place: Iterable[int]) -> str:

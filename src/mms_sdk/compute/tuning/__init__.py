@@ -1,0 +1,1 @@
+"""Tuning: trials of one script in processes of their own, with values that Optuna finds."""

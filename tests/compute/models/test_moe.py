@@ -1,0 +1,181 @@
+"""A mixture of experts against every token sent by hand in NumPy, on one, two and four devices."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mms_sdk.compute.models.functional import functional
+from mms_sdk.compute.models.moe import MoE
+from mms_sdk.compute.sharding.mesh import make_mesh, using
+from mms_sdk.errors import InvalidRequest
+
+FEATURES, HIDDEN, EXPERTS, TOKENS = 6, 10, 4, 32
+X = np.random.default_rng(0).normal(size=(2, TOKENS // 2, FEATURES)).astype(np.float32)
+
+
+def layer(*, top_k: int = 2, capacity_factor: float | None = None, gated: bool = False) -> MoE:
+    made = MoE(
+        FEATURES,
+        HIDDEN,
+        experts=EXPERTS,
+        top_k=top_k,
+        capacity_factor=capacity_factor,
+        gated=gated,
+        rngs=nnx.Rngs(0),
+    )
+    made.router[...] = made.router[...] * 3
+    return made
+
+
+def softmax(scores: Any) -> Any:
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def by_hand(made: MoE, x: Any, *, parts: int = 1) -> tuple[Any, int, float]:
+    """Outputs, dropped choices and the balance, one token after the other; each part has room of its own."""
+    weights = {name: np.asarray(value, float) for name, value in made_arrays(made).items()}
+    tokens = x.reshape(-1, FEATURES).astype(float)
+    probabilities = softmax(tokens @ weights["router"])
+    chosen = np.argsort(-probabilities, axis=-1)[:, : made.top_k]
+    out, dropped, share = np.zeros_like(tokens), 0, len(tokens) // parts
+    factor = made.capacity_factor
+    room = share if factor is None else min(share, ceil(factor * made.top_k * share / EXPERTS))
+    for part in range(parts):
+        came = np.zeros(EXPERTS, int)
+        for choice in range(made.top_k):
+            for token in range(part * share, (part + 1) * share):
+                expert = chosen[token, choice]
+                came[expert] += 1
+                if came[expert] > room:
+                    dropped += 1
+                    continue
+                weight = probabilities[token, expert]
+                if made.top_k > 1:
+                    weight /= probabilities[token, chosen[token]].sum()
+                hidden = tokens[token] @ weights["up"][expert]
+                hidden = hidden / (1 + np.exp(-hidden))
+                if "gate" in weights:
+                    hidden *= tokens[token] @ weights["gate"][expert]
+                out[token] += weight * (hidden @ weights["down"][expert])
+    shares = np.bincount(chosen.ravel(), minlength=EXPERTS) / chosen.size
+    return out.reshape(x.shape), dropped, EXPERTS * float(shares @ probabilities.mean(0))
+
+
+def made_arrays(made: MoE) -> dict[str, Any]:
+    return {str(path[-1]): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(made, nnx.Param))}
+
+
+def dense(arrays: dict[str, Any], x: Any, top_k: int) -> Any:
+    """Every expert looks at every token, and those that were not chosen count for nothing."""
+    probabilities = jax.nn.softmax(x @ arrays["router"], axis=-1)
+    top, chosen = jax.lax.top_k(probabilities, top_k)
+    chosen_at = jax.nn.one_hot(chosen, EXPERTS)
+    weights = (chosen_at * (top / top.sum(-1, keepdims=True))[..., None]).sum(-2)
+    answers = jnp.einsum(
+        "...eh,ehf->...ef", jax.nn.silu(jnp.einsum("...f,efh->...eh", x, arrays["up"])), arrays["down"]
+    )
+    shares = chosen_at.mean((0, 1, 2))
+    balance = EXPERTS * (jax.lax.stop_gradient(shares) * probabilities.mean((0, 1))).sum()
+    return jnp.einsum("...e,...ef->...f", weights, answers), balance
+
+
+def mesh_of(sizes: dict[str, int]) -> Any:
+    return make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+MESHES = [{"expert": 1}, {"expert": 2}, {"expert": 4}, {"data": 2, "expert": 2}, {"data": 2, "fsdp": 2, "expert": 2}]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(("top_k", "gated"), [(1, False), (2, True)])
+def test_tokens_get_what_their_experts_say_wherever_those_lie(sizes: dict[str, int], top_k: int, gated: bool) -> None:
+    made = layer(top_k=top_k, gated=gated)
+
+    out, routing = jax.jit(lambda x: made(x, mesh=mesh_of(sizes)))(X)
+
+    expected, _, balance = by_hand(made, X)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert routing.dropped == 0
+    np.testing.assert_allclose(routing.balance, balance, rtol=1e-5)
+    np.testing.assert_allclose(routing.load.sum(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_the_gradient_of_output_and_balance_is_that_of_a_dense_mixture(sizes: dict[str, int]) -> None:
+    graph, params, rest = nnx.split(layer(), nnx.Param, ...)
+    towards = np.random.default_rng(1).normal(size=X.shape).astype(np.float32)
+
+    def loss(params: Any) -> Any:
+        out, routing = nnx.merge(graph, params, rest)(X, mesh=mesh_of(sizes))
+        return (out * towards).sum() + routing.balance
+
+    def dense_loss(arrays: Any) -> Any:
+        out, balance = dense(arrays, X, 2)
+        return (out * towards).sum() + balance
+
+    grads = jax.jit(jax.grad(loss))(params)
+
+    expected = jax.grad(dense_loss)(made_arrays(nnx.merge(graph, params, rest)))
+    for path, grad in nnx.to_flat_state(grads):
+        np.testing.assert_allclose(grad.get_value(), expected[str(path[-1])], atol=2e-5, err_msg=str(path))
+
+
+@pytest.mark.parametrize(("sizes", "parts"), [({"expert": 1}, 1), ({"expert": 2}, 2), ({"data": 2, "expert": 2}, 4)])
+def test_choices_beyond_the_room_of_an_expert_are_dropped_and_counted(sizes: dict[str, int], parts: int) -> None:
+    made = layer(capacity_factor=0.75)
+
+    out, routing = jax.jit(lambda x: made(x, mesh=mesh_of(sizes)))(X)
+
+    expected, dropped, _ = by_hand(made, X, parts=parts)
+    assert dropped > 0
+    assert routing.dropped == dropped
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_experts_used_alike_have_a_balance_of_one() -> None:
+    made = layer()
+    made.router[...] = jnp.zeros_like(made.router[...])
+
+    assert jax.jit(made)(X)[1].balance == pytest.approx(1)
+
+
+def test_experts_are_named_for_the_expert_axis_and_the_mesh_is_that_of_the_trainer() -> None:
+    def forward(x: Any) -> Any:
+        return layer()(x)[0]
+
+    names = functional(lambda rngs: MoE(FEATURES, HIDDEN, experts=EXPERTS, rngs=rngs), (FEATURES,)).names
+
+    assert names == {"up": ("expert", None, None), "down": ("expert", None, None)}
+    assert "shard_map" not in str(jax.make_jaxpr(forward)(X))
+    with using(mesh_of({"expert": 4})):
+        assert "all_to_all" in str(jax.make_jaxpr(lambda x: forward(x))(X))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": 5}, ["top_k from 1 to experts", "top_k=5"]),
+        ({"top_k": 0}, ["top_k=0"]),
+        ({"capacity_factor": 0.0}, ["capacity_factor is above 0", "None"]),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        layer(**options)
+
+    assert all(word in refused.value.message for word in words), refused.value.message
+
+
+def test_tokens_and_experts_divide_over_the_mesh() -> None:
+    with pytest.raises(InvalidRequest, match=r"experts divide .* 4 over 8 devices .* multiple of 8"):
+        layer()(X, mesh=make_mesh({"expert": 8}))
+    with pytest.raises(InvalidRequest, match=r"tokens divide .* 30 over 4 devices .* multiple of 4"):
+        layer()(X[:, :15], mesh=mesh_of({"expert": 4}))

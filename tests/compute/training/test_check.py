@@ -1,0 +1,82 @@
+"""`check`: one of everything, what it says, and what it raises before a run would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from small_pictures import SmallData, make_data
+from test_trainer import RANDOM, SMALL
+
+from mms_sdk.errors import InvalidRequest, TrainingFailed
+
+
+def test_a_check_goes_through_all_that_a_run_does_and_records_nothing(pets: SmallData) -> None:
+    before = pets.workspace.catalog.jobs.list(limit=500)
+
+    found = replace(RANDOM, ema=0.9, precision="bf16").check(pets)
+
+    told = {finding.what: finding.told for finding in found.findings}
+    assert list(told) == ["a batch of data", "a training step", "an evaluation", "a checkpoint", "a model version"]
+    assert told["a batch of data"] == "uint8 8×4×3×1, 9 batches an epoch, read by mmap"
+    assert told["a checkpoint"].endswith("back bit for bit")
+    assert "val/accuracy" in told["an evaluation"]
+    assert found.warnings == ()
+    assert "<one of everything on pets@1" in repr(found)
+    assert pets.workspace.catalog.jobs.list(limit=500) == before
+
+
+class HalfDead(nnx.Module):
+    """Has a layer that nothing depends on."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.linear, self.idle = nnx.Linear(12, 3, rngs=rngs), nnx.Linear(12, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear(x.reshape(x.shape[0], 12))
+
+
+def test_a_check_names_parameters_that_no_gradient_reaches(pets: SmallData) -> None:
+    (warning,) = replace(SMALL, model=HalfDead).check(pets).warnings
+
+    assert warning == "a step changed nothing in idle/bias, idle/kernel: no gradient reaches them"
+
+
+def test_frozen_parameters_are_not_called_dead(pets: SmallData) -> None:
+    assert replace(SMALL, freeze="layers").check(pets).warnings == ()
+
+
+def test_a_check_says_where_there_is_nothing_to_choose_the_best_epoch_by(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "ws", rows={"train": 70})
+
+    (warning,) = SMALL.check(data).warnings
+
+    assert warning == "pets@1 has no rows in val; the best epoch goes by train/loss"
+
+
+class Wild(HalfDead):
+    """Says what is no number."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x) * jnp.nan
+
+
+def test_a_loss_that_is_not_finite_fails_a_check(pets: SmallData) -> None:
+    with pytest.raises(TrainingFailed, match="the first batch are finite; the loss is nan"):
+        replace(SMALL, model=Wild).check(pets)
+
+
+class Counting(HalfDead):
+    """Asks for the number of rows as a number."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x) / len(x) * int(x.shape[0])
+
+
+def test_a_model_that_cannot_become_a_version_fails_a_check(pets: SmallData) -> None:
+    with pytest.raises(InvalidRequest, match="program is made for any number of rows; the model does not take that"):
+        replace(SMALL, model=Counting).check(pets)
