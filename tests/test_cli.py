@@ -101,6 +101,8 @@ def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(
         (["predict", "flowers", "a", "b", "--to", "x.parquet"], 2, "--to takes one"),
         (["train", "flowers", "--epochs", "0"], 2, "a whole number from 1"),
         (["train", "flowers", "--mesh", "data"], 2, "a mesh is e.g."),
+        (["plan", "flowers"], 1, "no dataset 'flowers'"),
+        (["plan", "flowers", "--prices", "2.5"], 2, "prices are e.g. h100=2.5"),
         (["serve", "--host", "0.0.0.0"], 1, "loopback"),
         (["status", "--url", "ftp://x"], 1, "http://"),
         (["status", "--url", "http://127.0.0.1:9"], 1, "token"),
@@ -309,6 +311,28 @@ def test_a_dataset_is_looked_after_from_the_command_line(
     assert run(capsys, "datasets", "show", "shades@paper")[1].startswith("dataset")
     code, _, err = run(capsys, "datasets", "tag", "shades", "7")
     assert (code, "a tag is not a number" in err) == (1, True)
+
+
+def test_a_training_is_planned_for_devices_that_are_not_there(
+    capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path
+) -> None:
+    assert run(capsys, "datasets", "ingest", "shades", str(photos))[0] == 0
+    words = ["plan", "shades", "--model", "mlp", "--batch-size", "8", "--target", "h100:8"]
+
+    code, out, _ = run(capsys, *words, "--prices", "h100=2.5,v5e=1.2")
+    told = json.loads(run(capsys, *words, "--json")[1])
+    chosen = json.loads(run(capsys, *words, "--choose", "--json")[1])
+
+    assert code == 0
+    assert out.startswith("target            h100:8: 8 devices")
+    assert "cost" in out
+    assert (told["devices"], told["options"]["mesh"], told["cost"]) == (8, {"data": 8}, None)
+    assert len(chosen["tried"]) == 4
+    assert run(capsys, *words, "--choose")[1].startswith("mesh")
+    code, _, err = run(capsys, *words, "--mesh", "data=3")
+    assert (code, "a mesh uses every device" in err) == (1, True)
+    assert run(capsys, "plan", "shades", "--target", "h900")[2].startswith("mms: a target is 'local', or one of a100")
+    assert json.loads(run(capsys, "jobs", "--json")[1])[0]["kind"] == "ingest"  # a plan is no job
 
 
 def test_a_run_that_is_ended_from_outside_is_resumed_registered_and_asked(

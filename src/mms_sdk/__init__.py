@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import audio, image, series, table, text
     from mms_sdk.compute.data.streams import Record, Stream
+    from mms_sdk.compute.planning.plan import Plan
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training.callbacks import Callback
     from mms_sdk.compute.training.check import Check
@@ -116,6 +117,7 @@ _HOME = {
     "MultiLabel": "compute.training.tasks",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
+    "Plan": "compute.planning.plan",
     "Prediction": "client.deployments",
     "Profile": "compute.training.profile",
     "Reconstruction": "compute.training.tasks",
@@ -204,6 +206,7 @@ __all__ = [
     "MultiLabel",
     "Parquet",
     "PartitionRules",
+    "Plan",
     "Prediction",
     "Profile",
     "Reconstruction",

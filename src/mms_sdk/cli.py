@@ -162,15 +162,20 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     train = verb("train", _train, "train a picture classifier on a dataset and register it")
     train.add_argument("dataset", help="e.g. flowers or flowers@7")
     train.add_argument("--register", metavar="NAME", help="model to register it as; the dataset's name if left out")
-    train.add_argument("--model", default="convnet", help="model family, e.g. convnet (the default), mlp or resnet")
-    train.add_argument("--size", type=_positive, help=f"resize to SIZE×SIZE; {_SIDE} where pictures differ in size")
-    train.add_argument("--epochs", type=_positive, default=20, help="passes over the training pictures, at most (20)")
-    train.add_argument("--batch-size", type=_positive, help="pictures in a step; 128, or fewer where there are few")
-    train.add_argument("--learning-rate", type=_above_zero, default=3e-3, help="of AdamW (0.003)")
-    train.add_argument("--patience", type=_positive, default=6, help="epochs without a lower loss until it stops (6)")
-    train.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest (data=-1)")
-    train.add_argument("--seed", type=int, default=0, help="of initial values, order and augmentation (0)")
+    _add_training(train)
     train.add_argument("--resume", metavar="JOB", help="go on from that job's newest checkpoint, with the same options")
+
+    plan = verb("plan", _plan, "what a training would need of a target: memory, time and cost; nothing is read or run")
+    plan.add_argument("dataset", help="e.g. flowers or flowers@7")
+    plan.add_argument(
+        "--target", default="local", metavar="DEVICES", help="e.g. h100:8, v5e:8x8 or v5p:4x4x4; this machine (local)"
+    )
+    plan.add_argument(
+        "--prices", type=_prices, default={}, metavar="PRICES", help="per device and hour, e.g. h100=2.5,v5e=1.2"
+    )
+    plan.add_argument("--compile", action="store_true", help="for a TPU: ask its compiler for the memory")
+    plan.add_argument("--choose", action="store_true", help="try every mesh for the target, and list them")
+    _add_training(plan)
 
     tune = verb("tune", _tune, "run a script again and again with other values, and find the best ones")
     tune.add_argument("script", nargs="?", metavar="SCRIPT", help="a path, e.g. train.py, or a module")
@@ -250,6 +255,17 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     helped.add_argument("about", nargs="?", metavar="VERB")
     parser.set_defaults(parser=parser, verbs=verbs)
     return parser
+
+
+def _add_training(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", default="convnet", help="model family, e.g. convnet (the default), mlp or resnet")
+    verb.add_argument("--size", type=_positive, help=f"resize to SIZE×SIZE; {_SIDE} where pictures differ in size")
+    verb.add_argument("--epochs", type=_positive, default=20, help="passes over the training pictures, at most (20)")
+    verb.add_argument("--batch-size", type=_positive, help="pictures in a step; 128, or fewer where there are few")
+    verb.add_argument("--learning-rate", type=_above_zero, default=3e-3, help="of AdamW (0.003)")
+    verb.add_argument("--patience", type=_positive, default=6, help="epochs without a lower loss until it stops (6)")
+    verb.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest (data=-1)")
+    verb.add_argument("--seed", type=int, default=0, help="of initial values, order and augmentation (0)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -505,19 +521,36 @@ def _source(asked: argparse.Namespace) -> tuple[Any, Sequence[Any]]:
 
 
 def _train(asked: argparse.Namespace) -> Any:
+    from mms_sdk.schema.names import check_name
+
+    workspace = _connect(asked)
+    dataset = workspace.datasets.get(asked.dataset)
+    name = check_name(asked.register or dataset.name, what="model")
+    result = _trainer(asked, dataset).fit(dataset, resume=asked.resume, progress="none" if asked.json else "auto")
+    metrics = result.evaluate("test") if "test" in dataset.splits else {}
+    version = workspace.models.register(name, result.best, metrics=metrics)
+    return version if asked.json or _in_notebook(asked) else _Facts(version.facts())
+
+
+def _plan(asked: argparse.Namespace) -> Any:
+    dataset = _connect(asked).datasets.get(asked.dataset)
+    plan = _trainer(asked, dataset).plan(dataset, asked.target, prices=asked.prices, compile=asked.compile)
+    told = plan.choose() if asked.choose else plan
+    if asked.json:
+        return told.to_json()
+    return told if _in_notebook(asked) else on_its_lines(str(told))
+
+
+def _trainer(asked: argparse.Namespace, dataset: Dataset) -> Any:
     import optax
 
     from mms_sdk.compute import models
     from mms_sdk.compute.data.preprocess import image
     from mms_sdk.compute.training.policies import EarlyStopping
     from mms_sdk.compute.training.trainer import Trainer
-    from mms_sdk.schema.names import check_name
 
-    workspace = _connect(asked)
-    dataset = workspace.datasets.get(asked.dataset)
-    name = check_name(asked.register or dataset.name, what="model")
     size = asked.size or (_SIDE if dataset.picture_shape is None else None)
-    trainer = Trainer(
+    return Trainer(
         model=models.by_name(asked.model, num_classes=dataset.num_classes),
         optimizer=optax.adamw(asked.learning_rate),
         preprocess=[*([image.Resize(size)] if size else []), image.Normalize(), image.RandomShift(1)],
@@ -527,10 +560,6 @@ def _train(asked: argparse.Namespace) -> Any:
         stop=EarlyStopping("val/loss" if "val" in dataset.splits else "train/loss", patience=asked.patience),
         seed=asked.seed,
     )
-    result = trainer.fit(dataset, resume=asked.resume, progress="none" if asked.json else "auto")
-    metrics = result.evaluate("test") if "test" in dataset.splits else {}
-    version = workspace.models.register(name, result.best, metrics=metrics)
-    return version if asked.json or _in_notebook(asked) else _Facts(version.facts())
 
 
 def _tune(asked: argparse.Namespace) -> Any:
@@ -800,6 +829,13 @@ def _mesh(text: str) -> dict[str, int]:
         return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"a mesh is e.g. data=2,fsdp=4; got {text!r}") from error
+
+
+def _prices(text: str) -> dict[str, float]:
+    try:
+        return {name: float(price) for name, price in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"prices are e.g. h100=2.5,v5e=1.2; got {text!r}") from error
 
 
 if __name__ == "__main__":

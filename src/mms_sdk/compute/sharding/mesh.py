@@ -48,7 +48,7 @@ def make_mesh(axes: Axes, devices: Sequence[Any] | None = None) -> Mesh:
     chosen = list(jax.devices() if devices is None else devices)
     if not chosen or len(set(chosen)) != len(chosen):
         raise InvalidRequest(f"a mesh is made of different devices, at least one; got {chosen}; see jax.devices()")
-    sizes = _sizes({"data": -1} if isinstance(axes, str) else axes, len(chosen))
+    sizes = mesh_sizes({"data": -1} if isinstance(axes, str) else axes, len(chosen))
     # JAX 0.10 makes explicit axes by default, with which models written for propagation fail.
     kinds = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=chosen)
@@ -71,7 +71,16 @@ def _known(axes: Sequence[str]) -> None:
         raise InvalidRequest(f"mesh axes are {', '.join(AXES)}; got {unknown}; rename them")
 
 
-def _sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
+def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Devices along each axis, with -1 filled in.
+
+    Args:
+        axes: As `make_mesh` takes them.
+        count: Devices there are.
+
+    Raises:
+        InvalidRequest: An axis has no known name, or the sizes do not use every device.
+    """
     _known(list(axes))
     if not axes or any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
         raise InvalidRequest(f"mesh axes have sizes from 1, and one of them may be -1; got {dict(axes)}")

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
 
@@ -44,6 +44,9 @@ from mms_sdk.storage.metric_log import MetricLog, SilentLog
 from mms_sdk.storage.reader import Position
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mms_sdk.compute.planning.plan import Plan
 
 _LONG = 1000
 _FREE_TO_CHANGE = frozenset({"epochs", "stop", "limits", "checkpoint"})
@@ -212,6 +215,31 @@ class Trainer:
         snapshot = _opened(data)
         program = self._for(snapshot)._program(snapshot)
         return report(program.placements, program.mesh)
+
+    def plan(
+        self,
+        data: TrainingData,
+        target: str = "local",
+        *,
+        prices: Mapping[str, float] | None = None,
+        compile: bool = False,
+    ) -> Plan:
+        """What the run would need of a target: memory, time, cost, and what to change. No data is read, nothing runs.
+
+        Args:
+            data: A dataset; of it only the description is looked at.
+            target: `local`, a GPU with how many, e.g. `h100:8`, or a TPU with the shape of the slice, e.g. `v5e:8x8`.
+            prices: Currency per device and hour, e.g. `{"h100": 2.5}`, for a cost.
+            compile: For a TPU, whether to compile the step for it with libtpu, for the compiler's figures of memory.
+
+        Raises:
+            DataError: The data does not suit the task.
+            InvalidRequest: No such target, a mesh that does not use its devices, a batch that does not divide over
+                them, a price below 0, or a model that cannot be traced.
+        """
+        from mms_sdk.compute.planning.estimate import make_plan
+
+        return make_plan(self, data, target=target, prices=prices, compile=compile)
 
     def describe(self) -> dict[str, Any]:
         """The options as JSON, for the job and the lineage."""

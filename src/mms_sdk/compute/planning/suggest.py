@@ -1,0 +1,67 @@
+"""What would make a plan fit, or faster: each change is planned, and only what helps is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mms_sdk.compute.planning.plan import Plan, Suggestion
+from mms_sdk.compute.sharding.mesh import BATCH_AXES
+from mms_sdk.errors import InvalidRequest
+
+_FASTER = 0.9  # of the time, from which on a change is worth being said
+_HALVINGS = 12
+
+
+def suggest(plan: Plan) -> tuple[Suggestion, ...]:
+    """Changes that make it fit, or leave less missing; where it fits, changes that make it faster."""
+    if plan.fits:
+        return tuple(_faster(plan))
+    return tuple(each for each in _smaller(plan) if each.plan.device_bytes.total < plan.device_bytes.total)
+
+
+def _faster(plan: Plan) -> Iterator[Suggestion]:
+    if plan.options.precision == "fp32":
+        made = plan.replan(precision="bf16")
+        if made.fits and made.step_s[1] < _FASTER * plan.step_s[1]:
+            yield Suggestion(change={"precision": "bf16"}, why="products and memory are faster in it", plan=made)
+
+
+def _smaller(plan: Plan) -> Iterator[Suggestion]:
+    options = plan.options
+    if divided := _divided(options.mesh):
+        yield _of(plan, {"mesh": divided}, "parameters, gradients and optimizer state are divided over more devices")
+    if options.remat == "none":
+        yield _of(plan, {"remat": "dots"}, "values of the forward pass are computed again instead of kept")
+    if options.precision == "fp32":
+        yield _of(plan, {"precision": "bf16"}, "activations take half the room")
+    yield from _first_that_fits(plan, "accumulate", "a batch is worked off in parts")
+    yield from _first_that_fits(plan, "batch_size", "fewer rows are worked on at once; the run takes other steps")
+
+
+def _of(plan: Plan, change: Mapping[str, Any], why: str) -> Suggestion:
+    return Suggestion(change=change, why=why, plan=plan.replan(**change))
+
+
+def _divided(mesh: Mapping[str, int]) -> dict[str, int] | None:
+    # All devices of the batch along fsdp.
+    devices = mesh.get("data", 1) * mesh.get("fsdp", 1)
+    if devices == mesh.get("fsdp", 1):
+        return None
+    return {"fsdp": devices, **{axis: size for axis, size in mesh.items() if axis not in BATCH_AXES}}
+
+
+def _first_that_fits(plan: Plan, option: str, why: str) -> Iterator[Suggestion]:
+    # Halved again and again, until it fits or cannot be halved; without any that fits, the last.
+    found = None
+    for power in range(1, _HALVINGS):
+        options = plan.options
+        value = options.accumulate * 2**power if option == "accumulate" else options.batch_size // 2**power
+        try:
+            found = _of(plan, {option: value}, why)
+        except InvalidRequest:  # it does not divide any further
+            break
+        if found.plan.fits:
+            break
+    if found is not None:
+        yield found
