@@ -202,6 +202,18 @@ def test_a_plan_costs_devices_times_hours_times_the_price(data: Dataset) -> None
     assert BASE.plan(data, "a100:8", prices={"h100": 2.5}).cost is None
 
 
+def test_what_is_small_is_told_in_figures_and_not_as_nothing(data: Dataset) -> None:
+    plan = BASE.plan(data, "h100:8", prices={"h100": 2.5})
+
+    told = plan.facts()
+
+    low, high = (float(part.strip().removesuffix("%")) / 100 for part in told["a step"].split("MFU")[1].split("to"))
+    assert 0 < low < high
+    assert (low, high) == pytest.approx(plan.mfu, rel=0.5)  # of one figure
+    assert plan.cost
+    assert [float(part) for part in told["cost"].split(" to ")] == pytest.approx(plan.cost, rel=0.05)
+
+
 def narrow(monkeypatch: pytest.MonkeyPatch, memory_bytes: int) -> None:
     """An H100 with hardly any memory."""
     small: Device = replace(DEVICES["h100"], memory_bytes=memory_bytes)
@@ -252,6 +264,7 @@ def test_a_plan_is_text_json_and_html(data: Dataset) -> None:
     assert told["cost"] == list(plan.cost or ())
     assert "h100:8: 8 devices" in str(plan)
     assert "the run" in str(plan)
+    assert "computed in fp32" in str(plan)
     assert "plan for h100:8" in plan._repr_html_()
     assert "<table" in plan.choose()._repr_html_()
     assert json.loads(json.dumps(plan.choose().to_json()))["best"]["target"] == "h100:8"
