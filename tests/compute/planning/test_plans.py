@@ -234,6 +234,14 @@ def test_what_does_not_fit_comes_with_changes_that_were_planned(data: Dataset, m
     assert any(each.plan.fits for each in plan.suggestions), str(plan)
 
 
+def test_a_change_that_saves_next_to_nothing_is_not_suggested(data: Dataset) -> None:
+    plan = replace(BASE, mesh={"data": 8}, model=MLP(num_classes=3, widths=(60_000, 60_000))).plan(data, "h100:8")
+
+    assert not plan.fits
+    assert [each.change for each in plan.suggestions if each.plan.fits] == [{"mesh": {"fsdp": 8}}]
+    assert all(each.plan.device_bytes.total <= 0.99 * plan.device_bytes.total for each in plan.suggestions)
+
+
 def test_the_best_mesh_fits_where_the_one_asked_for_does_not(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = replace(BASE, mesh={"data": 8}, model=MLP(num_classes=3, widths=(2048,)))
     narrow(monkeypatch, 6 * 2**20)
