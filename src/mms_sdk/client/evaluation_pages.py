@@ -145,9 +145,9 @@ def _mcnemar(record: Evaluation, comparison: Comparison) -> str:
     test = comparison.mcnemar
     if test is None:
         return ""
-    return told.on_one_line(
-        f"right by {record.model} alone {test.only_first:,}, by {comparison.model} alone {test.only_second:,}: McNemar's "
-        f"exact test, p = {test.p_value:.3g}"
+    return (
+        f"right by {record.model} alone {test.only_first:,}, by {comparison.model} alone {test.only_second:,}; "
+        f"McNemar's exact test: p = {test.p_value:.3g}"
     )
 
 
@@ -201,9 +201,5 @@ def _calibration(record: Evaluation) -> str:
         for each, (sure, share) in zip(record.calibration, bins, strict=True)
         if each.rows
     )
-    return html.titled(
-        "calibration: share of right answers by confidence",
-        drawings.reliability(bins, words),
-        html.line(words),
-        level=4,
-    )
+    title = "calibration: share of right answers by confidence"
+    return html.titled(title, drawings.reliability(bins, words), html.line(words), level=4)
