@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -69,8 +69,13 @@ def known_rows(card: ModelCard, snapshot: OpenSnapshot, rows: Rows, labels: Sequ
 
 def _present(snapshot: OpenSnapshot, column: Column, rows: Rows) -> tuple[Rows, Array]:
     values = snapshot.gather(column.name, rows)
-    there = ~np.ma.getmaskarray(values).reshape(len(rows), -1).any(1)
+    there = ~_flat(np.ma.getmaskarray(values)).any(1)
     return rows[there], np.ma.getdata(values)[there]
+
+
+def _flat(values: Array) -> Array:
+    # Said in full: of no rows NumPy cannot tell how many values each has.
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _classes(column: Column, snapshot: OpenSnapshot, rows: Rows, labels: Sequence[str]) -> Known:
@@ -111,13 +116,13 @@ def _numbers(column: Column, snapshot: OpenSnapshot, rows: Rows, labels: Sequenc
     if column.varies or column.labels is not None or column.kind in ("id", "text"):
         raise InvalidRequest(_other_target(column, snapshot, "a number a row"))
     present, values = _present(snapshot, column, rows)
-    numbers: Any = values.reshape(len(present), -1).astype(np.float64)
+    numbers = _flat(values).astype(np.float64)
     finite = np.isfinite(numbers).all(1)
     return Known(rows=present[finite], targets=numbers[finite], without=len(rows) - int(finite.sum()))
 
 
 def _other_target(column: Column, snapshot: OpenSnapshot, wanted: str) -> str:
     return (
-        f"the version's target {column.name!r} is {wanted}; in {snapshot.ref} it is a {column.kind}, {column.form}; "
-        f"rename the columns, or evaluate on other data"
+        f"the version's target {column.name!r} is {wanted}; in {snapshot.ref} it is of kind {column.kind}, "
+        f"{column.form}; rename the columns, or evaluate on other data"
     )

@@ -46,7 +46,7 @@ def slices_of(snapshot: OpenSnapshot, name: str, rows: Rows) -> list[Some]:
     if column.shape != () or not (by_label or column.kind in ("number", "timestamp")):
         raise InvalidRequest(
             f"rows are told apart by a class, a category, a number or a time, one value a row; {name!r} of "
-            f"{snapshot.ref} is a {column.kind}, {column.form}; name another column"
+            f"{snapshot.ref} is of kind {column.kind}, {column.form}; name another column"
         )
     values = snapshot.values(name)[rows]
     there = ~np.ma.getmaskarray(values)
