@@ -14,7 +14,7 @@ from mms_sdk.types import Array
 
 BINS = 15
 """Of the confidence, as in Guo et al. 2017."""
-RANKED_CELLS = 2_000_000
+RANKED_CELLS = 1_000_000
 """Rows times classes up to which areas are measured in every resample; beyond, once for each class."""
 LEAST = float(np.finfo(np.float32).tiny)
 """What a score of 0 counts as where its logarithm is taken."""
@@ -71,8 +71,8 @@ class Classes:
 
     def measure(self, counts: Array) -> dict[str, float]:
         """See `Sample`. F1 counts classes that rows are of or were said to be of, as scikit-learn does."""
-        rows, table = float(counts.sum()), self.confusion(counts)
-        of, said, hits = table.sum(1), table.sum(0), np.diag(table)
+        rows = float(counts.sum())
+        of, said, hits = self._totals(counts)
         f1 = divided(2 * hits, of + said)
         told = {
             **{name: float(counts @ share) / rows for name, share in self.shares.items()},
@@ -85,6 +85,12 @@ class Classes:
         if self.ranks:
             told["roc_auc"] = mean_of(self.areas(counts))
         return told
+
+    def _totals(self, counts: Array) -> tuple[Array, Array, Array]:
+        # Of each class rows, answers and right ones: the edges of the table, which of many classes is large.
+        each = ((self.targets, counts), (self.predicted, counts), (self.targets, counts * self.right))
+        of, said, hits = (np.bincount(codes, weights, self.classes) for codes, weights in each)
+        return of, said, hits
 
     @property
     def ranks(self) -> bool:
@@ -118,8 +124,11 @@ class Classes:
 
     @cached_property
     def _among_top(self) -> Array:
-        best = np.argsort(-self.scores, axis=1, kind="stable")[:, : self.top]
-        among: Array = (best == self.targets[:, None]).any(1)
+        so = np.take_along_axis(self.scores, self.targets[:, None], axis=1)
+        # Of equals the lowest code is the better one, as in `predicted`.
+        before = np.arange(self.classes) < self.targets[:, None]
+        better = (self.scores > so) | ((self.scores == so) & before)
+        among: Array = better.sum(1) < self.top
         return among
 
     @cached_property
@@ -162,8 +171,7 @@ class Classes:
     def by_class(self, labels: tuple[str, ...]) -> tuple[ClassScore, ...]:
         """How each class fared."""
         ones = np.ones(self.rows, np.int64)
-        table = self.confusion(ones)
-        return class_scores(labels, table.sum(1), table.sum(0), np.diag(table), self.areas(ones))
+        return class_scores(labels, *self._totals(ones), self.areas(ones))
 
     def worst(self, count: int) -> Array:
         """Places of the wrong answers of the highest score, at most so many."""
