@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,10 @@ class Check:
     dataset: str
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; seconds by finding."""
+        return asdict(self)
 
     def __repr__(self) -> str:
         width = max(len(finding.what) for finding in self.findings)

@@ -175,7 +175,7 @@ class Trainer:
             with make_progress(shown, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
                 for step in steps:
                     bar.update(step)
-        except KeyboardInterrupt as stop:  # Python and notebooks show the note below the traceback
+        except (KeyboardInterrupt, Terminated) as stop:  # Python and notebooks show the note below the traceback
             job = fitting.job.id
             stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
