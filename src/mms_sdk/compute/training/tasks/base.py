@@ -29,12 +29,14 @@ class Task(Protocol):
     Attributes:
         name: On the wire and in a version's card.
         metrics: What `averages` gives; `loss` is among them.
+        compares_rows: Whether a row is measured by the others of its batch, so that batches have to be mixed.
         counted: What `sums` gives besides `weight`; `loss` is among them, and its mean is what is minimised.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     counted: ClassVar[tuple[str, ...]]
+    compares_rows: ClassVar[bool]
 
     @property
     def target(self) -> str | None:
@@ -83,6 +85,7 @@ class WholeRows:
 
     metrics: ClassVar[tuple[str, ...]]
     counted: ClassVar[tuple[str, ...]]
+    compares_rows: ClassVar[bool] = False
 
     def fit(self, snapshot: OpenSnapshot) -> Self:
         """The task itself: it has nothing to learn from the rows."""

@@ -65,7 +65,13 @@ class Forecasting(WholeRows):
         return inputs[:, : -self.horizon], inputs[:, -self.horizon :]
 
     def at_serving(self, step: HostStep) -> HostStep:
-        """A window without the steps that are to be said: the newest of a history, of any length."""
+        """A window without the steps that are to be said: the newest of a history, of any length.
+
+        Raises:
+            InvalidRequest: It keeps the first items of a series, behind which there may be nothing but padding.
+        """
+        if isinstance(step, Window) and step.keep == "first":
+            raise InvalidRequest("a forecast is of what comes last; got Window(keep='first'); use keep='last'")
         return replace(step, length=step.length - self.horizon) if isinstance(step, Window) else step
 
     def sums(self, outputs: jax.Array, targets: jax.Array, weight: jax.Array) -> Sums:
