@@ -163,6 +163,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     train.add_argument("dataset", help="e.g. flowers or flowers@7")
     train.add_argument("--register", metavar="NAME", help="model to register it as; the dataset's name if left out")
     _add_training(train)
+    train.add_argument("--check", action="store_true", help="try one of everything in seconds, and train nothing")
     train.add_argument("--resume", metavar="JOB", help="go on from that job's newest checkpoint, with the same options")
 
     plan = verb("plan", _plan, "what a training would need of a target: memory, time and cost; nothing is read or run")
@@ -277,6 +278,13 @@ def _add_training(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--learning-rate", type=_above_zero, default=3e-3, help="of AdamW (0.003)")
     verb.add_argument("--patience", type=_positive, default=6, help="epochs without a lower loss until it stops (6)")
     verb.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest (data=-1)")
+    verb.add_argument("--weights", metavar="FILE", help="begin with weights that are there, e.g. of ImageNet")
+    verb.add_argument("--freeze", action="append", default=[], metavar="REGEX", help="parameters that are not learnt")
+    verb.add_argument("--balanced", action="store_true", help="each class weighs the same, however rare")
+    verb.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="to compute in (fp32)")
+    verb.add_argument("--accumulate", type=_positive, default=1, help="parts that a batch is worked off in (1)")
+    verb.add_argument("--clip-norm", type=_above_zero, help="longest gradient")
+    verb.add_argument("--ema", type=_above_zero, help="decay of an average of the parameters, e.g. 0.999")
     verb.add_argument("--seed", type=int, default=0, help="of initial values, order and augmentation (0)")
 
 
@@ -306,6 +314,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = ["terminated" if terminated else "interrupted", *getattr(stop, "__notes__", ())]
         print(f"mms: {on_its_lines('; '.join(told))}", file=sys.stderr)
         return 143 if terminated else 130
+    except SystemExit as stop:
+        if not hasattr(stop, "__notes__"):
+            raise
+        # A training has noticed the SIGTERM itself, and says where it stands.
+        _interrupt_jobs()
+        print(f"mms: {on_its_lines('; '.join(['terminated', *stop.__notes__]))}", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -538,6 +553,11 @@ def _train(asked: argparse.Namespace) -> Any:
     workspace = _connect(asked)
     dataset = workspace.datasets.get(asked.dataset)
     name = check_name(asked.register or dataset.name, what="model")
+    if asked.check:
+        found = _trainer(asked, dataset).check(dataset)
+        if asked.json:
+            return found.to_json()
+        return found if _in_notebook(asked) else on_its_lines(str(found))
     result = _trainer(asked, dataset).fit(dataset, resume=asked.resume, progress="none" if asked.json else "auto")
     metrics = result.evaluate("test") if "test" in dataset.splits else {}
     version = workspace.models.register(name, result.best, metrics=metrics)
@@ -559,16 +579,24 @@ def _trainer(asked: argparse.Namespace, dataset: Dataset) -> Any:
     from mms_sdk.compute import models
     from mms_sdk.compute.data.preprocess import image
     from mms_sdk.compute.training.policies import EarlyStopping
+    from mms_sdk.compute.training.tasks import Classification
     from mms_sdk.compute.training.trainer import Trainer
 
     size = asked.size or (_SIDE if dataset.picture_shape is None else None)
+    begun = {"init_from": asked.weights} if asked.weights else {}
     return Trainer(
-        model=models.by_name(asked.model, num_classes=dataset.num_classes),
+        model=models.by_name(asked.model, num_classes=dataset.num_classes, **begun),
+        task=Classification(class_weight="balanced" if asked.balanced else None),
         optimizer=optax.adamw(asked.learning_rate),
         preprocess=[*([image.Resize(size)] if size else []), image.Normalize(), image.RandomShift(1)],
         mesh=asked.mesh,
         batch_size=asked.batch_size,
         epochs=asked.epochs,
+        precision=asked.precision,
+        accumulate=asked.accumulate,
+        clip_norm=asked.clip_norm,
+        ema=asked.ema,
+        freeze=asked.freeze,
         stop=EarlyStopping("val/loss" if "val" in dataset.splits else "train/loss", patience=asked.patience),
         seed=asked.seed,
     )

@@ -134,7 +134,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
             inputs=(TensorSpec(name=kind, dtype=program.input_dtype, shape=program.served_shape),),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=output),),
         ),
-        host=tuple(to_json(step) for step in program.pipeline.host),
+        host=tuple(to_json(program.task.at_serving(step)) for step in program.pipeline.host),
         device=tuple(to_json(step) for step in program.pipeline.device),
         labels=labels,
         metrics=dict(metrics),
