@@ -220,6 +220,18 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     predict.add_argument("--to", metavar="FILE", help="write a Parquet file with one row for each input")
     predict.add_argument("--top", type=_positive, help="best classes only; 3 are shown, with --to all are written")
 
+    evaluate = verb("evaluate", _evaluate, "how well a model answers rows whose answer is known, and how sure that is")
+    evaluate.add_argument("model", metavar="MODEL", help="e.g. flowers or flowers@champion")
+    evaluate.add_argument("data", metavar="DATA", help="a dataset or split, e.g. flowers/test")
+    evaluate.add_argument("--against", metavar="MODEL", help="compare with that version, on the same rows")
+    evaluate.add_argument(
+        "--slice", action="append", default=[], metavar="COLUMN", help="again and again: metrics by its values, too"
+    )
+    evaluate.add_argument("--to", metavar="FILE", help="write the whole report: report.html or report.json")
+    evaluate.add_argument("--confidence", type=_above_zero, default=0.95, help="of the intervals (0.95)")
+    evaluate.add_argument("--resamples", type=_positive, default=1000, help="of the bootstrap (1000)")
+    evaluate.add_argument("--seed", type=_whole, default=0, help="of the bootstrap (0)")
+
     serve = verb("serve", _serve, "serve the workspace and its models over REST on this machine")
     serve.add_argument("models", nargs="*", metavar="MODEL", help="deployed under their names, e.g. flowers@champion")
     serve.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
@@ -730,6 +742,25 @@ def _predict(asked: argparse.Namespace) -> Any:
             ranked = (f"{label} {score:.1%}" for label, score in prediction.top(asked.top or 3))
             told[picture] = prediction.model_dump(mode="json") if asked.json else "  ".join(ranked)
     return told
+
+
+def _evaluate(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client.evaluations import report_path
+
+    if asked.to:
+        report_path(asked.to)  # what cannot be written is said before anything is measured
+    told = _connect(asked).evaluate(
+        asked.model,
+        data=asked.data,
+        against=asked.against,
+        slices=asked.slice,
+        confidence=asked.confidence,
+        resamples=asked.resamples,
+        seed=asked.seed,
+    )
+    if asked.to:
+        told.save(asked.to)
+    return told if asked.json or _in_notebook(asked) else str(told)
 
 
 def _serve(asked: argparse.Namespace) -> Any:
