@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -311,6 +312,26 @@ def test_a_dataset_is_looked_after_from_the_command_line(
     assert run(capsys, "datasets", "show", "shades@paper")[1].startswith("dataset")
     code, _, err = run(capsys, "datasets", "tag", "shades", "7")
     assert (code, "a tag is not a number" in err) == (1, True)
+
+
+def test_one_of_everything_is_tried_with_the_options_of_a_training(
+    capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path
+) -> None:
+    assert run(capsys, "datasets", "ingest", "shades", str(photos))[0] == 0
+    options = ("--model", "mlp", "--batch-size", "16", "--accumulate", "2", "--precision", "bf16", "--ema", "0.9")
+    words = ("train", "shades", "--check", *options, "--freeze", "layers/0", "--balanced", "--clip-norm", "1")
+
+    code, out, err = run(capsys, *words)
+    told = json.loads(run(capsys, *words, "--json")[1])
+
+    assert (code, err) == (0, "")
+    assert out.startswith("<one of everything on shades@1")
+    assert "a checkpoint" in out
+    learnt = next(each["told"] for each in told["findings"] if each["what"] == "a training step")
+    assert re.search(r"([\d,]+) of ([\d,]+) values learnt", learnt)
+    assert json.loads(run(capsys, "jobs", "--json")[1])[0]["kind"] == "ingest"
+    code, _, err = run(capsys, "train", "shades", "--model", "mlp", "--freeze", "nothing", "--check")
+    assert (code, "'nothing' finds none among" in err) == (1, True)
 
 
 def test_a_training_is_planned_for_devices_that_are_not_there(

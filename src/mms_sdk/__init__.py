@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.backups import Backups
     from mms_sdk.client.dataset import Dataset
     from mms_sdk.client.deployments import Deployment, Prediction
+    from mms_sdk.client.evaluations import Evaluation
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
     from mms_sdk.client.studies import Study, Trial
@@ -98,6 +99,7 @@ _HOME = {
     "Deployment": "client.deployments",
     "EarlyStopping": "compute.training.policies",
     "Embedding": "compute.training.tasks",
+    "Evaluation": "client.evaluations",
     "Files": "schema.sources",
     "Forecasting": "compute.training.tasks",
     "HTTP": "schema.sources",
@@ -189,6 +191,7 @@ __all__ = [
     "Deployment",
     "EarlyStopping",
     "Embedding",
+    "Evaluation",
     "Files",
     "Forecasting",
     "HuggingFace",

@@ -163,6 +163,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     train.add_argument("dataset", help="e.g. flowers or flowers@7")
     train.add_argument("--register", metavar="NAME", help="model to register it as; the dataset's name if left out")
     _add_training(train)
+    train.add_argument("--check", action="store_true", help="try one of everything in seconds, and train nothing")
     train.add_argument("--resume", metavar="JOB", help="go on from that job's newest checkpoint, with the same options")
 
     plan = verb("plan", _plan, "what a training would need of a target: memory, time and cost; nothing is read or run")
@@ -219,6 +220,18 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     predict.add_argument("--to", metavar="FILE", help="write a Parquet file with one row for each input")
     predict.add_argument("--top", type=_positive, help="best classes only; 3 are shown, with --to all are written")
 
+    evaluate = verb("evaluate", _evaluate, "how well a model answers rows whose answer is known, and how sure that is")
+    evaluate.add_argument("model", metavar="MODEL", help="e.g. flowers or flowers@champion")
+    evaluate.add_argument("data", metavar="DATA", help="a dataset or split, e.g. flowers/test")
+    evaluate.add_argument("--against", metavar="MODEL", help="compare with that version, on the same rows")
+    evaluate.add_argument(
+        "--slice", action="append", default=[], metavar="COLUMN", help="again and again: metrics by its values, too"
+    )
+    evaluate.add_argument("--to", metavar="FILE", help="write the whole report: report.html or report.json")
+    evaluate.add_argument("--confidence", type=_above_zero, default=0.95, help="of the intervals (0.95)")
+    evaluate.add_argument("--resamples", type=_positive, default=1000, help="of the bootstrap (1000)")
+    evaluate.add_argument("--seed", type=_whole, default=0, help="of the bootstrap (0)")
+
     serve = verb("serve", _serve, "serve the workspace and its models over REST on this machine")
     serve.add_argument("models", nargs="*", metavar="MODEL", help="deployed under their names, e.g. flowers@champion")
     serve.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
@@ -265,6 +278,13 @@ def _add_training(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--learning-rate", type=_above_zero, default=3e-3, help="of AdamW (0.003)")
     verb.add_argument("--patience", type=_positive, default=6, help="epochs without a lower loss until it stops (6)")
     verb.add_argument("--mesh", type=_mesh, default={"data": -1}, help="e.g. data=2,fsdp=4; -1 for the rest (data=-1)")
+    verb.add_argument("--weights", metavar="FILE", help="begin with weights that are there, e.g. of ImageNet")
+    verb.add_argument("--freeze", action="append", default=[], metavar="REGEX", help="parameters that are not learnt")
+    verb.add_argument("--balanced", action="store_true", help="each class weighs the same, however rare")
+    verb.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="to compute in (fp32)")
+    verb.add_argument("--accumulate", type=_positive, default=1, help="parts that a batch is worked off in (1)")
+    verb.add_argument("--clip-norm", type=_above_zero, help="longest gradient")
+    verb.add_argument("--ema", type=_above_zero, help="decay of an average of the parameters, e.g. 0.999")
     verb.add_argument("--seed", type=int, default=0, help="of initial values, order and augmentation (0)")
 
 
@@ -294,6 +314,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = ["terminated" if terminated else "interrupted", *getattr(stop, "__notes__", ())]
         print(f"mms: {on_its_lines('; '.join(told))}", file=sys.stderr)
         return 143 if terminated else 130
+    except SystemExit as stop:
+        if not hasattr(stop, "__notes__"):
+            raise
+        # A training has noticed the SIGTERM itself, and says where it stands.
+        _interrupt_jobs()
+        print(f"mms: {on_its_lines('; '.join(['terminated', *stop.__notes__]))}", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -526,6 +553,11 @@ def _train(asked: argparse.Namespace) -> Any:
     workspace = _connect(asked)
     dataset = workspace.datasets.get(asked.dataset)
     name = check_name(asked.register or dataset.name, what="model")
+    if asked.check:
+        found = _trainer(asked, dataset).check(dataset)
+        if asked.json:
+            return found.to_json()
+        return found if _in_notebook(asked) else on_its_lines(str(found))
     result = _trainer(asked, dataset).fit(dataset, resume=asked.resume, progress="none" if asked.json else "auto")
     metrics = result.evaluate("test") if "test" in dataset.splits else {}
     version = workspace.models.register(name, result.best, metrics=metrics)
@@ -547,16 +579,24 @@ def _trainer(asked: argparse.Namespace, dataset: Dataset) -> Any:
     from mms_sdk.compute import models
     from mms_sdk.compute.data.preprocess import image
     from mms_sdk.compute.training.policies import EarlyStopping
+    from mms_sdk.compute.training.tasks import Classification
     from mms_sdk.compute.training.trainer import Trainer
 
     size = asked.size or (_SIDE if dataset.picture_shape is None else None)
+    begun = {"init_from": asked.weights} if asked.weights else {}
     return Trainer(
-        model=models.by_name(asked.model, num_classes=dataset.num_classes),
+        model=models.by_name(asked.model, num_classes=dataset.num_classes, **begun),
+        task=Classification(class_weight="balanced" if asked.balanced else None),
         optimizer=optax.adamw(asked.learning_rate),
         preprocess=[*([image.Resize(size)] if size else []), image.Normalize(), image.RandomShift(1)],
         mesh=asked.mesh,
         batch_size=asked.batch_size,
         epochs=asked.epochs,
+        precision=asked.precision,
+        accumulate=asked.accumulate,
+        clip_norm=asked.clip_norm,
+        ema=asked.ema,
+        freeze=asked.freeze,
         stop=EarlyStopping("val/loss" if "val" in dataset.splits else "train/loss", patience=asked.patience),
         seed=asked.seed,
     )
@@ -702,6 +742,25 @@ def _predict(asked: argparse.Namespace) -> Any:
             ranked = (f"{label} {score:.1%}" for label, score in prediction.top(asked.top or 3))
             told[picture] = prediction.model_dump(mode="json") if asked.json else "  ".join(ranked)
     return told
+
+
+def _evaluate(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client.evaluations import report_path
+
+    if asked.to:
+        report_path(asked.to)  # what cannot be written is said before anything is measured
+    told = _connect(asked).evaluate(
+        asked.model,
+        data=asked.data,
+        against=asked.against,
+        slices=asked.slice,
+        confidence=asked.confidence,
+        resamples=asked.resamples,
+        seed=asked.seed,
+    )
+    if asked.to:
+        told.save(asked.to)
+    return told if asked.json or _in_notebook(asked) else str(told)
 
 
 def _serve(asked: argparse.Namespace) -> Any:

@@ -122,6 +122,30 @@ def _text(x: float, y: float, text: str, anchor: str, *, weight: int = 400) -> s
     )
 
 
+def reliability(bins: Sequence[tuple[float, float]], told: str, *, side: int = 160) -> str:
+    """A bar for each bin as high as the share of right answers, and the line where that equals the confidence.
+
+    Args:
+        bins: Mean confidence and share, in [0, 1], of each bin in order; NaN for both where it holds nothing.
+        told: In words what is seen.
+        side: Of the drawing.
+    """
+    left, step = 34, side / max(1, len(bins))
+    bars = "".join(
+        f'<rect x="{left + at * step:.1f}" y="{side - share * side:.1f}" width="{max(1, step - 1):.1f}" '
+        f'height="{share * side:.1f}" fill="#4c8bf5" fill-opacity=".6"/>'
+        f'<circle cx="{left + sure * side:.1f}" cy="{side - share * side:.1f}" r="2.5" fill="#e8710a"/>'
+        for at, (sure, share) in enumerate(bins)
+        if share == share
+    )
+    axes = f'<path d="M{left} 0V{side}H{left + side}" fill="none" stroke="currentColor" stroke-opacity=".4"/>'
+    line = f'<path d="M{left} {side}L{left + side} 0" stroke="currentColor" stroke-dasharray="3 3"/>'
+    numbers = _text(left - 6, 9, "1", "end") + _text(left - 6, side, "0", "end")
+    below = _text(left, side + 14, "0", "start") + _text(left + side, side + 14, "1", "end")
+    name = _text(left + side / 2, side + 14, "confidence", "middle")
+    return _drawing(bars + axes + line + numbers + below + name, told, left + side + 4, side + 18)
+
+
 def wave(peaks: Sequence[tuple[float, float]], told: str, *, width: int = WIDTH, height: int = HEIGHT) -> str:
     """The outline of a sound: for each moment the least and greatest sample, in [-1, 1]."""
     step, half = width / max(1, len(peaks)), height / 2

@@ -145,7 +145,7 @@ def test_a_model_version_shows_its_metrics_and_escapes_labels(embedded: mms.Work
     record = embedded.models.get("tiny@1").record
     lineage = record.card.lineage.model_copy(update={"dataset": QUOTED})
     card = record.card.model_copy(update={"labels": (HOSTILE, "b"), "lineage": lineage, "metrics": {HOSTILE: 0.12345}})
-    version = ModelVersion(record.model_copy(update={"card": card, "aliases": (HOSTILE,)}))
+    version = ModelVersion(None, record.model_copy(update={"card": card, "aliases": (HOSTILE,)}))
     page = harmless(version._repr_html_())
     assert page.text.count(HOSTILE) == 3
     assert QUOTED in page.text

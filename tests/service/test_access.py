@@ -42,6 +42,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/models"): ("viewer", 200),
     ("GET", "/v1/models/nothing/versions"): ("viewer", 404),
     ("GET", "/v1/models/nothing/versions/1"): ("viewer", 404),
+    ("GET", "/v1/models/nothing/versions/1/evaluations"): ("viewer", 404),
     ("GET", "/v1/deployments"): ("viewer", 200),
     ("GET", "/v1/deployments/nothing"): ("viewer", 404),
     ("POST", "/v1/datasets/nothing:ingest"): ("editor", 400),
@@ -63,6 +64,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("PUT", "/v1/deployments/nothing"): ("editor", 400),
     ("DELETE", "/v1/deployments/nothing"): ("editor", 404),
     ("POST", "/v1/predictions"): ("editor", 400),
+    ("POST", "/v1/evaluations"): ("editor", 400),
 }
 
 

@@ -103,7 +103,7 @@ def test_an_artefact_without_a_manifest_or_with_another_file_is_no_version(at: S
     "change",
     [
         {"artifact_version": 2},
-        {"task": "regression"},
+        {"labels": ["ant", "bee"]},
         {"host": [{"step": "os.system", "command": "true"}]},
         {"host": [{"step": "image.resize", "height": "x", "code": 1}]},
         {"signature": None},

@@ -166,7 +166,7 @@ class DatasetMachine(RuleBasedStateMachine):
         changes = (
             NewColumns(before=of.record.parts, columns=[column], replaced={written: replaced}, layers=layers),
             ColumnNames(names={dropped: None}),
-            deletion(self.dataset, np.array(sorted(rows)), of=of),
+            deletion(self.dataset, np.array(sorted(rows)), of=of, sealed=[]),
         )
         self.dataset.commit(Together(changes=changes), base=of.record, rebase=True)
         kept = [row for row in range(count) if row not in rows]

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from mms_sdk import html
 from mms_sdk.client.api import Api
+from mms_sdk.client.evaluations import Evaluation, listed
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.model import ModelVersion as VersionRecord
 from mms_sdk.schema.names import check_name, parse_model_ref
 from mms_sdk.storage.workspace import Workspace
@@ -25,7 +27,8 @@ class Exportable(Protocol):
 class ModelVersion:
     """One immutable version of a model."""
 
-    def __init__(self, record: VersionRecord) -> None:
+    def __init__(self, api: Api, record: VersionRecord) -> None:
+        self._api = api
         self.record = record
 
     def __repr__(self) -> str:
@@ -77,6 +80,12 @@ class ModelVersion:
         return self.record.card.metrics
 
     @property
+    def evaluations(self) -> Table[Evaluation]:
+        """What was measured of it, newest first."""
+        path = f"/v1/models/{self.model}/versions/{self.version}/evaluations"
+        return listed(self._api, self._api.get(path, list[JobRecord]), title=f"evaluations of {self.ref}")
+
+    @property
     def location(self) -> Path:
         """Where the artefact lies."""
         return Path(self.record.location)
@@ -101,7 +110,7 @@ class Models:
             ModelNotFound: There is no model of that name.
         """
         path = "/v1/models" if name is None else f"/v1/models/{check_name(name, what='model')}/versions"
-        found = [ModelVersion(record) for record in self._api.get(path, list[VersionRecord])]
+        found = [ModelVersion(self._api, record) for record in self._api.get(path, list[VersionRecord])]
         return Table(found, title="models", rows=map(_row, found))
 
     def get(self, ref: str) -> ModelVersion:
@@ -112,7 +121,7 @@ class Models:
         """
         asked = parse_model_ref(ref)
         version = "newest" if asked.version is None else asked.version
-        return ModelVersion(self._api.get(f"/v1/models/{asked.name}/versions/{version}", VersionRecord))
+        return ModelVersion(self._api, self._api.get(f"/v1/models/{asked.name}/versions/{version}", VersionRecord))
 
     def register(self, name: str, trained: Exportable, *, metrics: Mapping[str, float] | None = None) -> ModelVersion:
         """Makes a trained checkpoint the next version of a model.
@@ -138,7 +147,8 @@ class Models:
             )
         staged, folder = self._workspace.stage()
         trained.export(folder, metrics=metrics)
-        return ModelVersion(self._api.send("POST", f"/v1/models/{name}/versions", VersionRecord, {"staged": staged}))
+        asked = {"staged": staged}
+        return ModelVersion(self._api, self._api.send("POST", f"/v1/models/{name}/versions", VersionRecord, asked))
 
     def alias(self, name: str, alias: str, version: ModelVersion | int) -> ModelVersion:
         """Points an alias, e.g. `champion`, at a version.
@@ -150,7 +160,7 @@ class Models:
         check_name(alias, what="alias")
         number = version.version if isinstance(version, ModelVersion) else version
         path = f"/v1/models/{name}/aliases/{alias}"
-        return ModelVersion(self._api.send("PUT", path, VersionRecord, {"version": number}))
+        return ModelVersion(self._api, self._api.send("PUT", path, VersionRecord, {"version": number}))
 
 
 def _row(version: ModelVersion) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mms_sdk.client.api import Api
 from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
+from mms_sdk.client.evaluations import Evaluation
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.studies import Script, Studies, Study
@@ -161,6 +162,52 @@ class WorkspaceClient:
         names = ("rows", "errors", "first_error", "accuracy", "model")
         told: dict[str, Any] = {name: job.result.get(name) for name in names}
         return BulkResult(path=path, job=job.id, **told)
+
+    def evaluate(
+        self,
+        model: str | ModelVersion,
+        *,
+        data: str | Dataset,
+        against: str | ModelVersion | None = None,
+        slices: str | Sequence[str] = (),
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Evaluation:
+        """Measures how well a version answers rows whose answer is known, and how sure that is.
+
+        Metrics follow the task: of classification, of multi-label classification or of regression. The interval of
+        `accuracy` is Wilson's (1927); all others are percentiles of the bootstrap over rows. What is measured is kept
+        with the version: `ws.models.get("flowers@1").evaluations`.
+
+        Args:
+            model: A version, or a reference such as `flowers@champion`.
+            data: A dataset, or a reference to one such as `flowers@7/test`.
+            against: Another version to compare with on the same rows, by the paired bootstrap and McNemar's test.
+            slices: Columns by whose values metrics are told apart: classes, categories, numbers, times.
+            confidence: Of each interval, from 0.5 to 0.999.
+            resamples: Of the bootstrap, from 100 to 100,000.
+            seed: Of the bootstrap; the same one gives the same intervals.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            ModelNotFound, DatasetNotFound, SplitNotFound, ColumnNotFound: There is none.
+            InvalidRequest: The version's task is not measured so, the data is of another kind or has another target, or
+                the versions do not answer the same.
+            DataError: No row can be compared with, or answers are no finite numbers.
+        """
+        asked = {
+            "model": ref_of(model),
+            "dataset": data.ref if isinstance(data, Dataset) else data,
+            "against": None if against is None else ref_of(against),
+            "slices": [slices] if isinstance(slices, str) else list(slices),
+            "confidence": confidence,
+            "resamples": resamples,
+            "seed": seed,
+        }
+        record = self._api.send("POST", "/v1/evaluations", JobRecord, asked)
+        return Evaluation(self._api, Job(self._api, record).wait(progress=progress).record)
 
     def tune(
         self,

@@ -21,12 +21,12 @@ from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
-from mms_sdk.service.routes import ROLE_KEY, datasets, deployments, health, jobs, models, predictions
+from mms_sdk.service.routes import ROLE_KEY, datasets, deployments, evaluations, health, jobs, models, predictions
 from mms_sdk.service.state import ServiceState
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
-_ROUTERS = tuple(module.router for module in (datasets, deployments, health, jobs, models, predictions))
+_ROUTERS = tuple(module.router for module in (datasets, deployments, evaluations, health, jobs, models, predictions))
 
 
 def create_app(

@@ -221,6 +221,12 @@ class Jobs:
         columns = tables.jobs.c
         return self._found(sa.select(tables.jobs).where(columns.parent == job).order_by(columns.id))
 
+    def of(self, name: str, *, kind: JobKind, state: JobState) -> Sequence[Job]:
+        """All jobs of a kind that worked on something and are in a state, newest first."""
+        columns = tables.jobs.c
+        found = sa.select(tables.jobs).where(columns.kind == kind, columns.name == name, columns.state == state)
+        return self._found(found.order_by(columns.id.desc()))
+
     def begun_by(self, owner: str, *, kind: JobKind, since: str) -> Sequence[Job]:
         """Jobs that a process began, by `owner_of`, after the job `since`; oldest first."""
         columns = tables.jobs.c

@@ -28,6 +28,7 @@ from mms_sdk.storage.stores.local import LocalStore
 
 STEP = re.compile(r"\d{10}")
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_TELLING = ("position", "history", "best_step", "stopped")
 _LEFT_BEHIND = re.compile(r"\.\d{10}\.(partial|retired)")
 
 
@@ -118,7 +119,7 @@ class CheckpointFolder:
         if best:
             self._best = step
         first = processes.is_first()
-        if processes.agreed(first and self._holds(step)):
+        if processes.agreed(first and self._holds(step, meta)):
             return
         draft = self.root / f".{step:010d}.partial"
         with files.writing(self.root), _os_errors():
@@ -226,6 +227,8 @@ class CheckpointFolder:
                     response.result()
                 files.write_durable(draft / "meta.json", orjson.dumps(meta, option=orjson.OPT_INDENT_2))
                 manifest.seal(draft)
+                if self._folder(step).exists():
+                    self._remove(step)
                 draft.rename(self._folder(step))
                 files.fsync_folder(self.root)
         except BaseException:
@@ -239,15 +242,17 @@ class CheckpointFolder:
                 f"checkpoint {self._folder(step)} was not completed by the first process; its own error says why"
             )
 
-    def _holds(self, step: int) -> bool:
+    def _holds(self, step: int, meta: Mapping[str, Any]) -> bool:
         if not self._folder(step).exists():
             return False
         try:
-            self.at(step).verify()
+            held = self.at(step)
+            held.verify()
         except (Damaged, CheckpointNotFound):  # a run that went back past it comes by again, and saves it anew
             self._remove(step)
             return False
-        return True
+        # The same step at the end of an epoch and behind it: what was measured in between is not in the first.
+        return all(held.meta.get(name) == meta.get(name) for name in _TELLING)
 
     def _retire(self) -> None:
         steps = sorted(int(path.name) for path in self.root.iterdir() if STEP.fullmatch(path.name))

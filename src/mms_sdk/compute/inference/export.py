@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ import orjson
 
 from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import HostStep, to_json
-from mms_sdk.compute.data.preprocess.series import Window
 from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
@@ -157,12 +155,10 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
 
 def _as_served(program: Program, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], tuple[HostStep, ...]]:
     # Who asks for a forecast has the steps before, and not those it is to say.
-    host, shape = program.pipeline.host, program.served_shape
-    if shape == program.input_shape:
+    host = tuple(program.task.at_serving(step) for step in program.pipeline.host)
+    if host or program.served_shape == program.input_shape:
         return columns, host
-    if host:
-        return columns, tuple(replace(step, length=shape[0]) if isinstance(step, Window) else step for step in host)
-    return tuple(column.model_copy(update={"shape": shape}) for column in columns), host
+    return tuple(column.model_copy(update={"shape": program.served_shape}) for column in columns), host
 
 
 def _below(kind: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

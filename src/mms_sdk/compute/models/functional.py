@@ -84,7 +84,10 @@ def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float3
 
 def describe(model: Any) -> str:
     """The model in words, for lineage."""
-    return repr(model) if hasattr(model, "build") else getattr(model, "__qualname__", type(model).__qualname__)
+    shown = repr(model)
+    if hasattr(model, "build") and " object at 0x" not in shown:  # which says nothing in another process
+        return shown
+    return getattr(model, "__qualname__", type(model).__qualname__)
 
 
 def module_of(factory: Callable[[Any], Any], arrays: Arrays, key: jax.Array) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,10 @@ class Check:
     dataset: str
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; seconds by finding."""
+        return asdict(self)
 
     def __repr__(self) -> str:
         width = max(len(finding.what) for finding in self.findings)
@@ -104,6 +108,8 @@ class _Looking:
         program = self._program
         with self._found("a training step") as told:
             self._state, self._totals = self._stepped(program.flat(program.init()))
+            while program.left_out(self._totals) and program.searches(self._state):  # fp16 looks for its scale
+                self._state, self._totals = self._stepped(self._state)
             loss = program.averages(self._totals, "train")["train/loss"]
             if not np.isfinite(loss) or program.left_out(self._totals):
                 raise TrainingFailed(
@@ -196,6 +202,7 @@ class _Looking:
             sharding=self._program.batch_sharding,
             inputs=self._program.inputs,
             target=self._program.task.target,
+            sample=self._program.task.target if split == "train" and self._trainer.sample else None,
         )
 
     def _stepped(self, state: Leaves) -> tuple[Leaves, Any]:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mms_sdk.compute.data.load import Loader
+from mms_sdk.compute.sharding.mesh import describe
 from mms_sdk.compute.training.callbacks import Callback
 from mms_sdk.compute.training.policies import Checkpoints, Limits, StopPolicy
 from mms_sdk.compute.training.program import Leaves, Program, State, Totals
@@ -98,6 +99,11 @@ class Run:
     def alone(self) -> bool:
         """Whether one process trains, which may decide by its own clock and its own signals."""
         return self.termination.interrupts
+
+    @property
+    def may_look_at_clocks(self) -> bool:
+        """Whether it is time to: that several processes agree on theirs takes as long as a small step."""
+        return self.alone or self.steps % _AGREE_EVERY_STEPS == 0
 
     def trained_s(self) -> float:
         """Seconds of training so far, over all its continuations."""
@@ -186,7 +192,7 @@ def _steps(run: Run) -> Iterator[Step]:
             run.stopped = _limit(run) or ""
             if (
                 (every_steps and run.steps % every_steps == 0)
-                or (every_s and _is_late(saved_at + every_s))
+                or (every_s and run.may_look_at_clocks and _is_late(saved_at + every_s))
                 or run.stopped
             ):
                 _save(run, best=False)
@@ -199,6 +205,8 @@ def _steps(run: Run) -> Iterator[Step]:
             metrics = _measured(run)
         yield _end_epoch(run, metrics, batches)
         saved_at = time.monotonic()
+        if not run.alone and processes.anyone(run.termination.asked):
+            raise Terminated
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
 
 
@@ -211,33 +219,30 @@ def _asked_to_end(run: Run) -> bool:
     # Several processes end after the same step: now and then they ask one another.
     if run.alone:
         return run.termination.asked
-    return run.steps % _AGREE_EVERY_STEPS == 0 and processes.anyone(run.termination.asked)
+    return run.may_look_at_clocks and processes.anyone(run.termination.asked)
 
 
 def _limit(run: Run) -> str | None:
     seconds = run.trained_s()
     if not run.alone and run.limits.time is not None:
-        seconds = float(processes.agreed(int(seconds)))
+        seconds = float(processes.agreed(int(seconds))) if run.may_look_at_clocks else 0.0
     return run.limits.reason(run.steps, seconds)
 
 
 def _first_apart(run: Run) -> Callable[..., tuple[Leaves, Totals]]:
-    # The first call compiles, which may take minutes in which no signal is looked at: it is awaited from outside.
-    compiled = run.program.step
+    # The first call compiles, which may take minutes in which no signal is looked at: it is awaited from outside, and
+    # the call then finds what was compiled. Traced here, where what the caller has set of JAX holds.
+    step = run.program.step
     waiting = [True]
 
-    def step(*given: Any) -> tuple[Leaves, Totals]:
-        if not waiting:
-            return compiled(*given)
-        waiting.clear()
-        try:
-            return run.termination.awaited(lambda: compiled(*given))
-        except Terminated:
-            if not run.checkpoints.all():  # the step may have taken the state meanwhile; it was the first one of all
-                run.state = run.program.flat(run.program.init())
-            raise
+    def stepped(*given: Any) -> tuple[Leaves, Totals]:
+        if waiting:
+            waiting.clear()
+            run.termination.awaited(step.lower(*given).compile)
+        done: tuple[Leaves, Totals] = step(*given)
+        return done
 
-    return step
+    return stepped
 
 
 def _measured(run: Run) -> dict[str, float]:
@@ -247,12 +252,15 @@ def _measured(run: Run) -> dict[str, float]:
     return metrics
 
 
-def _sound(run: Run) -> dict[str, float]:
+def _sound(run: Run, *, state: bool = False) -> dict[str, float]:
     # Training metrics so far; where they are no numbers, those of a state that is sound again.
     try:
-        return _finite(run)
+        return _finite(run, state=state)
     except TrainingFailed:
         if run.program.options.on_nan != "rollback" or run.rollbacks == ROLLBACKS:
+            raise
+        run.checkpoints.wait()
+        if not run.checkpoints.all():
             raise
         _roll_back(run)
         return dict.fromkeys(run.program.averages(run.totals, "train"), math.nan)
@@ -260,7 +268,6 @@ def _sound(run: Run) -> dict[str, float]:
 
 def _roll_back(run: Run) -> None:
     # Back to an earlier state, but on with the rows that follow: those that led astray would do so again.
-    run.checkpoints.wait()
     checkpoint, _ = run.checkpoints.newest_good()
     state, totals = run.program.from_arrays(checkpoint.load(run.program.target()))
     same_epoch = checkpoint.meta["position"]["epoch"] == run.position.epoch
@@ -282,10 +289,14 @@ def _end_epoch(run: Run, metrics: dict[str, float], batches: int) -> Step:
     return Step(run.steps, epoch, batches, batches, metrics)
 
 
-def _finite(run: Run) -> dict[str, float]:
+def _finite(run: Run, *, state: bool) -> dict[str, float]:
     metrics = run.program.averages(run.totals, "train")
-    loss, left_out = metrics["train/loss"], run.program.left_out(run.totals)
-    if left_out and left_out == run.position.batch:
+    if run.program.left_out(run.totals) == run.train.reader.batches:  # an epoch of nothing but steps left out
+        metrics = dict.fromkeys(metrics, math.nan)
+        if run.program.searches(run.state):
+            return metrics
+    loss = metrics["train/loss"]
+    if state and not run.program.is_sound(run.state):  # the last step spoilt it, which no loss has told yet
         loss = math.nan
     if not math.isfinite(loss):
         raise TrainingFailed(
@@ -296,7 +307,7 @@ def _finite(run: Run) -> dict[str, float]:
 
 
 def _save(run: Run, *, best: bool) -> None:
-    _sound(run)  # no checkpoint to go on from holds a state that is spoilt
+    _sound(run, state=True)  # no checkpoint to go on from holds a state that is spoilt
     if best:
         run.best_step = run.steps
     meta = {
@@ -307,6 +318,8 @@ def _save(run: Run, *, best: bool) -> None:
         "stopped": run.stopped,
         "seconds": run.trained_s(),
         "left_out": run.left_out,
+        "rollbacks": run.rollbacks,
+        "devices": describe(run.program.mesh),
         "log_bytes": run.log.size(),
         "options": run.options,
     }

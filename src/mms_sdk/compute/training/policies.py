@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.tuning import better_way
 
 History = Sequence[Mapping[str, float]]
 """Metrics of each finished epoch, e.g. `{"train/loss": …, "val/loss": …, "val/accuracy": …}`."""
@@ -39,7 +40,7 @@ class EarlyStopping:
     """Stops once a metric has not improved for a while.
 
     Attributes:
-        metric: e.g. `val/accuracy`; losses are better when lower, everything else when higher.
+        metric: e.g. `val/accuracy`; losses and errors are better when lower, everything else when higher.
         patience: Epochs without improvement after which to stop.
         min_delta: Smaller changes are not improvements.
     """
@@ -111,7 +112,7 @@ def improves(metric: str, value: float, than: float, by: float = 0.0) -> bool:
         return False
     if than != than:
         return True
-    return value < than - by if metric.endswith("loss") else value > than + by
+    return value < than - by if better_way(metric) == "minimize" else value > than + by
 
 
 def check_metric(metric: str | None, available: Sequence[str], *, asked_by: str) -> None:

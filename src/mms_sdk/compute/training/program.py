@@ -126,12 +126,17 @@ class Program:
         sums = dict(zip(self._totals, np.asarray(totals).tolist(), strict=True))
         return {f"{prefix}/{name}": value for name, value in self.task.averages(sums).items()}
 
+    def searches(self, leaves: Leaves) -> bool:
+        """Whether fp16 is still on its way down to a scale of the loss that fits."""
+        scale = self.tree(leaves).extra.get("loss_scale")
+        return scale is not None and float(scale) > 1
+
     def left_out(self, totals: Totals) -> int:
         """Steps that left the state as it was, because their loss or gradient was not finite."""
         return int(np.asarray(totals)[-1])
 
     @cached_property
-    def step(self) -> Callable[[Leaves, Totals, Any, Any, Any], tuple[Leaves, Totals]]:
+    def step(self) -> Any:
         """The compiled training step: state, totals, inputs, labels, weight → state, totals."""
         import jax
 
@@ -143,6 +148,19 @@ class Program:
         import jax
 
         return jax.jit(self._evaluate, out_shardings=self._whole)
+
+    @cached_property
+    def is_sound(self) -> Callable[[Leaves], Any]:
+        """Compiled: whether every value that is learnt or averaged is finite."""
+        import jax
+        import jax.numpy as jnp
+
+        def sound(leaves: Leaves) -> Any:
+            state = self.tree(leaves)
+            kept = [value for name, value in state.extra.items() if name.startswith(_EMA)]
+            return jnp.stack([jnp.isfinite(value).all() for value in (*state.params.values(), *kept)]).all()
+
+        return jax.jit(sound, out_shardings=self._whole)
 
     @cached_property
     def abstract(self) -> State:
@@ -172,18 +190,22 @@ class Program:
     def shardings(self) -> State:
         """Where each array of the state lies."""
         import jax
-        import optax
         from jax.sharding import NamedSharding, PartitionSpec
 
         abstract = self.abstract
         params = {each.path: NamedSharding(self.mesh, PartitionSpec(*each.spec)) for each in self.placements}
         whole = self._whole
-        learnt = {path: params[path] for path in self._learnt}
-        opt = optax.tree.map_params(
-            self.optimizer, lambda _, sharding: sharding, abstract.opt, learnt, transform_non_params=lambda _: whole
-        )
+        opt = jax.tree_util.tree_map_with_path(partial(self._beside, params), abstract.opt)
         extra = {name: params.get(name.removeprefix(_EMA), whole) for name in abstract.extra}
         return State(params, jax.tree.map(lambda _: whole, abstract.rest), opt, whole, extra)
+
+    def _beside(self, params: Mapping[str, Any], path: tuple[Any, ...], value: Any) -> Any:
+        # What an optimiser keeps of a parameter, in its shape, lies where that lies, whatever groups it makes of them.
+        for key in reversed(path):
+            name = getattr(key, "key", None)
+            if name in self.abstract.params and self.abstract.params[name].shape == value.shape:
+                return params[name]
+        return self._whole
 
     @cached_property
     def placements(self) -> list[Placement]:
@@ -192,8 +214,13 @@ class Program:
         Raises:
             InvalidRequest: A rule matches nothing or cannot be followed.
         """
-        model = self.model
-        return placements(self.abstract.params, self.rules, self.mesh, names=model.names, family=model.rules)
+        model, params = self.model, self.abstract.params
+        own = {path: value for path, value in params.items() if not path.startswith(LORA)}
+        added = {path: value for path, value in params.items() if path.startswith(LORA)}
+        return [
+            *placements(own, self.rules, self.mesh, names=model.names, family=model.rules),
+            *placements(added, PartitionRules(), self.mesh),
+        ]
 
     @cached_property
     def batch_sharding(self) -> Any:
@@ -367,7 +394,7 @@ class Program:
             inputs, labels, weight = batch
             outputs, after, targets = forward({**state.params, **learnt}, rest, inputs, labels, key)
             sums = self.task.sums(outputs, targets, weight)
-            weight = jnp.maximum(sums["weight"], 1)
+            weight = jnp.where(sums["weight"] > 0, sums["weight"], 1)
             mean = sums["loss"] / weight + _balance(after)
             return mean * scale * (weight if part else 1), (self._kept(rest, after), sums)
 
@@ -397,7 +424,7 @@ class Program:
         zeros = {name: jnp.float32(0) for name in (*self.task.counted, "weight")}
         first = (jax.tree.map(jnp.zeros_like, learnt), rest, zeros)
         (grads, rest, sums), _ = jax.lax.scan(one, first, (jnp.arange(parts), *map(cut, batch)))
-        rows = jnp.maximum(sums["weight"], 1)
+        rows = jnp.where(sums["weight"] > 0, sums["weight"], 1)
         return jax.tree.map(lambda x: x / rows, grads), rest, sums
 
     def _kept(self, before: Arrays, after: Arrays) -> Arrays:

@@ -45,7 +45,7 @@ class Termination:
 
     def leave(self) -> None:
         """Until here."""
-        if self._listens and self._before is not None:
+        if self._listens and signal.getsignal(signal.SIGTERM) == self._notice:  # nobody else listens by now
             signal.signal(signal.SIGTERM, self._before)
 
     def __enter__(self) -> Self:

@@ -175,7 +175,7 @@ class Trainer:
             with make_progress(shown, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
                 for step in steps:
                     bar.update(step)
-        except KeyboardInterrupt as stop:  # Python and notebooks show the note below the traceback
+        except (KeyboardInterrupt, Terminated) as stop:  # Python and notebooks show the note below the traceback
             job = fitting.job.id
             stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
@@ -313,6 +313,10 @@ class Trainer:
             column.name for column in input_columns(snapshot.record.columns, self.inputs, target=task.target)
         )
         pipeline, inputs = fitted(snapshot, Pipeline.of(self.preprocess), columns)
+        for step in pipeline.host:
+            task.at_serving(step)  # refuses what could be trained and not served
+        if self.sample and task.target is not None:
+            _refuse_no_classes(snapshot, task.target)
         optimizer = self.optimizer or optax.adamw(1e-3)
         row = task.model_shape(pipeline.device_shape(inputs.shape))
         return Program(
@@ -371,8 +375,9 @@ class Fitting:
         finally:
             self.run.log.close()
             self.run.checkpoints.close()
-            for callback in self.run.callbacks:
-                callback.end(self.run.stopped)
+            with contextlib.ExitStack() as last:  # each is told, whatever another one raises
+                for callback in reversed(self.run.callbacks):
+                    last.callback(callback.end, self.run.stopped)
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
@@ -484,11 +489,12 @@ class Fitting:
             ) from error
         position = Position(**newest.meta["position"])
         history = history_in(newest.meta)
-        stopped = self.trainer.stop.reason(history) or ""  # asked anew: a later stop may have been asked for
+        # Asked anew: a later stop may have been asked for.
+        stopped = (self.trainer.stop.reason(history) if history else None) or ""
         stopped = stopped or self.trainer.limits.reason(newest.step, newest.meta["seconds"]) or ""
         kept = {"steps": newest.step, "history": history, "best_step": best.step if newest.meta["best_step"] else 0}
         kept["stopped"] = stopped
-        kept |= {name: newest.meta[name] for name in ("seconds", "left_out")}
+        kept |= {name: newest.meta[name] for name in ("seconds", "left_out", "rollbacks")}
         return self.program.flat(state), totals, {**kept, "position": position}
 
     def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
@@ -508,8 +514,11 @@ class Fitting:
             raise InvalidRequest(
                 f"a run is continued with the options it began with; changed are {seen}; undo that, or start a new run"
             )
-        if moved := sorted(differ & _CHANGE_IS_SAID):
-            told = ", ".join(f"{name} {before.get(name)} → {options[name]}" for name in moved)
+        moved = [f"{name} {before.get(name)} → {options[name]}" for name in sorted(differ & _CHANGE_IS_SAID)]
+        if not moved and (devices := describe(self.program.mesh)) != checkpoint.meta["devices"]:
+            moved.append(f"{checkpoint.meta['devices']} → {devices}")
+        if moved:
+            told = ", ".join(moved)
             self.notes.append(
                 f"continued on other devices than it began on ({told}): the same rows in the same order from the same "
                 f"state, but sums are added up in another order, so that it goes on equal to rounding, not bit for bit"
@@ -523,7 +532,7 @@ class Fitting:
             split,
             pipeline=self.program.pipeline,
             batch_size=self.batch_size,
-            seed=self.trainer.seed if split == "train" else None,
+            seed=self.trainer.seed if split == "train" else evaluation_seed(self.program.task),
             sharding=self.program.batch_sharding,
             inputs=self.program.inputs,
             target=self.program.task.target,
@@ -586,7 +595,7 @@ class TrainedCheckpoint:
             split,
             pipeline=self.program.pipeline,
             batch_size=self.batch_size,
-            seed=None,
+            seed=evaluation_seed(self.program.task),
             sharding=self.program.batch_sharding,
             inputs=self.program.inputs,
             target=self.program.task.target,
@@ -707,6 +716,11 @@ def clipped(optimizer: Any, norm: float) -> Any:
     return optax.chain(optax.clip_by_global_norm(norm), optimizer)
 
 
+def evaluation_seed(task: Task) -> int | None:
+    """Of the order of rows in an evaluation; None for the order they lie in, where it makes no difference."""
+    return 0 if task.compares_rows else None
+
+
 def suited_batch_size(rows: int) -> int:
     """Rows in a step that leave an epoch of so many rows some ten steps: a power of two from 8 to 128."""
     return int(min(128, max(8, 2 ** ((rows // 10).bit_length() - 1))))
@@ -723,6 +737,15 @@ def _good(folder: CheckpointFolder, step: int, *, newest: int) -> list[Checkpoin
         _log.warning("the best checkpoint so far is lost; the newest stands in for it: %s", error.message)
         return []
     return [checkpoint]
+
+
+def _refuse_no_classes(snapshot: OpenSnapshot, target: str) -> None:
+    column = snapshot.column(target)
+    if column.labels is None or column.fixed:
+        raise InvalidRequest(
+            f"sample='target' draws by a column of classes, one a row; {target!r} of {snapshot.ref} is {column.form} "
+            f"without such; leave it out"
+        )
 
 
 def _opened(data: TrainingData) -> OpenSnapshot:

@@ -18,7 +18,7 @@ from mms_sdk.storage import metric_log
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
-JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt"]
+JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json"]
 
 
 @router.get("", **needs("viewer"))

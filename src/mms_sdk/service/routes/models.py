@@ -36,8 +36,7 @@ def list_versions(service: Service, name: Name) -> list[ModelVersion]:
 @router.get("/{name}/versions/{version}", **needs("viewer"))
 def get_version(service: Service, name: Name, version: str) -> ModelVersion:
     """One version, by number or alias, or the `newest`."""
-    ref = ModelRef(name=name) if version == NEWEST else parse_model_ref(f"{name}@{version}")
-    return _version(service, service.workspace.catalog.models.resolve(ref))
+    return _version(service, resolved(service, name, version))
 
 
 @router.post("/{name}/versions", status_code=201, **needs("editor"))
@@ -66,6 +65,12 @@ def set_alias(service: Service, name: Name, alias: Name, asked: SetAlias) -> Mod
         raise InvalidName(f"an alias is neither a number nor {NEWEST!r}, which name versions already; got {alias!r}")
     service.workspace.catalog.models.set_alias(name, alias, asked.version)
     return _version(service, service.workspace.catalog.models.resolve(ModelRef(name=name, version=asked.version)))
+
+
+def resolved(service: ServiceState, name: str, version: str) -> dict[str, Any]:
+    """The catalog's row of a version, by number or alias, or of the `newest`."""
+    ref = ModelRef(name=name) if version == NEWEST else parse_model_ref(f"{name}@{version}")
+    return service.workspace.catalog.models.resolve(ref)
 
 
 def _version(service: ServiceState, row: dict[str, Any]) -> ModelVersion:

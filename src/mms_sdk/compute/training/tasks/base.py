@@ -15,6 +15,8 @@ from mms_sdk.types import Array
 if TYPE_CHECKING:
     import jax
 
+    from mms_sdk.compute.data.preprocess.pipeline import HostStep
+
 Sums = dict[str, Any]
 """Sums over the rows of a batch, each row times its weight; under `weight` the sum of the weights. Scalars."""
 
@@ -27,12 +29,14 @@ class Task(Protocol):
     Attributes:
         name: On the wire and in a version's card.
         metrics: What `averages` gives; `loss` is among them.
+        compares_rows: Whether a row is measured by the others of its batch, so that batches have to be mixed.
         counted: What `sums` gives besides `weight`; `loss` is among them, and its mean is what is minimised.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     counted: ClassVar[tuple[str, ...]]
+    compares_rows: ClassVar[bool]
 
     @property
     def target(self) -> str | None:
@@ -72,12 +76,16 @@ class Task(Protocol):
     def scores(self, outputs: jax.Array) -> jax.Array:
         """What a served model answers, float32."""
 
+    def at_serving(self, step: HostStep) -> HostStep:
+        """A host step as a served model's rows go through it, which lack what the task is to say."""
+
 
 class WholeRows:
     """The usual case of a task: the model takes rows as they are, and metrics are means over rows."""
 
     metrics: ClassVar[tuple[str, ...]]
     counted: ClassVar[tuple[str, ...]]
+    compares_rows: ClassVar[bool] = False
 
     def fit(self, snapshot: OpenSnapshot) -> Self:
         """The task itself: it has nothing to learn from the rows."""
@@ -90,6 +98,10 @@ class WholeRows:
     def pair(self, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Both as they are."""
         return inputs, targets
+
+    def at_serving(self, step: HostStep) -> HostStep:
+        """The same step."""
+        return step
 
     def averages(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Means over rows."""

@@ -87,7 +87,8 @@ class Classification(WholeRows):
         hot = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
         losses = optax.softmax_cross_entropy(outputs, optax.smooth_labels(hot, self.label_smoothing))
         if self.focal:
-            missed = 1 - (jax.nn.softmax(outputs) * hot).sum(-1)
+            # Not 0: there the slope of a root has no end.
+            missed = jnp.maximum(1 - (jax.nn.softmax(outputs) * hot).sum(-1), 1e-7)
             losses = losses * missed**self.focal
         if self.class_weight is not None:
             losses = losses * jnp.asarray(self.class_weight, losses.dtype)[targets]

@@ -43,6 +43,12 @@ class Custom(WholeRows):
                 f"{self.loss!r}, measured={dict(self.measured)}"
             )
 
+    def __repr__(self) -> str:
+        # Functions by where they are, not by where they lie in memory: a run is continued in another process.
+        named = {name: _named(function) for name, function in self._functions}
+        score = None if self.score is None else _named(self.score)
+        return f"Custom({named}, target={self.target!r}, score={score!r})"
+
     @property
     def _functions(self) -> tuple[tuple[str, PerRow], ...]:
         return (("loss", self.loss), *self.measured)
@@ -82,6 +88,10 @@ class Custom(WholeRows):
         import jax.numpy as jnp
 
         return (outputs if self.score is None else self.score(outputs)).astype(jnp.float32)
+
+
+def _named(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def _one_a_row(what: str, value: Any, weight: jax.Array) -> Any:

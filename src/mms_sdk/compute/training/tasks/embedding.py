@@ -29,6 +29,7 @@ class Embedding(WholeRows):
     name: ClassVar[str] = "embedding"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "recall")
     counted: ClassVar[tuple[str, ...]] = metrics
+    compares_rows: ClassVar[bool] = True
     target: str = "label"
     temperature: float = 0.1
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from mms_sdk.compute.data.preprocess.series import Window
 from mms_sdk.compute.training.tasks.base import Shape, Sums, WholeRows, per_row, summed
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.storage.snapshots import OpenSnapshot
 
 if TYPE_CHECKING:
     import jax
+
+    from mms_sdk.compute.data.preprocess.pipeline import HostStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,16 @@ class Forecasting(WholeRows):
     def pair(self, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The steps before, and those to say."""
         return inputs[:, : -self.horizon], inputs[:, -self.horizon :]
+
+    def at_serving(self, step: HostStep) -> HostStep:
+        """A window without the steps that are to be said: the newest of a history, of any length.
+
+        Raises:
+            InvalidRequest: It keeps the first items of a series, behind which there may be nothing but padding.
+        """
+        if isinstance(step, Window) and step.keep == "first":
+            raise InvalidRequest("a forecast is of what comes last; got Window(keep='first'); use keep='last'")
+        return replace(step, length=step.length - self.horizon) if isinstance(step, Window) else step
 
     def sums(self, outputs: jax.Array, targets: jax.Array, weight: jax.Array) -> Sums:
         """Sums of the pinball loss, and of the errors of the quantile nearest to the median."""

@@ -63,7 +63,7 @@ class Regression(WholeRows):
 
     def fit(self, snapshot: OpenSnapshot) -> Regression:
         """The task with the target's mean and standard deviation over the training rows."""
-        if not self.standardize or self.mean is not None:
+        if self.mean is not None:
             return self
         values = train_values(snapshot, self.target)
         values = values.reshape(len(values), -1)
@@ -116,9 +116,13 @@ class Regression(WholeRows):
         return numbers
 
     def _standard(self, values: Any) -> Any:
+        if not self.standardize:
+            return values
         return (values - self._numbers(self.mean, values)) / self._numbers(self.std, values, otherwise=1.0)
 
     def _own_unit(self, values: Any) -> Any:
+        if not self.standardize:
+            return values
         return values * self._numbers(self.std, values, otherwise=1.0) + self._numbers(self.mean, values)
 
     def _numbers(self, numbers: tuple[float, ...] | None, like: Any, otherwise: float = 0.0) -> Any:
