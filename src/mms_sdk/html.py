@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain, cycle
@@ -17,6 +18,12 @@ _SHORT, _LONG_WORD = 28, 40  # signs: shorter ones stay on a line, words that ar
 _MIDDLE = "vertical-align:middle"
 _TABLE = "margin:0;border-collapse:collapse;table-layout:auto"  # a notebook's own style would put it in the middle
 _DIM = "color:var(--jp-ui-font-color2,inherit)"
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    return bool(shell and shell.get_ipython() and "ZMQ" in type(shell.get_ipython()).__name__)
 
 
 def titled(title: str, *sections: str, level: int = 3) -> str:

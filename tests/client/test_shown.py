@@ -16,6 +16,7 @@ from PIL import Image
 
 import mms_sdk as mms
 from mms_sdk import html
+from mms_sdk.client import studies
 from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.deployments import Deployment, Prediction
 from mms_sdk.client.jobs import Job
@@ -260,3 +261,15 @@ def test_a_preview_of_no_rows_says_so(embedded: mms.WorkspaceClient) -> None:
     preview = embedded.datasets.get("pets").preview([])
     assert repr(preview) == "0 rows of pets@1"
     assert "0 rows of pets@1" in harmless(preview._repr_html_()).text
+
+
+@pytest.mark.parametrize("notebook", [True, False])
+def test_how_a_trial_ended_is_no_error_output_in_a_notebook(
+    notebook: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(html, "in_notebook", lambda: notebook)
+
+    studies._say("trial 0 of 4: loss 0.5")
+
+    said = "  trial 0 of 4: loss 0.5\n"
+    assert capsys.readouterr() == ((said, "") if notebook else ("", said))

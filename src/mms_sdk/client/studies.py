@@ -433,8 +433,10 @@ def _study_row(study: Study) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
+    # A notebook shows what comes on stderr as if something had failed.
+    to = sys.stdout if html.in_notebook() else sys.stderr
     with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop
-        print(f"  {line}", file=sys.stderr, flush=True)
+        print(f"  {line}", file=to, flush=True)
 
 
 def _nothing(_: str) -> None: ...

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 from made_artifacts import edit_card, seal_again
 
+import mms_sdk as mms
 import small_kinds
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.inference.bulk import predict_folder, predict_snapshot
@@ -22,6 +24,7 @@ from mms_sdk.errors import ColumnNotFound, InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.sources import ImageFolder
 from mms_sdk.storage.reader import Position
+from mms_sdk.storage.workspace import Workspace
 from small_kinds import LABELS, RATE_HZ, SmallRows, trainer
 
 CHANCE = 1 / len(LABELS)
@@ -248,3 +251,38 @@ def test_a_stored_row_that_cannot_be_prepared_gets_its_reason_and_the_others_the
     assert told["errors"] == 1
     assert "column 'size' has inf" in written[0]["error"]
     assert all(row["predicted"] in LABELS for row in written[1:])
+
+
+@pytest.mark.parametrize("varies", [False, True], ids=["of one length", "of many lengths"])
+def test_a_forecast_is_asked_with_the_steps_before_and_says_those_after(varies: bool, tmp_path: Path) -> None:
+    count, horizon = sum(small_kinds.ROWS.values()), 4
+    kind: Any = "series" if varies else "embedding"
+    column = Column(name="walk", kind=kind, dtype="float64", shape=(None if varies else 20, 1))
+    walks = np.random.default_rng(0).normal(size=(count, 20, 1)).cumsum(1)
+    stored = [walk[row % 2 :] for row, walk in enumerate(walks)] if varies else walks
+    data = small_kinds.write(Workspace(tmp_path / "workspace"), "walks", [column], {"walk": stored})
+    trainer = mms.Trainer(
+        model=(
+            lambda key, shape: {"bias": jax.numpy.zeros((1, 1, 1))},
+            lambda params, x: x[:, -horizon:] + params["bias"],
+        ),
+        task=mms.Forecasting(horizon=horizon),
+        optimizer=optax.sgd(0.0),
+        preprocess=[mms.series.Window(20)] if varies else [],
+        epochs=1,
+    )
+    (tmp_path / "artifact").mkdir()
+    trainer.fit(data, progress="none").best.export(tmp_path / "artifact")
+    predictor = Predictor(tmp_path / "artifact", buckets=(1, 8))
+
+    # The model repeats what it saw last.
+    (told,) = predictor.predict([walks[0, :16].tolist()])
+    predict_snapshot(predictor, data.open(), "test", to=tmp_path / "out.parquet", top=0, tell=lambda _progress: None)
+    written = pq.read_table(tmp_path / "out.parquet")
+
+    np.testing.assert_allclose(np.array(told.values), walks[0, 12:16], rtol=1e-6)
+    rows = written["row"].to_numpy()
+    np.testing.assert_allclose(np.array(written["values"].to_pylist()), walks[rows, 16:, 0], rtol=1e-6)
+    if not varies:
+        with pytest.raises(InvalidInput, match=r"shape \(16, 1\); got float64 of shape \(20, 1\)"):
+            predictor.predict([walks[0].tolist()])

@@ -45,7 +45,7 @@ def values_for(family: Any, shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
 
 
 def matched(tensors: dict[str, Any], family: Any = FAMILY, **options: str) -> tuple[Any, models.Report]:
-    return match(family, shapes_of(family), tensors, Weights(path="there", **options))
+    return match(family, shapes_of(family), tensors, Weights("there", **options))
 
 
 def test_every_array_has_the_value_at_its_path() -> None:
@@ -57,6 +57,7 @@ def test_every_array_has_the_value_at_its_path() -> None:
     assert all(np.array_equal(values[path], tensors[path]) for path in tensors)
     assert (set(report.loaded), report.fresh, report.unused, report.layout) == (set(tensors), (), (), "MMS")
     assert str(report) == f"{len(tensors)} of {len(tensors)} arrays begin with there (named as by MMS)"
+    assert repr(report) == str(report), "a cell shows it, not hundreds of paths"
 
 
 def test_a_head_of_another_number_of_classes_begins_anew_and_is_told() -> None:
@@ -75,7 +76,7 @@ def test_only_the_last_layer_of_a_vgg_begins_anew_for_another_number_of_classes(
     family = models.VGG(num_classes=3, depth=11, width=1, hidden=(4, 5))
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in vgg_values(family).items()}
 
-    _, report = match(family, shapes, vgg_values(dataclasses.replace(family, num_classes=9)), Weights(path="there"))
+    _, report = match(family, shapes, vgg_values(dataclasses.replace(family, num_classes=9)), Weights("there"))
 
     assert set(report.fresh) == {"head/out/kernel", "head/out/bias"}
 
@@ -132,7 +133,7 @@ def test_what_is_named_may_begin_anew_or_be_left_over() -> None:
 @pytest.mark.parametrize("name", ["fresh", "unused"])
 def test_a_pattern_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"{name} of Weights is a regular expression; got '\('"):
-        Weights(path="there", **{name: "("})
+        Weights("there", **{name: "("})
 
 
 def test_positions_of_another_size_are_interpolated_and_a_plane_stays_a_plane() -> None:
@@ -142,7 +143,7 @@ def test_positions_of_another_size_are_interpolated_and_a_plane_stays_a_plane() 
     shapes = shapes_of(FAMILY, (16, 16, 3))
 
     tensors = {**values_for(FAMILY, (16, 16, 3)), "features/position": learnt}
-    values, report = match(FAMILY, shapes, tensors, Weights(path="there"))
+    values, report = match(FAMILY, shapes, tensors, Weights("there"))
 
     position = values["features/position"]
     assert report.resized == ("features/position",)
@@ -189,6 +190,11 @@ def test_a_family_begins_with_its_weights_in_the_compiled_start_of_training_and_
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "fresh: head/" in record.getMessage()
+    caplog.clear()
+    asked = dataclasses.replace(family, init_from=Weights(tmp_path / "five.safetensors", fresh="head/.*"))
+    with caplog.at_level(logging.INFO, "mms.models"):
+        functional(asked, SHAPE)
+    assert [record.levelname for record in caplog.records] == ["INFO"], "what was asked for is no warning"
 
 
 def test_training_begins_with_imported_weights(tiny: Tiny, tmp_path: Path) -> None:

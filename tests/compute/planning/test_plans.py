@@ -202,6 +202,18 @@ def test_a_plan_costs_devices_times_hours_times_the_price(data: Dataset) -> None
     assert BASE.plan(data, "a100:8", prices={"h100": 2.5}).cost is None
 
 
+def test_what_is_small_is_told_in_figures_and_not_as_nothing(data: Dataset) -> None:
+    plan = BASE.plan(data, "h100:8", prices={"h100": 2.5})
+
+    told = plan.facts()
+
+    low, high = (float(part.strip().removesuffix("%")) / 100 for part in told["a step"].split("MFU")[1].split("to"))
+    assert 0 < low < high
+    assert (low, high) == pytest.approx(plan.mfu, rel=0.5)  # of one figure
+    assert plan.cost
+    assert [float(part) for part in told["cost"].split(" to ")] == pytest.approx(plan.cost, rel=0.05)
+
+
 def narrow(monkeypatch: pytest.MonkeyPatch, memory_bytes: int) -> None:
     """An H100 with hardly any memory."""
     small: Device = replace(DEVICES["h100"], memory_bytes=memory_bytes)
@@ -220,6 +232,14 @@ def test_what_does_not_fit_comes_with_changes_that_were_planned(data: Dataset, m
         assert each.plan.device_bytes.total < plan.device_bytes.total
         assert each.plan.device_bytes == plan.replan(**each.change).device_bytes
     assert any(each.plan.fits for each in plan.suggestions), str(plan)
+
+
+def test_a_change_that_saves_next_to_nothing_is_not_suggested(data: Dataset) -> None:
+    plan = replace(BASE, mesh={"data": 8}, model=MLP(num_classes=3, widths=(60_000, 60_000))).plan(data, "h100:8")
+
+    assert not plan.fits
+    assert [each.change for each in plan.suggestions if each.plan.fits] == [{"mesh": {"fsdp": 8}}]
+    assert all(each.plan.device_bytes.total <= 0.99 * plan.device_bytes.total for each in plan.suggestions)
 
 
 def test_the_best_mesh_fits_where_the_one_asked_for_does_not(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +272,7 @@ def test_a_plan_is_text_json_and_html(data: Dataset) -> None:
     assert told["cost"] == list(plan.cost or ())
     assert "h100:8: 8 devices" in str(plan)
     assert "the run" in str(plan)
+    assert "computed in fp32" in str(plan)
     assert "plan for h100:8" in plan._repr_html_()
     assert "<table" in plan.choose()._repr_html_()
     assert json.loads(json.dumps(plan.choose().to_json()))["best"]["target"] == "h100:8"

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mms_sdk.compute.data.kinds.rows import kind_of
-from mms_sdk.compute.data.preprocess.pipeline import to_json
+from mms_sdk.compute.data.preprocess.pipeline import HostStep, to_json
 from mms_sdk.errors import Damaged, InvalidRequest
+from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
 from mms_sdk.storage import files, manifest
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.stores.local import LocalStore
 
 if TYPE_CHECKING:
+    from mms_sdk.compute.training.program import Program
     from mms_sdk.compute.training.trainer import TrainedCheckpoint
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -123,7 +125,7 @@ def read_card(folder: Path) -> ModelCard:
 def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tuple[int, ...]) -> ModelCard:
     program = trained.program
     labels = program.task.check(trained.snapshot)
-    columns = tuple(trained.snapshot.column(name) for name in program.inputs)
+    columns, host = _as_served(program, tuple(trained.snapshot.column(name) for name in program.inputs))
     kind: Any = kind_of(columns).name  # one of those that the card allows
     return ModelCard(
         task=program.task.name,
@@ -134,7 +136,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
             inputs=(TensorSpec(name=kind, dtype=program.input_dtype, shape=program.served_shape),),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=output),),
         ),
-        host=tuple(to_json(program.task.at_serving(step)) for step in program.pipeline.host),
+        host=tuple(to_json(step) for step in host),
         device=tuple(to_json(step) for step in program.pipeline.device),
         labels=labels,
         metrics=dict(metrics),
@@ -149,6 +151,14 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
         parameters=program.parameters(),
         created_at=now(),
     )
+
+
+def _as_served(program: Program, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], tuple[HostStep, ...]]:
+    # Who asks for a forecast has the steps before, and not those it is to say.
+    host = tuple(program.task.at_serving(step) for step in program.pipeline.host)
+    if host or program.served_shape == program.input_shape:
+        return columns, host
+    return tuple(column.model_copy(update={"shape": program.served_shape}) for column in columns), host
 
 
 def _below(kind: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

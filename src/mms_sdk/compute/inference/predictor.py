@@ -106,6 +106,8 @@ class Predictor:
             InvalidInput: One of them cannot be prepared.
         """
         rows = on_host(self._pipeline, kind, stored)
+        if self.card.task == "forecasting":  # rows may have the steps to say as well; what comes after them is said
+            rows = rows[:, -self.input_shape[0] :]
         if rows.shape[1:] != self.input_shape:
             raise InvalidInput(
                 f"this model takes rows of shape {self.input_shape}; got {rows.shape[1:]}; convert them first"

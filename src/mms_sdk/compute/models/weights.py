@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +25,7 @@ _log = logging.getLogger("mms.models")
 _SHOWN = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Weights:
     """Where weights come from, and what need not match.
 
@@ -38,6 +38,7 @@ class Weights:
     """
 
     path: str | os.PathLike[str]
+    _: KW_ONLY
     fresh: str = ""
     unused: str = ""
 
@@ -55,7 +56,7 @@ Source: TypeAlias = "str | os.PathLike[str] | Weights"
 """What `init_from` takes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What became of every array of the model and every tensor of the file.
 
@@ -82,6 +83,8 @@ class Report:
             if names := getattr(self, what):
                 told.append(f"{what}: {_shown(names)}")
         return "; ".join(told)
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +136,13 @@ def load(family: Any, source: Source, *, input_shape: tuple[int, ...], seed: int
 def started_from(taken: Functional, family: Any, source: Source) -> Functional:
     """The same model, whose initial values are those of a file where the file has them.
 
-    The report goes to the log `mms.models`: as a warning where something begins anew or was left over.
+    The report goes to the log `mms.models`: as a warning where something is resized, or begins anew
+    though nobody asked for it.
     """
     values, report = _matched(taken, family, source)
-    _log.log(logging.WARNING if report.fresh or report.unused or report.resized else logging.INFO, "%s", report)
+    asked = source.fresh if isinstance(source, Weights) else ""
+    anew = [path for path in report.fresh if not re.fullmatch(asked, path)]
+    _log.log(logging.WARNING if anew or report.resized else logging.INFO, "%s", report)
 
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
         # Under `jit` the initial values that are replaced are never computed.

@@ -270,16 +270,16 @@ class Plan:
             "FLOPs a step": f"{self.model_flops:.3g} of the model; on each device {self.work.products:.3g} in products "
             f"and {self.work.elementwise:.3g} element by element",
             "exchanged a step": self._exchanged(),
-            "a step": f"{_seconds(self.step_s)}, MFU {self.mfu[0]:.0%} to {self.mfu[1]:.0%}",
+            "a step": f"{_seconds(self.step_s)}, MFU {_share(self.mfu)}",
             "the run": f"{told.counted(self.steps, 'step')} in {_seconds(self.run_s)}",
         }
         if self.cost is not None:
-            out["cost"] = f"{self.cost[0]:,.2f} to {self.cost[1]:,.2f}"
+            out["cost"] = " to ".join(map(_price, self.cost))
         return out
 
     def _batch(self) -> str:
         options = self.options
-        parts = [f"computed with in {options.precision}"]
+        parts = [f"computed in {options.precision}"]
         parts += [f"in {options.accumulate} parts"] if options.accumulate > 1 else []
         parts += [f"remat {options.remat}"] if options.remat != "none" else []
         return ", ".join(parts)
@@ -319,6 +319,14 @@ def _seconds(between: Range) -> str:
         (1e-3, "ms"),
     )
     return f"{told.number(float(f'{low / factor:.2g}'))} to {told.number(float(f'{high / factor:.2g}'))} {unit}"
+
+
+def _share(between: Range) -> str:
+    return " to ".join(f"{share:.0%}" if share >= 0.1 or not share else f"{100 * share:.1g}%" for share in between)
+
+
+def _price(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.2g}"
 
 
 def _cell(value: Any) -> str:

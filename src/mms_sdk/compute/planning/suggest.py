@@ -10,6 +10,7 @@ from mms_sdk.compute.sharding.mesh import BATCH_AXES
 from mms_sdk.errors import InvalidRequest
 
 _FASTER = 0.9  # of the time, from which on a change is worth being said
+_SMALLER = 0.99  # of the bytes, likewise
 _HALVINGS = 12
 
 
@@ -17,7 +18,8 @@ def suggest(plan: Plan) -> tuple[Suggestion, ...]:
     """Changes that make it fit, or leave less missing; where it fits, changes that make it faster."""
     if plan.fits:
         return tuple(_faster(plan))
-    return tuple(each for each in _smaller(plan) if each.plan.device_bytes.total < plan.device_bytes.total)
+    most = _SMALLER * plan.device_bytes.total
+    return tuple(each for each in _smaller(plan) if each.plan.fits or each.plan.device_bytes.total <= most)
 
 
 def _faster(plan: Plan) -> Iterator[Suggestion]:

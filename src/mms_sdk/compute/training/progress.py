@@ -32,7 +32,7 @@ def make_progress(how: Literal["auto", "none"], epochs: int) -> ProgressView:
     """The view that suits where the output goes."""
     if how == "none":
         return _Silent()
-    if _in_notebook():
+    if html.in_notebook():
         return _Notebook(epochs)
     return _Bar(epochs) if sys.stderr.isatty() else _Lines(epochs)
 
@@ -137,8 +137,3 @@ class _Notebook(_Silent):
 
 def _told(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def _in_notebook() -> bool:
-    shell = sys.modules.get("IPython")
-    return bool(shell and shell.get_ipython() and "ZMQ" in type(shell.get_ipython()).__name__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -209,7 +210,9 @@ def loaded() -> Any:
         MissingExtra: It is not installed.
     """
     try:
-        import optuna
+        with warnings.catch_warnings():  # tqdm's, that a bar which nobody asked for would be plain in a notebook
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import optuna
     except ImportError as error:
         raise MissingExtra("optuna", extra="tune") from error
     return optuna

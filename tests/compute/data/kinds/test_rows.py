@@ -115,7 +115,7 @@ def test_arrays_of_other_shapes_and_numbers_that_do_not_fit_are_refused() -> Non
         with pytest.raises(InvalidInput, match=r"holds finite numbers of at most 3\.40282e\+38"):
             series.given(wrong)
     tokens: Any = kind_of([TOKENS])
-    with pytest.raises(InvalidInput, match="embedding of numbers of shape"):
+    with pytest.raises(InvalidInput, match="kind embedding, numbers of shape"):
         tokens.given([0.5, 1.0, 2.0, 3.0])
     with pytest.raises(InvalidInput, match=r"at most 2\.14748e"):
         tokens.given([1, 2, 3, 2**40])
@@ -140,6 +140,23 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSnapshot]:
     workspace = Workspace(tmp_path_factory.mktemp("gaps"))
     yield small_kinds.write(workspace, "gaps", columns, values).open()
     workspace.close()
+
+
+def test_a_row_may_have_the_titles_of_its_source() -> None:
+    columns = (
+        Column(name="a", kind="number", dtype="float64", title="A"),
+        Column(name="a_2", kind="number", dtype="float64", title="a"),
+        Column(name="b", kind="number", dtype="float64"),
+    )
+    table = kind_of(columns)
+
+    by_title = table.given({"a": 2.0, "A": 1.0, "b": 3.0})
+    by_name = table.given({"a": 1.0, "a_2": 2.0, "b": 3.0})
+
+    assert {name: cells.values.tolist() for name, cells in by_title.items()} == {"a": [1.0], "a_2": [2.0], "b": [3.0]}
+    assert {name: cells.values.tolist() for name, cells in by_name.items()} == {"a": [1.0], "a_2": [2.0], "b": [3.0]}
+    with pytest.raises(InvalidInput, match=r"without \['a_2'\]"):
+        table.given({"a": 1.0, "b": 3.0})
 
 
 def test_rows_without_a_value_are_counted_and_refused(gaps: OpenSnapshot) -> None:

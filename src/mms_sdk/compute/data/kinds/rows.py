@@ -265,7 +265,7 @@ class Numbers:
         )
         if values.dtype.kind not in kinds or not fits:
             raise InvalidInput(
-                f"this model takes a {self.name} of numbers of shape ({told}); got {values.dtype} of shape "
+                f"this model takes rows of kind {self.name}, numbers of shape ({told}); got {values.dtype} of shape "
                 f"{values.shape}"
             )
         largest = np.iinfo(np.int32).max if self.dtype == "int32" else np.finfo(np.float32).max
@@ -332,12 +332,15 @@ class Table:
         return row
 
     def given(self, item: Any) -> dict[str, Cells]:
-        """Cells of one row, given by name; None where there is no value.
+        """Cells of one row, given by name, or by the titles of its source; None where there is no value.
 
         Raises:
             InvalidInput: A column is missing, unknown, or holds something else than it does.
         """
         names = [column.name for column in self.columns]
+        titles = {column.title or column.name: column.name for column in self.columns}
+        if isinstance(item, Mapping) and set(item) != set(names) and set(item) == set(titles):
+            item = {titles[title]: value for title, value in item.items()}
         if not isinstance(item, Mapping) or set(item) != set(names):
             got = type(item).__name__
             if isinstance(item, Mapping):
