@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mms_sdk.compute.planning.operations import Operation, Operations, bytes_of
 
@@ -225,10 +225,17 @@ def _each_once(dims: Dims) -> Dims:
     return tuple(out)
 
 
+def _alike(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(out.aval.ndim == own.aval.ndim for out, own in zip(outside, inside, strict=True))
+
+
 def _scan(made: Division, each: Operation, given: list[Dims], times: float) -> list[Dims]:
-    (body, rounds), params = each.bodies[0], each.equation.params
-    fixed, carried = params["num_consts"], params["num_carry"]
-    stacked = [dims[1:] for dims in given[fixed + carried :]]
-    known = dict(zip(body.arguments, [*given[: fixed + carried], *stacked], strict=True))
+    body, rounds = each.bodies[0]
+    # What is stacked has an axis more outside than inside; how a scan counts its operands differs by version of JAX.
+    inner = each.equation.params["jaxpr"].jaxpr
+    whole = _alike(each.equation.invars, inner.invars)
+    carried = _alike(each.equation.outvars, inner.outvars)
+    stacked = [dims[1:] for dims in given[whole:]]
+    known = dict(zip(body.arguments, [*given[:whole], *stacked], strict=True))
     outs = _follow(made, body, known, times * rounds)
     return [*outs[:carried], *(((), *dims) if dims else () for dims in outs[carried:])]
