@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mms_sdk.compute.models.family import Family, check_options, check_picture
+from mms_sdk.compute.models.group_norm import GroupNorm
 from mms_sdk.compute.models.weights import Source
 from mms_sdk.errors import InvalidRequest
 
@@ -48,7 +49,7 @@ class _Stage(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int, rngs: nnx.Rngs) -> None:
         # Normalised over groups, not over the batch: padding rows change nothing.
         self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, padding=1, use_bias=False, rngs=rngs)
-        self.norm = nnx.GroupNorm(outputs, num_groups=8, use_fast_variance=False, rngs=rngs)
+        self.norm = GroupNorm(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return nnx.relu(self.norm(self.conv(x)))

@@ -8,6 +8,7 @@ from itertools import pairwise
 import jax
 from flax import nnx
 
+from mms_sdk.compute.models.group_norm import GroupNorm
 from mms_sdk.compute.models.options import check_at_least, check_odd, check_shape, check_share
 from mms_sdk.compute.sharding.rules import PartitionRules
 from mms_sdk.errors import InvalidRequest
@@ -57,13 +58,13 @@ class _Stage(nnx.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, *, rngs: nnx.Rngs) -> None:
         # Normalised over groups, not over the batch: padding rows change nothing, and neither does the batch size.
         self.conv1 = nnx.Conv(inputs, outputs, (kernel,), use_bias=False, rngs=rngs)
-        self.norm1 = nnx.GroupNorm(outputs, num_groups=8, rngs=rngs)
+        self.norm1 = GroupNorm(outputs)
         self.conv2 = nnx.Conv(outputs, outputs, (kernel,), use_bias=False, rngs=rngs)
-        self.norm2 = nnx.GroupNorm(outputs, num_groups=8, rngs=rngs)
+        self.norm2 = GroupNorm(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.norm1(self.conv1(x)))
-        return halve_frames(nnx.relu(self.norm2(self.conv2(x))))
+        return nnx.relu(halve_frames(self.norm2(self.conv2(x))))  # the same in this order, on half of the values
 
 
 class _Features(nnx.Module):
