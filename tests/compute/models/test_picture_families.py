@@ -23,6 +23,7 @@ from mms_sdk.errors import InvalidRequest
 PICTURE = (32, 32, 3)
 CLIP = (3, 32, 32, 3)
 TINY = {
+    "convnet": (models.ConvNet(num_classes=8, widths=(8, 16)), PICTURE),
     "convnext": (models.ConvNeXt(num_classes=8, depths=(1, 2), widths=(8, 16)), PICTURE),
     "efficientnet-lite": (models.EfficientNetLite(num_classes=8), PICTURE),
     "factorised-vit": (models.FactorisedViT(num_classes=8, width=16, depth=1, time_depth=1, heads=2), CLIP),
@@ -93,7 +94,7 @@ def test_only_networks_with_batch_normalisation_have_state_that_is_not_trained()
         return {path.rpartition("/")[2] for path in shapes_of(*TINY[name])[1]}
 
     assert leaves("resnet") == leaves("vgg with batch norm") == {"mean", "var"}
-    assert leaves("vgg") == leaves("vit") == leaves("convnext") == set()
+    assert leaves("vgg") == leaves("vit") == leaves("convnext") == leaves("convnet") == set()
 
 
 def test_running_averages_are_moved_in_training_and_used_and_left_alone_outside() -> None:
@@ -208,7 +209,9 @@ def test_a_name_gives_a_family_with_its_options_and_what_stands_in_front_of_it()
     assert resize.size == (224, 224)
     assert normalize.mean == (0.485, 0.456, 0.406)
     assert models.preprocess(models.by_name("efficientnet-lite", num_classes=2, variant="lite3"))[0].size == (280, 280)
-    assert models.preprocess(models.by_name("mlp", num_classes=2))[0].mean is None
+    for small in ("convnet", "mlp"):
+        (alone,) = models.preprocess(models.by_name(small, num_classes=2))
+        assert alone.mean is None
 
 
 @pytest.mark.parametrize(
@@ -224,6 +227,7 @@ def test_a_name_gives_a_family_with_its_options_and_what_stands_in_front_of_it()
         ("vgg", {"num_classes": 3, "hidden": (16, 0)}, "got hidden[1]=0"),
         ("vgg", {"num_classes": 3, "dropout": 1.0}, "from 0 to less than 1; got dropout=1.0"),
         ("efficientnet-lite", {"num_classes": 3, "variant": "b0"}, "'lite4']; got variant='b0'"),
+        ("convnet", {"num_classes": 3, "dropout": -0.1}, "got dropout=-0.1"),
         ("convnext", {"num_classes": 3, "variant": "huge"}, "got variant='huge'"),
         ("convnext", {"num_classes": 3, "depths": (1, 1)}, "as many depths as widths; got depths=(1, 1)"),
         ("convnext", {"num_classes": 3, "depths": (), "widths": ()}, "got depths=() and widths=()"),
@@ -248,6 +252,7 @@ def test_options_that_make_no_network_are_refused_with_the_rule(name: str, optio
     [
         (TINY["vgg"][0], (31, 40, 3), "sides from 32 pixels; got (31, 40, 3); begin preprocess with mms.image.Resize"),
         (TINY["resnet"][0], (32, 32), "(height, width, channels); got rows of shape (32, 32)"),
+        (TINY["convnet"][0], (32, 32), "(height, width, channels); got rows of shape (32, 32)"),
         (TINY["convnext"][0], (4, 32, 3), "sides from 8 pixels"),
         (TINY["vit"][0], (40, 32, 3), "multiples of 16; got (40, 32, 3); begin preprocess with mms.image.Resize(32)"),
         (TINY["factorised-vit"][0], PICTURE, "(frames, height, width, channels); got rows of shape (32, 32, 3)"),

@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CONVOLUTIONS: Partition = (
     # One channel in, or a picture's: nothing to divide there.
-    (r"(stem|depthwise|^features/stages/0|^features/stages/0/0)/(conv/)?kernel$", (None, None, None, "fsdp")),
+    (r"(stem|depthwise|^features/stages/0|^features/stages/0/0)/(conv1?/)?kernel$", (None, None, None, "fsdp")),
     (r"^features/.*conv\d?/kernel$", (None, None, "fsdp", "tensor")),
 )
 """Kernels (height, width, in, out) of convolutional networks: channels in over `fsdp`, channels out over `tensor`."""

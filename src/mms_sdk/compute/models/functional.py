@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import jax
 
 Arrays: TypeAlias = dict[str, Any]
-"""Arrays by path, e.g. `stages/0/conv1/kernel`."""
+"""Arrays by path, e.g. `features/stages/0/conv1/kernel`."""
 
 
 @dataclass(frozen=True)
