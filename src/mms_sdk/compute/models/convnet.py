@@ -10,9 +10,9 @@ import jax
 from flax import nnx
 
 from mms_sdk.compute.data.preprocess.image import Normalize
-from mms_sdk.compute.models.family import Family, check_options, check_picture, check_share
+from mms_sdk.compute.models.family import Family
+from mms_sdk.compute.models.options import check_at_least, check_picture, check_share, check_sizes
 from mms_sdk.compute.models.weights import Source
-from mms_sdk.errors import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,9 @@ class ConvNet(Family):
     init_from: Source | None = None
 
     def __post_init__(self) -> None:
-        check_options("ConvNet", num_classes=self.num_classes)
-        check_share("ConvNet", dropout=self.dropout)
-        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
-            raise InvalidRequest(f"the widths of a ConvNet are multiples of 8; got widths={self.widths}")
+        check_at_least(1, num_classes=self.num_classes)
+        check_share(dropout=self.dropout)
+        check_sizes(widths=self.widths, multiple=8)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels)."""
