@@ -12,6 +12,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # and avg_pool mix int32 with float32; each raises TypePromotionError under it.
 
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +87,14 @@ def catalog_at(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
         return tmp_path / "catalog.sqlite"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.make_database()
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the system has one, for work that syncs to disk some thousand times."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="mms-", dir=memory) as folder:
+        yield Path(folder)

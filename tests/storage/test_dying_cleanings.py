@@ -18,13 +18,7 @@ CLEANED = np.flatnonzero(np.concatenate([OLD["label"], ADDED["label"]]) != 0)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("how", "stride"),
-    [
-        ("kill", 23),
-        *(pytest.param(how, times(6, full=2), marks=pytest.mark.torture) for how in ("kill", "enospc", "interrupt")),
-    ],
-)
+@pytest.mark.parametrize(("how", "stride"), [("kill", 23), *OFTEN])
 def test_a_cleaning_that_fails_at_any_step_leaves_rows_and_columns_as_before_or_both_as_after(
     memory_path: Path, how: str, stride: int
 ) -> None:
@@ -61,13 +55,7 @@ def assert_cleaned(dataset: Dataset, *, done: bool) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("how", "stride"),
-    [
-        ("kill", 31),
-        *(pytest.param(how, times(6, full=2), marks=pytest.mark.torture) for how in ("kill", "enospc", "interrupt")),
-    ],
-)
+@pytest.mark.parametrize(("how", "stride"), [("kill", 31), *OFTEN])
 def test_a_join_that_fails_at_any_step_makes_nothing_or_all_of_it(memory_path: Path, how: str, stride: int) -> None:
     template = memory_path / "template"
     add(Dataset.create(LocalStore(template / "flowers"), "flowers"), OLD)

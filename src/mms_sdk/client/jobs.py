@@ -128,13 +128,7 @@ class Jobs:
 
     def __iter__(self) -> Iterator[Job]:
         """All jobs, newest first, page by page."""
-        before: str | None = None
-        while True:
-            page = self._api.get("/v1/jobs", JobPage, before=before)
-            yield from (Job(self._api, record) for record in page.jobs)
-            if page.next is None:
-                return
-            before = page.next
+        return (Job(self._api, record) for record in records(self._api))
 
     def list(self, limit: int = 20) -> Table[Job]:
         """The newest jobs."""
@@ -152,6 +146,22 @@ class Jobs:
             JobNotFound: There is none of that id.
         """
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
+
+
+def records(api: Api, **query: Any) -> Iterator[JobRecord]:
+    """Records of jobs, newest first, page by page.
+
+    Args:
+        api: The workspace's.
+        query: Which, and `limit`, how many a page.
+    """
+    before: str | None = None
+    while True:
+        page = api.get("/v1/jobs", JobPage, before=before, **query)
+        yield from page.jobs
+        if page.next is None:
+            return
+        before = page.next
 
 
 def _verified(result: dict[str, Any]) -> str:

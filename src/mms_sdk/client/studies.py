@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
-from mms_sdk.client.jobs import Job
+from mms_sdk.client.jobs import Job, records
 from mms_sdk.client.study_views import Drawing, Importance, Outcome, history, parallel
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound
@@ -185,7 +185,7 @@ class Study:
     def trials(self) -> Table[Trial]:
         """All trials that began, in order, as they are now."""
         groups: dict[int, list[JobRecord]] = {}
-        for row in reversed(list(_pages(self._api, parent=self.id))):
+        for row in reversed(list(records(self._api, limit=500, parent=self.id))):
             groups.setdefault(row.spec["number"], []).append(row)
         found = [Trial(self._api, self._workspace, groups[number], self.spec) for number in sorted(groups)]
         return Table(found, title="trials", rows=map(_row, found))
@@ -369,16 +369,6 @@ def _check_numbers(asked: Mapping[str, Any], points: int | None) -> None:
         raise InvalidRequest(
             f"a grid of {points} points has no {asked['trials']} trials; leave trials out for all of them"
         )
-
-
-def _pages(api: Api, **query: Any) -> Iterator[JobRecord]:
-    before: str | None = None
-    while True:
-        page = api.get("/v1/jobs", JobPage, before=before, limit=500, **query)
-        yield from page.jobs
-        if page.next is None:
-            return
-        before = page.next
 
 
 def _state(attempts: Sequence[JobRecord]) -> str:

@@ -62,6 +62,8 @@ class ModelCard(Schema):
         host: Preprocessing before the device, as step specifications.
         device: Preprocessing inside the StableHLO program, for people to read.
         labels: Class names in order of the scores; none where the output is no score of classes.
+        threshold: Probability from which a class counts as said, where a row may have several; None where it has one
+            class or none.
     """
 
     artifact_version: int = ARTIFACT_VERSION
@@ -73,6 +75,7 @@ class ModelCard(Schema):
     host: tuple[dict[str, Any], ...]
     device: tuple[dict[str, Any], ...]
     labels: tuple[str, ...]
+    threshold: float | None = Field(default=None, gt=0, lt=1)
     metrics: dict[str, float]
     lineage: Lineage
     platforms: tuple[str, ...]

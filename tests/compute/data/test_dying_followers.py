@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +16,6 @@ from torture import DRIVER, die_at_steps, times
 FOLLOW = (
     "import sys, pathlib, dies_at_step; [dies_at_step.follow(pathlib.Path(each), job='next') for each in sys.argv[1:]]"
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory where the system has one, for work that syncs to disk some thousand times."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="mms-", dir=memory) as made:
-        yield Path(made)
 
 
 def _told(folder: Path) -> tuple[list[int], list[int]]:
@@ -52,9 +41,9 @@ def _told(folder: Path) -> tuple[list[int], list[int]]:
     ids=["kill", "enospc", "interrupt"],
 )
 def test_a_follower_that_fails_at_any_step_and_the_next_bring_each_record_once(
-    folder: Path, how: str, stride: int, capsys: pytest.CaptureFixture[str]
+    memory_path: Path, how: str, stride: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    template, out = folder / "template", folder / "out"
+    template, out = memory_path / "template", memory_path / "out"
     template.mkdir()
     told = die_at_steps("follow", how, template, out, stride=stride)
 

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +14,6 @@ from mms_sdk.storage.workspace import Workspace
 from torture import die_at_steps, times
 
 SPEC = {"clean": (DropUnreadable(), DropDuplicates())}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory where the system has one, for work that syncs to disk some thousand times."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="mms-", dir=memory) as made:
-        yield Path(made)
 
 
 def ingest_here(root: Path, photos: Path) -> None:
@@ -54,9 +43,9 @@ def seed_of(source: str) -> int:
 )
 @pytest.mark.parametrize("grown", [False, True], ids=["first ingest", "grown folder"])
 def test_an_ingest_that_fails_at_any_step_leaves_the_old_or_the_new_snapshot_and_the_next_one_goes_well(
-    folder: Path, grown: bool, how: str, stride: int
+    memory_path: Path, grown: bool, how: str, stride: int
 ) -> None:
-    photos, template, out = folder / "out" / "photos", folder / "template", folder / "out"
+    photos, template, out = memory_path / "out" / "photos", memory_path / "template", memory_path / "out"
     write_classes(photos, {"cat": 4, "dog": 4})
     template.mkdir()
     if grown:

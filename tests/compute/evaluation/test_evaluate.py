@@ -32,7 +32,9 @@ class Linear:
     input_shape = (4,)
     input_dtype = np.dtype("float32")
 
-    def __init__(self, task: str, target: str | None, labels: Sequence[str] = (), trained: str = "") -> None:
+    def __init__(
+        self, task: str, target: str | None, labels: Sequence[str] = (), threshold: float | None = None
+    ) -> None:
         outputs = (len(labels),) if labels else (1,)
         self.columns = (VECTOR,)
         self.kind = kind_of(self.columns)
@@ -50,8 +52,9 @@ class Linear:
             host=(),
             device=(),
             labels=tuple(labels),
+            threshold=threshold,
             metrics={},
-            lineage=Lineage(dataset="any@1", job="J", step=1, trainer={"task": trained}),
+            lineage=Lineage(dataset="any@1", job="J", step=1),
             platforms=("cpu",),
             parameters=0,
             created_at="",
@@ -142,7 +145,7 @@ def test_numbers_are_measured_on_rows_that_have_one(snapshot: OpenSnapshot) -> N
 
 
 def test_several_classes_at_once_are_measured_by_the_threshold_of_the_training(snapshot: OpenSnapshot) -> None:
-    version = Linear("multi-label", "tags", LABELS, trained="MultiLabel(target='tags', threshold=0.7)")
+    version = Linear("multi-label", "tags", LABELS, threshold=0.7)
 
     told = ask(version, snapshot, "val")
 

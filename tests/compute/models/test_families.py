@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from flax import nnx
 
 from mms_sdk.compute.models import MLP, ConvNet, by_name
 from mms_sdk.compute.models.convnet import halve
+from mms_sdk.compute.models.registry import FAMILIES
 from mms_sdk.errors import InvalidRequest
 
 
@@ -69,3 +74,15 @@ def test_a_family_is_found_by_its_name_and_others_are_listed() -> None:
     assert by_name("mlp", num_classes=2) == MLP(num_classes=2)
     with pytest.raises(InvalidRequest, match=r"'convnet', .*'mlp', .*; got 'resnets'"):
         by_name("resnets")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_page_of_families_has_a_row_with_every_option(name: str) -> None:
+    family = FAMILIES[name]
+    page = (Path(__file__).parents[3] / "docs" / "model-families.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}`, `{family.__name__}`"))
+    told = set(re.findall(r"`(\w+)", row))
+
+    options = {field.name for field in fields(family)} - {"init_from"}
+
+    assert options <= told

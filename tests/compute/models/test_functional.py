@@ -218,7 +218,7 @@ def test_what_is_no_model_is_refused_and_what_would_be_one_is_listed(model: Any)
 
 
 def test_a_model_is_described_by_its_options_or_its_name() -> None:
-    assert describe(FAMILY) == "ConvNet(num_classes=3, widths=(8,), dropout=0.5)"
+    assert describe(FAMILY) == "ConvNet(num_classes=3, widths=(8,), dropout=0.5, init_from=None)"
     assert describe(Normed(rngs=nnx.Rngs(0))) == "Normed"
     assert describe(rows_of) == "rows_of"
 

@@ -34,13 +34,19 @@ def layer(*, top_k: int = 2, capacity_factor: float | None = None, gated: bool =
     return made
 
 
+def called(made: MoE, x: Any, keep: Any = None, *, sizes: dict[str, int] | None = None) -> Any:
+    """What comes out; what the layer says of it stands in its variables then."""
+    mesh = None if sizes is None else mesh_of(sizes)
+    return nnx.jit(lambda made, x, keep: made(x, keep, mesh=mesh))(made, x, keep)
+
+
 def softmax(scores: Any) -> Any:
     exponentials = np.exp(scores - scores.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def by_hand(made: MoE, x: Any, *, parts: int = 1) -> tuple[Any, int, float]:
-    """Outputs, dropped choices and the balance, one token after the other; each part has room of its own."""
+def by_hand(made: MoE, x: Any, *, parts: int = 1) -> tuple[Any, float, float]:
+    """Outputs, the share of choices dropped and the balance, token by token; each part has room of its own."""
     weights = {name: np.asarray(value, float) for name, value in made_arrays(made).items()}
     tokens = x.reshape(-1, FEATURES).astype(float)
     probabilities = softmax(tokens @ weights["router"])
@@ -61,12 +67,11 @@ def by_hand(made: MoE, x: Any, *, parts: int = 1) -> tuple[Any, int, float]:
                 if made.top_k > 1:
                     weight /= probabilities[token, chosen[token]].sum()
                 hidden = tokens[token] @ weights["up"][expert]
-                hidden = hidden / (1 + np.exp(-hidden))
-                if "gate" in weights:
-                    hidden *= tokens[token] @ weights["gate"][expert]
+                gate = tokens[token] @ weights["gate"][expert] if "gate" in weights else hidden
+                hidden = (hidden if "gate" in weights else 1) * gate / (1 + np.exp(-gate))
                 out[token] += weight * (hidden @ weights["down"][expert])
     shares = np.bincount(chosen.ravel(), minlength=EXPERTS) / chosen.size
-    return out.reshape(x.shape), dropped, EXPERTS * float(shares @ probabilities.mean(0))
+    return out.reshape(x.shape), dropped / chosen.size, EXPERTS * float(shares @ probabilities.mean(0))
 
 
 def made_arrays(made: MoE) -> dict[str, Any]:
@@ -99,31 +104,31 @@ MESHES = [{"expert": 1}, {"expert": 2}, {"expert": 4}, {"data": 2, "expert": 2},
 def test_tokens_get_what_their_experts_say_wherever_those_lie(sizes: dict[str, int], top_k: int, gated: bool) -> None:
     made = layer(top_k=top_k, gated=gated)
 
-    out, routing = jax.jit(lambda x: made(x, mesh=mesh_of(sizes)))(X)
+    out = called(made, X, sizes=sizes)
 
     expected, _, balance = by_hand(made, X)
     np.testing.assert_allclose(out, expected, atol=1e-5)
-    assert routing.dropped == 0
-    np.testing.assert_allclose(routing.balance, balance, rtol=1e-5)
-    np.testing.assert_allclose(routing.load.sum(), 1, rtol=1e-6)
+    assert made.dropped[...] == 0
+    np.testing.assert_allclose(made.balance_loss[...], balance, rtol=1e-5)
+    np.testing.assert_allclose(made.load[...].sum(), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_the_gradient_of_output_and_balance_is_that_of_a_dense_mixture(sizes: dict[str, int]) -> None:
-    graph, params, rest = nnx.split(layer(), nnx.Param, ...)
+    made = layer()
     towards = np.random.default_rng(1).normal(size=X.shape).astype(np.float32)
 
-    def loss(params: Any) -> Any:
-        out, routing = nnx.merge(graph, params, rest)(X, mesh=mesh_of(sizes))
-        return (out * towards).sum() + routing.balance
+    def loss(made: MoE) -> Any:
+        out = made(X, mesh=mesh_of(sizes))
+        return (out * towards).sum() + made.balance_loss[...]
 
     def dense_loss(arrays: Any) -> Any:
         out, balance = dense(arrays, X, 2)
         return (out * towards).sum() + balance
 
-    grads = jax.jit(jax.grad(loss))(params)
+    grads = nnx.jit(nnx.grad(loss))(made)
 
-    expected = jax.grad(dense_loss)(made_arrays(nnx.merge(graph, params, rest)))
+    expected = jax.grad(dense_loss)(made_arrays(made))
     for path, grad in nnx.to_flat_state(grads):
         np.testing.assert_allclose(grad.get_value(), expected[str(path[-1])], atol=2e-5, err_msg=str(path))
 
@@ -132,24 +137,74 @@ def test_the_gradient_of_output_and_balance_is_that_of_a_dense_mixture(sizes: di
 def test_choices_beyond_the_room_of_an_expert_are_dropped_and_counted(sizes: dict[str, int], parts: int) -> None:
     made = layer(capacity_factor=0.75)
 
-    out, routing = jax.jit(lambda x: made(x, mesh=mesh_of(sizes)))(X)
+    out = called(made, X, sizes=sizes)
 
     expected, dropped, _ = by_hand(made, X, parts=parts)
     assert dropped > 0
-    assert routing.dropped == dropped
+    np.testing.assert_allclose(made.dropped[...], dropped, rtol=1e-6)
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_experts_used_alike_have_a_balance_of_one() -> None:
-    made = layer()
-    made.router[...] = jnp.zeros_like(made.router[...])
+def test_outside_training_nothing_is_dropped() -> None:
+    made = layer(capacity_factor=0.75)
+    made.eval()
 
-    assert jax.jit(made)(X)[1].balance == pytest.approx(1)
+    out = called(made, X)
+
+    np.testing.assert_allclose(out, by_hand(layer(), X)[0], atol=1e-5)
+    assert made.dropped[...] == 0
+
+
+def test_experts_used_alike_have_a_balance_of_one_and_one_that_gets_all_has_their_number() -> None:
+    even, alone = layer(), layer(top_k=1)
+    even.router[...] = jnp.zeros_like(even.router[...])
+    alone.router[...] = jnp.zeros_like(alone.router[...]).at[:, 0].set(50.0)
+
+    called(even, X)
+    called(alone, np.abs(X))
+
+    assert even.balance_loss[...] == pytest.approx(1)
+    assert alone.balance_loss[...] == pytest.approx(EXPERTS)
+    assert alone.load[...].tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("sizes", [None, {"data": 2, "expert": 2}])
+def test_padding_is_sent_to_no_expert_and_does_not_count(sizes: dict[str, int] | None) -> None:
+    keep = np.random.default_rng(3).random(X.shape[:2]) < 0.7
+    made, other = layer(), layer()
+
+    out = called(made, X, keep, sizes=sizes)
+    again = called(other, np.where(keep[..., None], X, 9.0).astype(np.float32), keep, sizes=sizes)
+
+    expected, _, balance = by_hand(layer(), X[keep])
+    np.testing.assert_allclose(out[keep], expected, atol=1e-5)
+    assert not np.asarray(out)[~keep].any()
+    np.testing.assert_allclose(made.balance_loss[...], balance, rtol=1e-5)
+    np.testing.assert_array_equal(again, out)
+    assert other.balance_loss[...] == made.balance_loss[...]
+
+
+def test_padding_takes_no_room() -> None:
+    keep = np.zeros(X.shape[:2], bool)
+    keep[1, -4:] = True  # behind everything that would fill the experts
+    made = layer(capacity_factor=0.75)
+
+    out = called(made, X, keep)
+
+    np.testing.assert_allclose(out[keep], by_hand(layer(), X[keep])[0], atol=1e-5)
+    assert made.dropped[...] == 0
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_router_learns_from_what_its_choices_give(top_k: int) -> None:
+    grads = nnx.jit(nnx.grad(lambda made: (made(X) ** 2).sum()))(layer(top_k=top_k))
+
+    assert np.abs(grads["router"].get_value()).max() > 1e-4
 
 
 def test_experts_are_named_for_the_expert_axis_and_the_mesh_is_that_of_the_trainer() -> None:
     def forward(x: Any) -> Any:
-        return layer()(x)[0]
+        return layer()(x)
 
     names = functional(lambda rngs: MoE(FEATURES, HIDDEN, experts=EXPERTS, rngs=rngs), (FEATURES,)).names
 
@@ -162,8 +217,8 @@ def test_experts_are_named_for_the_expert_axis_and_the_mesh_is_that_of_the_train
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"top_k": 5}, ["top_k from 1 to experts", "top_k=5"]),
-        ({"top_k": 0}, ["top_k=0"]),
+        ({"top_k": 5}, ["a token goes through 1 to 4 of 4 experts", "got 5"]),
+        ({"top_k": 0}, ["got 0"]),
         ({"capacity_factor": 0.0}, ["capacity_factor is above 0", "None"]),
     ],
 )

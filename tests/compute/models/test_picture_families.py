@@ -23,6 +23,7 @@ from mms_sdk.errors import InvalidRequest
 PICTURE = (32, 32, 3)
 CLIP = (3, 32, 32, 3)
 TINY = {
+    "convnet": (models.ConvNet(num_classes=8, widths=(8, 16)), PICTURE),
     "convnext": (models.ConvNeXt(num_classes=8, depths=(1, 2), widths=(8, 16)), PICTURE),
     "efficientnet-lite": (models.EfficientNetLite(num_classes=8), PICTURE),
     "factorised-vit": (models.FactorisedViT(num_classes=8, width=16, depth=1, time_depth=1, heads=2), CLIP),
@@ -93,7 +94,7 @@ def test_only_networks_with_batch_normalisation_have_state_that_is_not_trained()
         return {path.rpartition("/")[2] for path in shapes_of(*TINY[name])[1]}
 
     assert leaves("resnet") == leaves("vgg with batch norm") == {"mean", "var"}
-    assert leaves("vgg") == leaves("vit") == leaves("convnext") == set()
+    assert leaves("vgg") == leaves("vit") == leaves("convnext") == leaves("convnet") == set()
 
 
 def test_running_averages_are_moved_in_training_and_used_and_left_alone_outside() -> None:
@@ -208,7 +209,9 @@ def test_a_name_gives_a_family_with_its_options_and_what_stands_in_front_of_it()
     assert resize.size == (224, 224)
     assert normalize.mean == (0.485, 0.456, 0.406)
     assert models.preprocess(models.by_name("efficientnet-lite", num_classes=2, variant="lite3"))[0].size == (280, 280)
-    assert models.preprocess(models.by_name("mlp", num_classes=2))[0].mean is None
+    for small in ("convnet", "mlp"):
+        (alone,) = models.preprocess(models.by_name(small, num_classes=2))
+        assert alone.mean is None
 
 
 @pytest.mark.parametrize(
@@ -218,21 +221,23 @@ def test_a_name_gives_a_family_with_its_options_and_what_stands_in_front_of_it()
         ("resnet", {"num_classes": 3, "deep": 50}, "got ['deep']"),
         ("resnet", {}, "num_classes"),
         ("resnet", {"num_classes": 0}, "from 1; got num_classes=0"),
-        ("resnet", {"num_classes": 3, "depth": 20}, "one of [18, 34, 50, 101]; got depth=20"),
-        ("resnet", {"num_classes": 3, "stem": "tiny"}, "one of ['imagenet', 'small']; got stem='tiny'"),
-        ("vgg", {"num_classes": 3, "depth": 12}, "one of [11, 13, 16, 19]; got depth=12"),
-        ("vgg", {"num_classes": 3, "hidden": (16, 0)}, "got hidden[1]=0"),
-        ("vgg", {"num_classes": 3, "dropout": 1.0}, "from 0 to less than 1; got dropout=1.0"),
-        ("efficientnet-lite", {"num_classes": 3, "variant": "b0"}, "'lite4']; got variant='b0'"),
+        ("resnet", {"num_classes": 3, "depth": 20}, "one of 18, 34, 50, 101; got depth=20"),
+        ("resnet", {"num_classes": 3, "stem": "tiny"}, "one of imagenet, small; got stem='tiny'"),
+        ("vgg", {"num_classes": 3, "depth": 12}, "one of 11, 13, 16, 19; got depth=12"),
+        ("vgg", {"num_classes": 3, "hidden": (16, 0)}, "whole numbers from 1; got hidden=(16, 0)"),
+        ("vgg", {"num_classes": 3, "dropout": 1.0}, "a share in [0, 1); got dropout=1.0"),
+        ("efficientnet-lite", {"num_classes": 3, "variant": "b0"}, "lite4; got variant='b0'"),
+        ("mlp", {"num_classes": 3, "widths": (16, 2.5)}, "widths are whole numbers from 1; got widths=(16, 2.5)"),
+        ("convnet", {"num_classes": 3, "dropout": -0.1}, "got dropout=-0.1"),
         ("convnext", {"num_classes": 3, "variant": "huge"}, "got variant='huge'"),
         ("convnext", {"num_classes": 3, "depths": (1, 1)}, "as many depths as widths; got depths=(1, 1)"),
-        ("convnext", {"num_classes": 3, "depths": (), "widths": ()}, "got depths=() and widths=()"),
-        ("convnext", {"num_classes": 3, "depths": (1,), "widths": (0,)}, "got widths[0]=0"),
-        ("vit", {"num_classes": 3, "width": 10, "heads": 3}, "divides over its heads; got width=10 and heads=3"),
-        ("vit", {"num_classes": 3, "pooling": "max"}, "one of ['cls', 'mean']; got pooling='max'"),
+        ("convnext", {"num_classes": 3, "depths": (), "widths": ()}, "one or more whole numbers from 1; got depths=()"),
+        ("convnext", {"num_classes": 3, "depths": (1,), "widths": (0,)}, "got widths=(0,)"),
+        ("vit", {"num_classes": 3, "width": 10, "heads": 3}, "divides evenly over its heads; got width=10, heads=3"),
+        ("vit", {"num_classes": 3, "pooling": "max"}, "one of cls, mean; got pooling='max'"),
         ("vit", {"num_classes": 3, "patch": True}, "got patch=True"),
         ("factorised-vit", {"num_classes": 3, "time_depth": 0}, "got time_depth=0"),
-        ("factorised-vit", {"num_classes": 3, "heads": 5}, "got width=768 and heads=5"),
+        ("factorised-vit", {"num_classes": 3, "heads": 5}, "got width=768, heads=5"),
         ("autoencoder", {"widths": (12,)}, "multiples of 8; got widths=(12,)"),
         ("autoencoder", {"code": 0}, "got code=0"),
         ("autoencoder", {"num_classes": 3}, "got ['num_classes']"),
@@ -248,6 +253,7 @@ def test_options_that_make_no_network_are_refused_with_the_rule(name: str, optio
     [
         (TINY["vgg"][0], (31, 40, 3), "sides from 32 pixels; got (31, 40, 3); begin preprocess with mms.image.Resize"),
         (TINY["resnet"][0], (32, 32), "(height, width, channels); got rows of shape (32, 32)"),
+        (TINY["convnet"][0], (32, 32), "(height, width, channels); got rows of shape (32, 32)"),
         (TINY["convnext"][0], (4, 32, 3), "sides from 8 pixels"),
         (TINY["vit"][0], (40, 32, 3), "multiples of 16; got (40, 32, 3); begin preprocess with mms.image.Resize(32)"),
         (TINY["factorised-vit"][0], PICTURE, "(frames, height, width, channels); got rows of shape (32, 32, 3)"),

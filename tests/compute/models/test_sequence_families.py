@@ -32,7 +32,11 @@ CASES: dict[str, tuple[Any, tuple[int, ...], tuple[int | str, ...]]] = {
     "stacked encoder": (Encoder(vocab_size=32, scan_layers=True, remat=True, **BLOCKS), (6,), (16,)),
     "decoder": (Decoder(vocab_size=32, kv_heads=2, tied=False, pad_id=0, **BLOCKS), (6,), (6, 32)),
     "decoder with experts": (Decoder(vocab_size=32, experts=4, **BLOCKS), (6,), (6, 32)),
-    "stacked decoder with experts": (Decoder(vocab_size=32, experts=4, scan_layers=True, **BLOCKS), (6,), (6, 32)),
+    "stacked decoder with experts": (
+        Decoder(vocab_size=32, experts=4, capacity_factor=0.5, scan_layers=True, **BLOCKS),
+        (6,),
+        (6, 32),
+    ),
     "conformer": (Conformer(num_classes=3, kernel=3, **BLOCKS), (9, 8), (3,)),
     "convnet1d": (ConvNet1D(num_classes=3, widths=(8, 16)), (9, 8), (3,)),
     "tcn": (TCN(horizon=4, widths=(8, 8)), (9, 2), (4, 2)),
@@ -117,6 +121,12 @@ def test_the_rules_of_a_family_divide_its_parameters(
             assert spec == (*ahead, "expert", "fsdp", "tensor"), path
         if path == "features/token/embedding":
             assert spec == ("tensor", "fsdp")
+
+
+def test_the_rules_of_a_decoder_say_more_of_its_experts_than_the_names_these_give_to_dimensions() -> None:
+    family, shape, _ = CASES["stacked decoder with experts"]
+
+    assert functional(family, shape).names == {}
 
 
 @pytest.mark.slow

@@ -142,8 +142,10 @@ def test_a_decoder_with_experts_scores_and_balances_as_mixtral_does() -> None:
     family = Decoder(
         vocab_size=30, kv_heads=2, tied=False, experts=5, experts_per_token=2, pad_id=0, **SMALL | {"layers": 1}
     )
-    ours = mixtral_weights(arrays(reference), shapes(family, (7,))[0])
-    scores, rest = compiled(family, (7,)).apply(ours, {"features/blocks/0/feed_forward/balance_loss": 0.0}, ids, None)
+    params, rest = shapes(family, (7,))
+    ours = mixtral_weights(arrays(reference), params)
+    before = {path: jnp.zeros(shape, jnp.float32) for path, shape in rest.items()}
+    scores, rest = compiled(family, (7,)).apply(ours, before, ids, None)
 
     expected = told.logits.numpy()[ids != 0]
     counted = np.asarray(scores)[ids != 0]
@@ -158,8 +160,8 @@ def mixtral_weights(source: dict[str, np.ndarray], paths: dict[str, tuple[int, .
     down = source.pop("model.layers.0.mlp.experts.down_proj").transpose(0, 2, 1)
     names = Decoder(vocab_size=30, tied=False, **SMALL | {"layers": 1}).names()
     names = {ours: theirs for ours, theirs in names.items() if "/feed_forward/" not in ours}
-    names[f"{below}/router/kernel"] = "model.layers.0.mlp.gate.weight"
-    experts = {f"{below}/gate": gate, f"{below}/up": up, f"{below}/down": down}
+    router = source.pop("model.layers.0.mlp.gate.weight").T
+    experts = {f"{below}/gate": gate, f"{below}/up": up, f"{below}/down": down, f"{below}/router": router}
     assert {path: value.shape for path, value in experts.items()} == {path: paths[path] for path in experts}
     plain = {path: shape for path, shape in paths.items() if path not in experts}
     return taken(plain, names, source) | {path: jnp.asarray(value) for path, value in experts.items()}

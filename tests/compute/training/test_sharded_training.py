@@ -76,7 +76,7 @@ class Expert(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.embed(x[..., 0])
-        return self.head((x + self.experts(x)[0]).mean(1))
+        return self.head((x + self.experts(x)).mean(1))
 
 
 @dataclass(frozen=True, kw_only=True)

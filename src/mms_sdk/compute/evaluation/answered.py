@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +107,4 @@ def _sample(card: ModelCard, scores: Array, targets: Array, labels: Sequence[str
             )
         return Numbers(said, targets)
     ordered = scores[:, [card.labels.index(label) for label in labels]]
-    return Classes(ordered, targets) if card.task == "classification" else Labels(ordered, targets, threshold_of(card))
-
-
-def threshold_of(card: ModelCard) -> float:
-    """Probability from which a class counts as said, as the version was trained with; 0.5 where that is not known."""
-    found = re.search(r"\bthreshold=([0-9.e+-]+)", str(card.lineage.trainer.get("task", "")))
-    return float(found[1]) if found else 0.5
+    return Classes(ordered, targets) if card.threshold is None else Labels(ordered, targets, card.threshold)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mms_sdk.compute.evaluation.answered import Answered, answer, threshold_of
+from mms_sdk.compute.evaluation.answered import Answered, answer
 from mms_sdk.compute.evaluation.classes import Classes
 from mms_sdk.compute.evaluation.compare import compare, refuse_other_rows
 from mms_sdk.compute.evaluation.intervals import Tell, estimates
@@ -206,14 +206,14 @@ def _numbers(values: Any) -> str:
 
 
 def _notes(version: Version, answered: Answered, split: str | None, metrics: Mapping[str, Estimate]) -> Iterator[str]:
-    sample, card = answered.sample, version.predictor.card
+    sample = answered.sample
     if split in (None, "train"):
         yield "rows that the version was trained on may be among these; name a split that it has not seen, e.g. test"
     if answered.known.unknown:
         told = ", ".join(f"{name} {count:,}" for name, count in list(answered.known.unknown.items())[:10])
         yield f"the version does not know some classes of the data, which count nowhere here (rows): {told}"
     if isinstance(sample, Labels):
-        yield f"a class counts as said from a probability of {threshold_of(card):g}"
+        yield f"a class counts as said from a probability of {sample.threshold:g}"
     elif isinstance(sample, Classes):
         if len(np.unique(sample.targets)) == 1:
             yield "all rows are of one class: nothing is told about telling classes apart"

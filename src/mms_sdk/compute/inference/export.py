@@ -20,6 +20,7 @@ import orjson
 
 from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import HostStep, to_json
+from mms_sdk.compute.training.tasks import MultiLabel
 from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
@@ -139,6 +140,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
         host=tuple(to_json(step) for step in host),
         device=tuple(to_json(step) for step in program.pipeline.device),
         labels=labels,
+        threshold=program.task.threshold if isinstance(program.task, MultiLabel) else None,
         metrics=dict(metrics),
         lineage=Lineage(
             dataset=trained.snapshot.ref,

@@ -11,7 +11,7 @@ from mms_sdk.compute.models.encoder import Encoder
 from mms_sdk.compute.models.factorised_vit import FactorisedViT
 from mms_sdk.compute.models.fttransformer import FTTransformer
 from mms_sdk.compute.models.mlp import MLP
-from mms_sdk.compute.models.moe import MoE, Routing
+from mms_sdk.compute.models.moe import MoE
 from mms_sdk.compute.models.patchtst import PatchTST
 from mms_sdk.compute.models.registry import by_name, preprocess
 from mms_sdk.compute.models.resnet import ResNet
@@ -40,7 +40,6 @@ __all__ = [
     "PatchTST",
     "Report",
     "ResNet",
-    "Routing",
     "TableMLP",
     "ViT",
     "Weights",

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mms_sdk.compute.models.family import Family, check_options, check_picture
+from mms_sdk.compute.models.family import Family
 from mms_sdk.compute.models.group_norm import GroupNorm
+from mms_sdk.compute.models.options import check_at_least, check_picture, check_sizes
 from mms_sdk.compute.models.weights import Source
-from mms_sdk.errors import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,8 @@ class Autoencoder(Family):
     init_from: Source | None = None
 
     def __post_init__(self) -> None:
-        check_options("Autoencoder", code=self.code)
-        check_options("Autoencoder", **{f"widths[{index}]": width for index, width in enumerate(self.widths)})
-        if not self.widths or any(width % 8 for width in self.widths):
-            raise InvalidRequest(f"the widths of an Autoencoder are multiples of 8; got widths={self.widths}")
+        check_at_least(1, code=self.code)
+        check_sizes(widths=self.widths, multiple=8)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels)."""

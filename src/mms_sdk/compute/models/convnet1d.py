@@ -9,9 +9,8 @@ import jax
 from flax import nnx
 
 from mms_sdk.compute.models.group_norm import GroupNorm
-from mms_sdk.compute.models.options import check_at_least, check_odd, check_shape, check_share
+from mms_sdk.compute.models.options import check_at_least, check_odd, check_shape, check_share, check_sizes
 from mms_sdk.compute.sharding.rules import PartitionRules
-from mms_sdk.errors import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,7 @@ class ConvNet1D:
         check_at_least(1, num_classes=self.num_classes, kernel=self.kernel)
         check_odd(kernel=self.kernel)
         check_share(dropout=self.dropout)
-        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
-            raise InvalidRequest(f"the widths of a ConvNet1D are multiples of 8; got widths={self.widths}")
+        check_sizes(widths=self.widths, multiple=8)
 
     @property
     def rules(self) -> PartitionRules:

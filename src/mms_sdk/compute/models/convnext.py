@@ -9,17 +9,9 @@ import jax
 from flax import nnx
 
 from mms_sdk.compute.models.conv_norm import drop_branch, rising
-from mms_sdk.compute.models.family import (
-    ATTENTION,
-    CONVOLUTIONS,
-    Family,
-    Partition,
-    check_choice,
-    check_options,
-    check_picture,
-    check_share,
-)
+from mms_sdk.compute.models.family import ATTENTION, CONVOLUTIONS, Family, Partition
 from mms_sdk.compute.models.layouts import Layout
+from mms_sdk.compute.models.options import check_at_least, check_choice, check_picture, check_share, check_sizes
 from mms_sdk.compute.models.weights import Source
 from mms_sdk.errors import InvalidRequest
 
@@ -56,15 +48,13 @@ class ConvNeXt(Family):
     partition: ClassVar[Partition] = (*CONVOLUTIONS, *ATTENTION)  # its pointwise layers are those of a transformer
 
     def __post_init__(self) -> None:
-        check_choice("ConvNeXt", "variant", self.variant, _VARIANTS)
-        check_options("ConvNeXt", num_classes=self.num_classes)
-        check_share("ConvNeXt", drop_branches=self.drop_branches)
-        for name in ("depths", "widths"):
-            check_options("ConvNeXt", **{f"{name}[{n}]": count for n, count in enumerate(getattr(self, name) or ())})
-        if len(self.plan[0]) != len(self.plan[1]) or not self.plan[0]:
-            raise InvalidRequest(
-                f"a ConvNeXt has as many depths as widths; got depths={self.plan[0]} and widths={self.plan[1]}"
-            )
+        check_choice("variant", self.variant, _VARIANTS)
+        check_at_least(1, num_classes=self.num_classes)
+        check_share(drop_branches=self.drop_branches)
+        depths, widths = self.plan
+        check_sizes(depths=depths, widths=widths)
+        if len(depths) != len(widths):
+            raise InvalidRequest(f"a ConvNeXt has as many depths as widths; got depths={depths} and widths={widths}")
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels), large enough for each stage to halve them."""

@@ -11,8 +11,8 @@ from flax import nnx
 from mms_sdk.compute.models.attention import MultiHeadAttention, check_heads
 from mms_sdk.compute.models.blocks import make_blocks, through, transformer_rules
 from mms_sdk.compute.models.embedding import embedding
-from mms_sdk.compute.models.experts import DenseExperts, check_experts
 from mms_sdk.compute.models.feedforward import GatedFeedForward
+from mms_sdk.compute.models.moe import MoE, check_experts
 from mms_sdk.compute.models.options import check_at_least, check_ids, check_shape, check_share
 from mms_sdk.compute.sharding.rules import PartitionRules
 from mms_sdk.errors import InvalidRequest
@@ -25,9 +25,9 @@ class Decoder:
     Takes token ids, int32 (batch, length), and gives scores of the token that follows each, (batch, length,
     vocab_size). A position sees itself and those before it.
 
-    With `experts` the feed-forward layers are mixtures (Jiang et al. 2024). How unevenly they are used stands in the
-    state that is not trained, one value a block under `…/feed_forward/balance_loss`. In training a
-    hundredth of their mean is added to the loss, or a few experts would get all tokens.
+    With `experts` the feed-forward layers are mixtures (`MoE`; Jiang et al. 2024), whose experts lie on the devices of
+    the mesh's `expert` axis where it has one. How unevenly they are used stands in the state that is not trained, one
+    value a block under `…/feed_forward/balance_loss`. In training a hundredth of their mean is added to the loss.
 
     Attributes:
         vocab_size: Number of token ids. A row with an id from there on gives NaN.
@@ -42,6 +42,8 @@ class Decoder:
         tied: Whether the scores are products with the embeddings of the tokens, instead of with a head of their own.
         experts: Of each feed-forward layer; 0 for one plain layer.
         experts_per_token: How many of them a token goes through.
+        capacity_factor: Room of an expert in training, in multiples of what it would get if all were used alike; what
+            comes later passes it by. None for room for all, for experts / experts_per_token times the work.
         pad_id: An id that is not seen by others; None if padding stands behind the text only, where nothing sees it.
         dropout: Share dropped in training: of the embedded tokens, of attention, and of what each half of a block adds.
         norm_eps: Added to the mean square in normalisation.
@@ -61,6 +63,7 @@ class Decoder:
     tied: bool = True
     experts: int = 0
     experts_per_token: int = 2
+    capacity_factor: float | None = None
     pad_id: int | None = None
     dropout: float = 0.0
     norm_eps: float = 1e-6
@@ -74,7 +77,7 @@ class Decoder:
         check_share(dropout=self.dropout)
         check_heads(self.width, self.heads, self.kv_heads or self.heads, self.head_width, rotary=True)
         if self.experts:
-            check_experts(self.experts, self.experts_per_token)
+            check_experts(self.experts, self.experts_per_token, self.capacity_factor)
         if self.rope_theta <= 0:
             raise InvalidRequest(f"rope_theta is the base of a power, above 0; got rope_theta={self.rope_theta}")
 
@@ -140,11 +143,13 @@ class _Block(nnx.Module):
         )
         self.feed_forward_norm = norm()
         if family.experts:
-            self.feed_forward: nnx.Module = DenseExperts(
+            self.feed_forward: nnx.Module = MoE(
                 family.width,
                 family.inner_width,
                 experts=family.experts,
-                experts_per_token=family.experts_per_token,
+                top_k=family.experts_per_token,
+                capacity_factor=family.capacity_factor,
+                gated=True,
                 rngs=rngs,
             )
         else:
@@ -154,7 +159,7 @@ class _Block(nnx.Module):
     def __call__(self, x: jax.Array, keep: jax.Array | None) -> jax.Array:
         x = x + self.dropout(self.attention(self.attention_norm(x), keep))
         inner = self.feed_forward_norm(x)
-        sparse = isinstance(self.feed_forward, DenseExperts)
+        sparse = isinstance(self.feed_forward, MoE)
         return x + self.dropout(self.feed_forward(inner, keep) if sparse else self.feed_forward(inner))
 
 

@@ -11,8 +11,9 @@ from flax import nnx
 
 from mms_sdk.compute.data.preprocess.image import Normalize, Resize
 from mms_sdk.compute.models.conv_norm import ConvNorm, drop_branch
-from mms_sdk.compute.models.family import Family, check_choice, check_options, check_picture, check_share
+from mms_sdk.compute.models.family import Family
 from mms_sdk.compute.models.layouts import Layout
+from mms_sdk.compute.models.options import check_at_least, check_choice, check_picture, check_share
 from mms_sdk.compute.models.weights import Source
 
 _VARIANTS = {
@@ -56,9 +57,9 @@ class EfficientNetLite(Family):
     init_from: Source | None = None
 
     def __post_init__(self) -> None:
-        check_choice("EfficientNetLite", "variant", self.variant, _VARIANTS)
-        check_options("EfficientNetLite", num_classes=self.num_classes)
-        check_share("EfficientNetLite", dropout=self.dropout, drop_branches=self.drop_branches)
+        check_choice("variant", self.variant, _VARIANTS)
+        check_at_least(1, num_classes=self.num_classes)
+        check_share(dropout=self.dropout, drop_branches=self.drop_branches)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels)."""

@@ -8,16 +8,10 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from mms_sdk.compute.models.family import (
-    ATTENTION,
-    Family,
-    Partition,
-    check_choice,
-    check_options,
-    check_picture,
-    check_share,
-)
-from mms_sdk.compute.models.vit import VARIANTS, Encoder, PatchEncoder, check_heads, plan_of
+from mms_sdk.compute.models.attention import check_heads
+from mms_sdk.compute.models.family import ATTENTION, Family, Partition
+from mms_sdk.compute.models.options import check_at_least, check_choice, check_picture, check_share
+from mms_sdk.compute.models.vit import VARIANTS, Encoder, PatchEncoder, plan_of
 from mms_sdk.compute.models.weights import Source
 from mms_sdk.errors import InvalidRequest
 
@@ -58,12 +52,12 @@ class FactorisedViT(Family):
     partition: ClassVar[Partition] = ATTENTION
 
     def __post_init__(self) -> None:
-        check_choice("FactorisedViT", "variant", self.variant, VARIANTS)
+        check_choice("variant", self.variant, VARIANTS)
         width, depth, heads = self.plan
-        check_options("FactorisedViT", num_classes=self.num_classes, patch=self.patch, time_depth=self.time_depth)
-        check_options("FactorisedViT", width=width, depth=depth, heads=heads)
-        check_share("FactorisedViT", dropout=self.dropout, drop_branches=self.drop_branches)
-        check_heads("FactorisedViT", width, heads)
+        check_at_least(1, num_classes=self.num_classes, patch=self.patch, time_depth=self.time_depth)
+        check_at_least(1, width=width, depth=depth, heads=heads)
+        check_share(dropout=self.dropout, drop_branches=self.drop_branches)
+        check_heads(width, heads, heads)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for clips of shape (frames, height, width, channels), sides in multiples of the patch."""

@@ -7,6 +7,7 @@ taken apart once.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import jax
 
 Arrays: TypeAlias = dict[str, Any]
-"""Arrays by path, e.g. `stages/0/conv1/kernel`."""
+"""Arrays by path, e.g. `features/stages/0/conv1/kernel`."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,11 @@ def _of_family(family: Any, input_shape: tuple[int, ...]) -> Functional:
     from mms_sdk.compute.models.weights import started_from
 
     made = _of_factory(lambda rngs: family.build(input_shape, rngs=rngs))
-    rules = getattr(family, "rules", ())
-    made = replace(made, rules=tuple(rules.rules if isinstance(rules, PartitionRules) else rules))
+    given = getattr(family, "rules", ())
+    rules = tuple(given.rules if isinstance(given, PartitionRules) else given)
+    # Where a family has a rule for a layer of its own, the names that the layer gives to dimensions say less.
+    names = {path: its for path, its in made.names.items() if not any(re.search(rule, path) for rule, _ in rules)}
+    made = replace(made, rules=rules, names=names)
     source = getattr(family, "init_from", None)
     return made if source is None else started_from(made, family, source)
 

@@ -9,6 +9,8 @@ from math import prod
 import jax
 from flax import nnx
 
+from mms_sdk.compute.models.options import check_at_least, check_sizes
+
 
 @dataclass(frozen=True, kw_only=True)
 class MLP:
@@ -21,6 +23,10 @@ class MLP:
 
     num_classes: int
     widths: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        check_at_least(1, num_classes=self.num_classes)
+        check_sizes(widths=self.widths, may_be_empty=True)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for rows of the given shape."""

@@ -9,8 +9,9 @@ import jax
 from flax import nnx
 
 from mms_sdk.compute.models.conv_norm import ConvNorm
-from mms_sdk.compute.models.family import Family, check_choice, check_options, check_picture
+from mms_sdk.compute.models.family import Family
 from mms_sdk.compute.models.layouts import Layout
+from mms_sdk.compute.models.options import check_at_least, check_choice, check_picture
 from mms_sdk.compute.models.weights import Source
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -42,9 +43,9 @@ class ResNet(Family):
     init_from: Source | None = None
 
     def __post_init__(self) -> None:
-        check_choice("ResNet", "depth", self.depth, _BLOCKS)
-        check_choice("ResNet", "stem", self.stem, ("imagenet", "small"))
-        check_options("ResNet", num_classes=self.num_classes, width=self.width)
+        check_choice("depth", self.depth, _BLOCKS)
+        check_choice("stem", self.stem, ("imagenet", "small"))
+        check_at_least(1, num_classes=self.num_classes, width=self.width)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels)."""

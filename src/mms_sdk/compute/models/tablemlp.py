@@ -9,9 +9,8 @@ import jax
 from flax import nnx
 
 from mms_sdk.compute.models.columns import Columns, check_categories, check_row
-from mms_sdk.compute.models.options import check_at_least, check_share
+from mms_sdk.compute.models.options import check_at_least, check_share, check_sizes
 from mms_sdk.compute.sharding.rules import PartitionRules
-from mms_sdk.errors import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,7 @@ class TableMLP:
         check_at_least(1, num_classes=self.num_classes, embedding=self.embedding)
         check_share(dropout=self.dropout)
         check_categories(self.categories)
-        if not self.widths or min(self.widths) < 1:
-            raise InvalidRequest(f"the widths of a TableMLP are whole numbers from 1; got widths={self.widths}")
+        check_sizes(widths=self.widths)
 
     @property
     def rules(self) -> PartitionRules:

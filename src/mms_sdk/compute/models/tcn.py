@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mms_sdk.compute.models.options import check_at_least, check_shape, check_share
+from mms_sdk.compute.models.options import check_at_least, check_shape, check_share, check_sizes
 from mms_sdk.compute.models.revin import AsItIs, ReversibleNorm
 from mms_sdk.compute.sharding.rules import PartitionRules
-from mms_sdk.errors import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,7 @@ class TCN:
         check_at_least(2, kernel=self.kernel)
         check_at_least(0, quantiles=self.quantiles)
         check_share(dropout=self.dropout)
-        if not self.widths or min(self.widths) < 1:
-            raise InvalidRequest(f"the widths of a TCN are whole numbers from 1; got widths={self.widths}")
+        check_sizes(widths=self.widths)
 
     @property
     def receptive_field(self) -> int:

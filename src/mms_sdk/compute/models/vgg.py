@@ -12,16 +12,9 @@ from flax import nnx
 
 from mms_sdk.compute.models.conv_norm import ConvNorm
 from mms_sdk.compute.models.convnet import halve
-from mms_sdk.compute.models.family import (
-    CONVOLUTIONS,
-    Family,
-    Partition,
-    check_choice,
-    check_options,
-    check_picture,
-    check_share,
-)
+from mms_sdk.compute.models.family import CONVOLUTIONS, Family, Partition
 from mms_sdk.compute.models.layouts import KERAS, Layout, Tensors
+from mms_sdk.compute.models.options import check_at_least, check_choice, check_picture, check_share, check_sizes
 from mms_sdk.compute.models.weights import Source
 
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -55,10 +48,10 @@ class VGG(Family):
     partition: ClassVar[Partition] = (*CONVOLUTIONS, (r"^head/hidden/.*/kernel$", ("fsdp", "tensor")))
 
     def __post_init__(self) -> None:
-        check_choice("VGG", "depth", self.depth, _CONVOLUTIONS)
-        check_options("VGG", num_classes=self.num_classes, width=self.width)
-        check_options("VGG", **{f"hidden[{index}]": width for index, width in enumerate(self.hidden)})
-        check_share("VGG", dropout=self.dropout)
+        check_choice("depth", self.depth, _CONVOLUTIONS)
+        check_at_least(1, num_classes=self.num_classes, width=self.width)
+        check_sizes(hidden=self.hidden, may_be_empty=True)
+        check_share(dropout=self.dropout)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels), each side at least 32."""

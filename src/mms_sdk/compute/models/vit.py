@@ -12,19 +12,12 @@ import numpy as np
 from flax import nnx
 
 from mms_sdk.compute.data.preprocess.image import Normalize, Resize
+from mms_sdk.compute.models.attention import check_heads
 from mms_sdk.compute.models.conv_norm import drop_branch, rising
-from mms_sdk.compute.models.family import (
-    ATTENTION,
-    Family,
-    Partition,
-    check_choice,
-    check_options,
-    check_picture,
-    check_share,
-)
+from mms_sdk.compute.models.family import ATTENTION, Family, Partition
 from mms_sdk.compute.models.layouts import Layout, Tensors
+from mms_sdk.compute.models.options import check_at_least, check_choice, check_picture, check_share
 from mms_sdk.compute.models.weights import Source
-from mms_sdk.errors import InvalidRequest
 from mms_sdk.types import Array
 
 VARIANTS = {
@@ -70,12 +63,12 @@ class ViT(Family):
     partition: ClassVar[Partition] = ATTENTION
 
     def __post_init__(self) -> None:
-        check_choice("ViT", "variant", self.variant, VARIANTS)
-        check_choice("ViT", "pooling", self.pooling, ("cls", "mean"))
+        check_choice("variant", self.variant, VARIANTS)
+        check_choice("pooling", self.pooling, ("cls", "mean"))
         width, depth, heads = self.plan
-        check_options("ViT", num_classes=self.num_classes, patch=self.patch, width=width, depth=depth, heads=heads)
-        check_share("ViT", dropout=self.dropout, drop_branches=self.drop_branches)
-        check_heads("ViT", width, heads)
+        check_at_least(1, num_classes=self.num_classes, patch=self.patch, width=width, depth=depth, heads=heads)
+        check_share(dropout=self.dropout, drop_branches=self.drop_branches)
+        check_heads(width, heads, heads)
 
     def build(self, input_shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for pictures of shape (height, width, channels), sides in multiples of the patch."""
@@ -116,16 +109,6 @@ def plan_of(family: Any) -> tuple[int, int, int]:
         its if own is None else own for own, its in zip(given, VARIANTS[family.variant], strict=True)
     )
     return width, depth, heads
-
-
-def check_heads(family: str, width: int, heads: int) -> None:
-    """That the width divides over the heads.
-
-    Raises:
-        InvalidRequest: It does not.
-    """
-    if width % heads:
-        raise InvalidRequest(f"the width of {family} divides over its heads; got width={width} and heads={heads}")
 
 
 def _layout(name: str, block: str, inside: dict[str, str], outside: dict[str, str], **options: Any) -> Layout:

@@ -38,8 +38,8 @@ class PartitionRules:
     its largest dimension that divides, and is whole on every device where none does.
 
     Attributes:
-        rules: Pairs of a pattern, searched for in paths such as `stages/0/conv/kernel`, and one entry a dimension:
-            an axis name, a tuple of them, or None.
+        rules: Pairs of a pattern, searched for in paths such as `features/stages/0/conv1/kernel`, and one entry a
+            dimension: an axis name, a tuple of them, or None.
         axis_rules: Pairs of a dimension's name and the axis that stands for it, a tuple of axes, or None for whole. Of
             several pairs for one name the first counts whose axes are in the mesh and not yet taken in the parameter.
     """
@@ -87,7 +87,7 @@ class Placement:
     """Where one parameter lies.
 
     Attributes:
-        path: e.g. `stages/0/conv/kernel`.
+        path: e.g. `features/stages/0/conv1/kernel`.
         shape: Of the whole parameter.
         spec: One entry a dimension.
         decided_by: e.g. `rule 'kernel'`, `names ('embed', 'mlp')`, `family rule 'head'`, `fsdp`; `nothing` where

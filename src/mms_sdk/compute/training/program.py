@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from mms_sdk.errors import InvalidRequest, MmsError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+    from jax.stages import Lowered
 
 
 Totals: TypeAlias = Any
@@ -33,6 +34,18 @@ Totals: TypeAlias = Any
 
 Leaves: TypeAlias = tuple[Any, ...]
 """The arrays of a `State` in order, as the loop carries them."""
+
+
+class Step(Protocol):
+    """A compiled training step."""
+
+    def __call__(
+        self, state: Leaves, totals: Totals, inputs: Any, labels: Any, weight: Any, /
+    ) -> tuple[Leaves, Totals]:
+        """The state and totals after a batch; the state that is given is donated."""
+
+    def lower(self, state: Leaves, totals: Totals, inputs: Any, labels: Any, weight: Any, /) -> Lowered:
+        """The program for arrays, or shapes with shardings, such as these; `.compile()` compiles it."""
 
 
 class State(NamedTuple):
@@ -136,11 +149,12 @@ class Program:
         return int(np.asarray(totals)[-1])
 
     @cached_property
-    def step(self) -> Any:
+    def step(self) -> Step:
         """The compiled training step: state, totals, inputs, labels, weight → state, totals."""
         import jax
 
-        return jax.jit(self._step, donate_argnums=0, out_shardings=(self.flat(self.shardings), self._whole))
+        step: Step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.flat(self.shardings), self._whole))
+        return step
 
     @cached_property
     def evaluate(self) -> Callable[[Arrays, Arrays, Totals, Any, Any, Any], Totals]:
