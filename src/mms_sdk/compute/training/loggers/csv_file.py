@@ -87,7 +87,7 @@ class CSV:
                 self._write_anew()
             self._tell(state, why)
         except OSError as error:
-            _log.warning("%s lacks the last of the run: %s", self._at, error)
+            _log.warning("%s lacks the last of the run (%s); job.log_to(…) writes it later", self._at, error)
         self._close()
 
     @property

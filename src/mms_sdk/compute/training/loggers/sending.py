@@ -56,7 +56,8 @@ class Sending:
         if not self._all_sent:
             said = f"the last it said: {self._trouble}" if self._trouble else "it said nothing"
             _log.warning(
-                "%s has not got all of job %s within %g s of its end (%s); the job's own log is whole",
+                "%s has not got all of job %s within %g s of its end (%s); the job's own log is whole, and "
+                "job.log_to(…) sends the rest",
                 *(self._name, self._run.job, wait_s, said),
             )
 

@@ -92,7 +92,7 @@ class TensorBoard:
             self._file.ending(state, why, step=self._step)
             self._file.flush()
         except OSError as error:
-            _log.warning("%s lacks the last of the run: %s", self._at, error)
+            _log.warning("%s lacks the last of the run (%s); job.log_to(…) writes it later", self._at, error)
         self._close()
 
     @property
