@@ -358,10 +358,10 @@ class Fitting:
 
     def steps(self) -> Generator[Step]:
         """Trains, and records how it ended."""
-        run, told = self.run, contextlib.ExitStack()
+        run, endings = self.run, contextlib.ExitStack()
         try:
             with self._end_recorded():
-                self._begin(told)
+                self._begin(endings)
                 recorded = profiled(
                     train(run),
                     self.trainer.profile,
@@ -370,14 +370,14 @@ class Fitting:
                 )
                 for step in recorded:
                     if step.metrics and processes.is_first():
-                        done = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
-                        self.workspace.catalog.jobs.progress(self.job.id, done)
+                        told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
+                        self.workspace.catalog.jobs.progress(self.job.id, told)
                     yield step
                 self._finish("succeeded", run.stopped, result=self.result().summary())
         finally:
             run.log.close()
             run.checkpoints.close()
-            told.close()  # the last first, and each of them whatever another one raises
+            endings.close()  # the last first, and each of them whatever another one raises
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
@@ -397,7 +397,7 @@ class Fitting:
             self._fail("failed", title=type(error).__name__, detail=str(error))
             raise
 
-    def _begin(self, told: contextlib.ExitStack) -> None:
+    def _begin(self, endings: contextlib.ExitStack) -> None:
         # Who was told of the beginning is told of the end.
         for callback in self.run.callbacks:
             callback.begin(
@@ -410,7 +410,7 @@ class Fitting:
                     log=self.run.log.path,
                 )
             )
-            told.callback(self._tell_end, callback)
+            endings.callback(self._tell_end, callback)
 
     def _first_job(self) -> str:
         job = self.job

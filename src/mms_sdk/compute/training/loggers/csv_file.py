@@ -113,11 +113,14 @@ class CSV:
         for record in metric_log.records(self._run.log):
             self._names += sorted(record.keys() - set(self._names))
         draft = self._at.with_name(f".{self._at.name}.{self._run.job}")
-        with draft.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(self._names)
-            for record in metric_log.records(self._run.log):
-                self._add(file, record)
-        os.replace(draft, self._at)
+        try:
+            with draft.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow(self._names)
+                for record in metric_log.records(self._run.log):
+                    self._add(file, record)
+            os.replace(draft, self._at)
+        finally:
+            draft.unlink(missing_ok=True)
         self._file = self._at.open("a", newline="", encoding="utf-8")
 
     def _add(self, file: TextIO, record: Record) -> None:
