@@ -7,9 +7,8 @@ import textwrap
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -140,7 +139,9 @@ class _EventFile:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._file = _created(folder, job)
+        # Ids sort by time, so that what continues a run comes after it even within one second.
+        now = time.time_ns()
+        self._file = (folder / f"events.out.tfevents.{now // 10**9:010d}.{job}.{now}").open("xb")
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
@@ -192,14 +193,6 @@ class _EventFile:
 
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
-
-
-def _created(folder: Path, job: str) -> BinaryIO:
-    # Ids sort by time, so that what continues a run comes after it even within one second.
-    for number in count():
-        with suppress(FileExistsError):
-            return (folder / f"events.out.tfevents.{int(time.time()):010d}.{job}.{number}").open("xb")
-    raise AssertionError
 
 
 def _plain(value: Any) -> bool | float | str:
