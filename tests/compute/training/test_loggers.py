@@ -42,12 +42,24 @@ CHECKPOINT = 12
 Points = dict[tuple[int, str], float]
 
 
-@pytest.fixture(autouse=True)
-def nothing_leaves_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def nothing_leaves_the_machine() -> Iterator[None]:
     """Neither library tells its makers of its use, nor tries a server for minutes."""
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setenv("WANDB_ERROR_REPORTING", "false")
+        yield
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of MLflow; to make one takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    MlflowClient(uri).search_experiments()
+    return uri
 
 
 # Readers, none of which is of MMS -----------------------------------------------------------------------------------
@@ -113,14 +125,11 @@ def in_mlflow(uri: str, experiment: str) -> tuple[Points, Any]:
 def in_wandb(file: Path) -> tuple[Points, dict[str, Any], int]:
     """The points, the configuration and the exit code in a file that `wandb sync` would send."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     points: Points = {}
     config: dict[str, Any] = {}
     code = -1
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while data := store.scan_data():
+    for data in in_leveldb_log(file.read_bytes()):
         record = Record.FromString(data)
         config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         config |= {item.key: json.loads(item.value_json) for item in record.config.update}
@@ -129,6 +138,21 @@ def in_wandb(file: Path) -> tuple[Points, dict[str, Any], int]:
         step = record.history.step.num
         points |= {(step, name): float(value) for name, value in items.items() if not name.startswith("_")}
     return points, config, code
+
+
+def in_leveldb_log(data: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log that has seven bytes of a header: in blocks of 32 KiB, each piece with its kind."""
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield record
+            record = b""
 
 
 def float32(points: Points) -> Points:
@@ -178,12 +202,11 @@ def telling(tmp_path: Path) -> Telling:
     return Telling(tmp_path)
 
 
-def kinds(folder: Path) -> list[tuple[mms.Callback, Callable[[], Points]]]:
-    uri = f"sqlite:///{folder}/mlflow.db"
+def kinds(folder: Path, uri: str) -> list[tuple[mms.Callback, Callable[[], Points]]]:
     return [
         (mms.loggers.CSV(folder / "metrics.csv"), lambda: in_csv(folder / "metrics.csv")),
         (mms.loggers.TensorBoard(folder / "runs"), lambda: in_tensorboard(folder / "runs" / "01JOB")),
-        (mms.loggers.MLflow("pets", tracking_uri=uri, wait_s=60), lambda: in_mlflow(uri, "pets")[0]),
+        (mms.loggers.MLflow(folder.name, tracking_uri=uri, wait_s=60), lambda: in_mlflow(uri, folder.name)[0]),
     ]
 
 
@@ -198,6 +221,7 @@ class Logged:
     data: SmallData
     first: str
     second: str
+    uri: str
 
     @property
     def log(self) -> Points:
@@ -208,19 +232,13 @@ class Logged:
         """With the steps before the checkpoint that were still on the devices when it was made."""
         return early(in_log(self.data.workspace.job_folder(self.first) / "metrics.jsonl")) | self.log
 
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder}/mlflow.db"
-
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+def logged(tmp_path_factory: pytest.TempPathFactory, uri: str) -> Iterator[Logged]:
     folder = tmp_path_factory.mktemp("logged")
     data = make_data(folder / "workspace")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setattr(loop, "_LOG_EVERY_S", 0.0)  # each step is logged
-        uri = f"sqlite:///{folder}/mlflow.db"
         loggers = [
             mms.loggers.CSV(folder / "metrics.csv"),
             mms.loggers.TensorBoard(folder / "runs"),
@@ -233,7 +251,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         first = data.workspace.catalog.jobs.list(limit=1)[0].id
         assert max(step for step, _ in in_csv(folder / "metrics.csv")) > CHECKPOINT
         second = fit(trainer, data, resume=first).job
-    yield Logged(folder, data, first, second)
+    yield Logged(folder, data, first, second, uri)
     data.workspace.close()
 
 
@@ -309,8 +327,8 @@ def test_a_run_that_is_killed_goes_on_in_the_same_files_without_a_gap_or_a_step_
 # What is no number, and odd names -------------------------------------------------------------------------------------
 
 
-def test_what_is_not_finite_is_kept(telling: Telling) -> None:
-    for logger, read in kinds(telling.folder):
+def test_what_is_not_finite_is_kept(telling: Telling, uri: str) -> None:
+    for logger, read in kinds(telling.folder, uri):
         telling.begin(logger)
         telling.say(1, **{"train/loss": math.nan, "up": 1.5})
         telling.say(2, **{"train/loss": math.inf, "up": 2.5})
@@ -325,8 +343,8 @@ def test_what_is_not_finite_is_kept(telling: Telling) -> None:
         telling.log.path.unlink()
 
 
-def test_odd_names_are_kept_apart(telling: Telling) -> None:
-    for logger, read in kinds(telling.folder):
+def test_odd_names_are_kept_apart(telling: Telling, uri: str) -> None:
+    for logger, read in kinds(telling.folder, uri):
         telling.begin(logger)
         telling.say(1, **ODD)
         telling.say(2, **{"epoch": 1, 'other, "quoted"\n': 5.0})
@@ -626,33 +644,33 @@ def test_a_run_ends_well_though_its_server_is_away(pets: SmallData, caplog: pyte
     caplog.clear()
 
 
-def test_what_mlflow_has_not_got_is_sent_later(telling: Telling) -> None:
-    uri = f"sqlite:///{telling.folder}/mlflow.db"
-    logger = mms.loggers.MLflow("pets", tracking_uri=uri, wait_s=60)
+def test_what_mlflow_has_not_got_is_sent_later(telling: Telling, uri: str) -> None:
+    logger = mms.loggers.MLflow("sent later", tracking_uri=uri, wait_s=60)
     telling.begin(logger)
     telling.say(1, a=1.0)
     telling.say(2, a=2.0)
     telling.end("cancelled", "left")
-    assert in_mlflow(uri, "pets")[1].info.status == "KILLED"
+    assert in_mlflow(uri, "sent later")[1].info.status == "KILLED"
 
     telling.begin(logger, before=[{"step": 3, "time": 1.7e9, "a": 3.0}, {"step": 3, "time": 1.7e9, "b": 0.5}])
     telling.end("failed", "after all")
 
-    points, run = in_mlflow(uri, "pets")
+    points, run = in_mlflow(uri, "sent later")
     assert points == {(1, "a"): 1.0, (2, "a"): 2.0, (3, "a"): 3.0, (3, "b"): 0.5}
     assert (run.info.status, run.data.tags["mms.stopped"]) == ("FAILED", "after all")
 
 
-def test_an_option_that_a_continuation_changed_is_a_tag(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = f"sqlite:///{telling.folder}/mlflow.db"
-    logger = mms.loggers.MLflow("pets", tracking_uri=uri, wait_s=60)
+def test_an_option_that_a_continuation_changed_is_a_tag(
+    telling: Telling, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = mms.loggers.MLflow("changed", tracking_uri=uri, wait_s=60)
     telling.begin(logger)
     telling.end()
     monkeypatch.setitem(OPTIONS, "model", "x" * 10_000)
     telling.begin(logger)
     telling.end()
 
-    run = in_mlflow(uri, "pets")[1]
+    run = in_mlflow(uri, "changed")[1]
     assert run.data.params["model"] == "MLP"
     assert run.data.tags["mms.model"] == "x" * 5000
 
