@@ -301,6 +301,7 @@ def test_a_job_that_has_ended_is_exported_as_if_a_logger_had_been_there(logged: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_goes_on_in_the_same_files_without_a_gap_or_a_step_twice(tmp_path: Path) -> None:
     script = Path(__file__).with_name("logs_until_killed.py")
     (tmp_path / "ws").mkdir()
