@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.planning.plan import Plan
     from mms_sdk.compute.sharding.rules import PartitionRules
-    from mms_sdk.compute.training.callbacks import Callback
+    from mms_sdk.compute.training import loggers
+    from mms_sdk.compute.training.callbacks import Begun, Callback
     from mms_sdk.compute.training.check import Check
     from mms_sdk.compute.training.loop import Step
     from mms_sdk.compute.training.lora import LoRA
@@ -86,6 +87,7 @@ _HOME = {
     "AudioFolder": "schema.sources",
     "Backups": "client.backups",
     "Batches": "compute.data.follow",
+    "Begun": "compute.training.callbacks",
     "BulkResult": "client.workspace",
     "CSV": "schema.sources",
     "Callback": "compute.training.callbacks",
@@ -160,6 +162,7 @@ _MODULES = {
     "audio": "compute.data.preprocess.audio",
     "errors": "errors",
     "image": "compute.data.preprocess.image",
+    "loggers": "compute.training.loggers",
     "models": "compute.models",
     "series": "compute.data.preprocess.series",
     "sharding": "compute.sharding",
@@ -179,6 +182,7 @@ __all__ = [
     "AudioFolder",
     "Backups",
     "Batches",
+    "Begun",
     "BulkResult",
     "Callback",
     "Check",
@@ -245,6 +249,7 @@ __all__ = [
     "image",
     "impute",
     "keep_where",
+    "loggers",
     "models",
     "series",
     "sharding",

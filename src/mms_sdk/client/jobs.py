@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.tables import Table
-from mms_sdk.errors import JobFailed, from_problem
+from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
+from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.job import JobPage
 
@@ -92,6 +94,44 @@ class Job:
         path = Path(to).expanduser()
         self._api.download(f"/v1/jobs/{self.id}/files/{name}", path)
         return path
+
+    def log_to(self, logger: Callback) -> None:
+        """Tells a logger of all of a training that has ended, e.g. `job.log_to(mms.loggers.CSV("metrics.csv"))`.
+
+        To one that was told of it before, this brings what it lacks.
+
+        Args:
+            logger: One of `mms.loggers`.
+
+        Raises:
+            InvalidRequest: The job is no training, or has not ended.
+        """
+        record = self.record
+        if record.kind != "train" or not record.ended:
+            raise InvalidRequest(
+                f"a logger is told of a training that has ended; {self!r} is not one; wait for it, or take another job"
+            )
+        with TemporaryDirectory() as folder:
+            run = Begun(
+                job=self.id,
+                run=self._first_job(),
+                dataset=record.spec["dataset"],
+                options=record.spec["trainer"],
+                step=0,
+                log=self.download("metrics.jsonl", Path(folder) / "metrics.jsonl"),
+            )
+            logger.begin(run)
+            if record.state == "succeeded":
+                logger.end("succeeded", record.result["stopped"])
+            else:
+                state: Ending = "cancelled" if record.state == "cancelled" else "failed"
+                logger.end(state, (record.error or {}).get("detail", record.state))
+
+    def _first_job(self) -> str:
+        record = self.record
+        while earlier := record.spec["resumed_from"]:
+            record = self._api.get(f"/v1/jobs/{earlier}", JobRecord)
+        return record.id
 
     def facts(self) -> dict[str, Any]:
         """What matters about it, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import orjson
 
 from mms_sdk.storage import files
 
+PIECE_BYTES = 2**21
+"""What is read at a time of a log that may be long."""
 _LONGEST_LINE = 2**20
 
 
@@ -78,8 +80,13 @@ class SilentLog(MetricLog):
         """Has nothing to close."""
 
 
-def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read(path: Path, offset: int = 0, *, most: int = -1) -> tuple[list[dict[str, Any]], int]:
     """Reads whole lines from a byte offset.
+
+    Args:
+        path: The file; one that is not there has no lines.
+        offset: Where a line begins.
+        most: Bytes to read, more than the longest line has; -1 for all there are.
 
     Returns:
         The lines, and the offset to go on from.
@@ -88,9 +95,19 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         return [], offset
     with path.open("rb") as file:
         file.seek(offset)
-        data = file.read()
+        data = file.read(most)
     whole = data[: data.rfind(b"\n") + 1]
     return [orjson.loads(line) for line in whole.splitlines()], offset + len(whole)
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """All lines that are there, however many, a piece of the file at a time."""
+    offset = 0
+    while True:
+        lines, offset = read(path, offset, most=PIECE_BYTES)
+        if not lines:
+            return
+        yield from lines
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from test_trainer import BATCHES, RANDOM, SMALL, arrays_of, assert_equal_to_the_
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.compute.sharding.mesh import batch_sharding, make_mesh
+from mms_sdk.compute.training.callbacks import Begun, Ending
 from mms_sdk.compute.training.loop import ROLLBACKS
 from mms_sdk.compute.training.lora import LoRA
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits
@@ -175,15 +176,15 @@ class Told:
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    def begin(self, job: str, options: Mapping[str, Any]) -> None:
-        self.seen.append(("begin", job, options["seed"]))
+    def begin(self, run: Begun) -> None:
+        self.seen.append(("begin", run.job, run.options["seed"]))
 
     def log(self, record: Mapping[str, Any]) -> None:
         if "epoch" in record:
             self.seen.append(("epoch", record["epoch"], record["val/loss"]))
 
-    def end(self, why: str) -> None:
-        self.seen.append(("end", why))
+    def end(self, state: Ending, why: str) -> None:
+        self.seen.append(("end", state, why))
 
 
 def test_callbacks_are_told_of_the_beginning_of_each_epoch_and_of_the_end(pets: SmallData) -> None:
@@ -192,7 +193,50 @@ def test_callbacks_are_told_of_the_beginning_of_each_epoch_and_of_the_end(pets: 
     result = fit(replace(SMALL, epochs=2, callbacks=[told]), pets)
 
     epochs = [("epoch", number, epoch["val/loss"]) for number, epoch in enumerate(result.history, 1)]
-    assert told.seen == [("begin", result.job, 0), *epochs, ("end", "all 2 epochs are done")]
+    assert told.seen == [("begin", result.job, 0), *epochs, ("end", "succeeded", "all 2 epochs are done")]
+
+
+def test_callbacks_are_told_of_a_run_that_failed_and_of_one_that_was_left(blinding: SmallData, pets: SmallData) -> None:
+    failed, left = Told(), Told()
+
+    with pytest.raises(TrainingFailed) as error:
+        fit(replace(SMALL, model=BlindedByWhite, callbacks=[failed]), blinding)
+    for _ in replace(SMALL, callbacks=[left]).steps(pets):
+        break
+
+    assert failed.seen[-1] == ("end", "failed", error.value.message)
+    assert left.seen[-1] == ("end", "cancelled", "stopped by the person")
+
+
+def test_callbacks_of_a_continued_run_are_told_where_it_began_and_of_what_was_logged(pets: SmallData) -> None:
+    class Begins(Told):
+        def begin(self, run: Begun) -> None:
+            self.seen.append((run, list(metric_log.records(run.log))))
+
+    first = fit(replace(SMALL, epochs=1), pets)
+    second = fit(replace(SMALL, epochs=2), pets, resume=first.job)
+    told = Begins()
+    third = fit(replace(SMALL, epochs=3, callbacks=[told]), pets, resume=second.job)
+
+    run, logged = told.seen[0]
+    assert (run.job, run.run, run.dataset, run.step) == (third.job, first.job, "pets@1", 2 * BATCHES)
+    assert [record["epoch"] for record in logged if "epoch" in record] == [1, 2]
+
+
+def test_a_callback_that_refuses_to_begin_ends_the_run_and_those_before_it_are_told(pets: SmallData) -> None:
+    class Refusing(Told):
+        def begin(self, run: Begun) -> None:
+            raise RuntimeError("no")
+
+    first, last = Told(), Refusing()
+
+    with pytest.raises(RuntimeError, match="no"):
+        fit(replace(SMALL, callbacks=[first, last]), pets)
+
+    assert [seen[0] for seen in first.seen] == ["begin", "end"]
+    assert first.seen[-1] == ("end", "failed", "no")
+    assert last.seen == []
+    assert newest_job(pets).state == "failed"
 
 
 def test_what_a_callback_raises_ends_the_run_and_is_recorded(pets: SmallData) -> None:

@@ -23,7 +23,7 @@ from mms_sdk.compute.models import functional as models
 from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
 from mms_sdk.compute.sharding.report import ShardingReport, report
 from mms_sdk.compute.sharding.rules import WHOLE, PartitionRules
-from mms_sdk.compute.training.callbacks import Callback
+from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.compute.training.check import Check, check
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
 from mms_sdk.compute.training.lora import LoRA
@@ -37,7 +37,7 @@ from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
-from mms_sdk.schema.job import Job, JobState, Progress
+from mms_sdk.schema.job import Job, Progress
 from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog, SilentLog
@@ -353,13 +353,15 @@ class Fitting:
         self.program = self.trainer._program(self.snapshot)
         self._began = time.monotonic()
         self.notes: list[str] = []
+        self._ended: tuple[Ending, str] = ("failed", "")
         self.run = self._make_run(resume)
 
     def steps(self) -> Generator[Step]:
         """Trains, and records how it ended."""
+        run, endings = self.run, contextlib.ExitStack()
         try:
             with self._end_recorded():
-                run = self.run
+                self._begin(endings)
                 recorded = profiled(
                     train(run),
                     self.trainer.profile,
@@ -371,33 +373,59 @@ class Fitting:
                         told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
                         self.workspace.catalog.jobs.progress(self.job.id, told)
                     yield step
-                self._finish("succeeded", result=self.result().summary())
+                self._finish("succeeded", run.stopped, result=self.result().summary())
         finally:
-            self.run.log.close()
-            self.run.checkpoints.close()
-            with contextlib.ExitStack() as last:  # each is told, whatever another one raises
-                for callback in reversed(self.run.callbacks):
-                    last.callback(callback.end, self.run.stopped)
+            run.log.close()
+            run.checkpoints.close()
+            endings.close()  # the last first, and each of them whatever another one raises
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
         try:
             yield
         except MmsError as error:
-            self._finish("failed", error={"title": error.code(), "detail": error.message})
+            self._fail("failed", title=error.code(), detail=error.message)
             raise
         except Terminated:
             told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job.id!r} goes on from it"
-            self._finish("cancelled", error={"title": "terminated", "detail": told})
+            self._fail("cancelled", title="terminated", detail=told)
             raise
         except (KeyboardInterrupt, GeneratorExit):
-            self._finish("cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
+            self._fail("cancelled", title="cancelled", detail="stopped by the person")
             raise
         except BaseException as error:
-            self._finish("failed", error={"title": type(error).__name__, "detail": str(error)})
+            self._fail("failed", title=type(error).__name__, detail=str(error))
             raise
 
-    def _finish(self, state: JobState, **said: Any) -> None:
+    def _begin(self, endings: contextlib.ExitStack) -> None:
+        # Who was told of the beginning is told of the end.
+        for callback in self.run.callbacks:
+            callback.begin(
+                Begun(
+                    job=self.job.id,
+                    run=self._first_job(),
+                    dataset=self.snapshot.ref,
+                    options=self.run.options,
+                    step=self.run.steps,
+                    log=self.run.log.path,
+                )
+            )
+            endings.callback(self._tell_end, callback)
+
+    def _first_job(self) -> str:
+        job = self.job
+        while earlier := job.spec["resumed_from"]:
+            job = self.workspace.catalog.jobs.get(earlier)
+        return job.id
+
+    def _tell_end(self, callback: Callback) -> None:
+        callback.end(*self._ended)
+
+    def _fail(self, state: Ending, *, title: str, detail: str) -> None:
+        self._finish(state, detail, error={"title": title, "detail": detail})
+
+    def _finish(self, state: Ending, why: str, **said: Any) -> None:
+        self._ended = (state, why)
         if processes.is_first():
             self.workspace.catalog.jobs.finish(self.job.id, state, **said)
 
@@ -445,12 +473,9 @@ class Fitting:
             checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
             for checkpoint in earlier:
                 checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
-            callbacks = self.trainer.callbacks if processes.is_first() else ()
             if earlier and processes.is_first():
                 self._take_over_log(resume or "", earlier[-1], folder)
             log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
-            for callback in callbacks:
-                callback.begin(self.job.id, options)
         return Run(
             program=self.program,
             train=loaders["train"],
@@ -461,7 +486,7 @@ class Fitting:
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
             log=log,
-            callbacks=callbacks,
+            callbacks=self.trainer.callbacks if processes.is_first() else (),
             termination=Termination(interrupts=processes.count() == 1),
             options=options,
             state=state,
