@@ -535,6 +535,52 @@ def test_a_run_that_cannot_even_begin_is_recorded_as_failed(
     assert newest_job(pets).state == "failed"
 
 
+class Asked:
+    """A callback that writes down what it is asked, and may fail at the beginning."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+        self.seen: list[str] = []
+
+    def begin(self, job: str, options: Any) -> None:
+        if self.fails:
+            raise ConnectionError("nobody takes my logs")
+        self.seen.append(f"began {job}")
+
+    def log(self, record: Any) -> None: ...
+
+    def end(self, why: str) -> None:
+        self.seen.append("ended")
+
+
+def test_a_callback_that_cannot_begin_fails_the_job_and_those_before_it_are_told_of_the_end(pets: SmallData) -> None:
+    told = Asked()
+
+    with pytest.raises(ConnectionError, match="nobody takes my logs"):
+        fit(replace(SMALL, callbacks=[told, Asked(fails=True)]), pets)
+
+    job = newest_job(pets)
+    assert (job.state, job.error) == ("failed", {"title": "ConnectionError", "detail": "nobody takes my logs"})
+    assert told.seen == [f"began {job.id}", "ended"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mms-checkpoint")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such terminal"), KeyboardInterrupt()])
+def test_what_cannot_be_shown_leaves_no_job_that_runs_for_ever(
+    pets: SmallData, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(how: str, epochs: int, **_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(trainer_module, "make_progress", fail)
+    before = newest_job(pets)
+
+    with pytest.raises(type(error)):
+        SMALL.fit(pets)
+
+    assert newest_job(pets) == before
+
+
 # What is refused before anything is recorded ----------------------------------------------------------------------
 
 

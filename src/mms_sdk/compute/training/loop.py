@@ -149,7 +149,6 @@ def train(run: Run) -> Generator[Step]:
     Raises:
         Terminated: The process was asked to end; a checkpoint of where it stands is on the disk.
     """
-    run.termination.listen()
     try:
         yield from _steps(run)
         # The promise of a finished run is that its checkpoints are on the disk.
@@ -158,8 +157,6 @@ def train(run: Run) -> Generator[Step]:
         _save(run, best=False)
         run.checkpoints.wait()
         raise
-    finally:
-        run.termination.leave()
 
 
 def _steps(run: Run) -> Iterator[Step]:

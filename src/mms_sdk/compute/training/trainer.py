@@ -37,7 +37,7 @@ from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
-from mms_sdk.schema.job import Job, JobState, Progress
+from mms_sdk.schema.job import JobState, Progress
 from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog, SilentLog
@@ -176,8 +176,8 @@ class Trainer:
                 for step in steps:
                     bar.update(step)
         except (KeyboardInterrupt, Terminated) as stop:  # Python and notebooks show the note below the traceback
-            job = fitting.job.id
-            stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
+            if job := fitting.job:
+                stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
         result = fitting.result()
         trial.trained(result)
@@ -342,9 +342,13 @@ class Fitting:
         trainer: The options.
         data: What to train on.
         resume: Id of a train job to continue.
+
+    Attributes:
+        job: Its id, once it is recorded.
     """
 
     def __init__(self, trainer: Trainer, data: TrainingData, *, resume: str | None) -> None:
+        self.job = ""
         self.snapshot = _opened(data)
         self.workspace = data.workspace
         self.trainer = trainer._for(self.snapshot)
@@ -353,31 +357,31 @@ class Fitting:
         self.program = self.trainer._program(self.snapshot)
         self._began = time.monotonic()
         self.notes: list[str] = []
-        self.run = self._make_run(resume)
+        self._resume = resume
+        self._options = self.trainer.describe()
+        self._earlier = self._found(resume) if resume else []
+        self._loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
+        *first, self._kept = self._state()
+        self._first = [first]
 
     def steps(self) -> Generator[Step]:
-        """Trains, and records how it ended."""
-        try:
-            with self._end_recorded():
-                run = self.run
-                recorded = profiled(
-                    train(run),
-                    self.trainer.profile,
-                    run.log.path.parent / "profile",
-                    wait=lambda: run.totals.block_until_ready(),
-                )
-                for step in recorded:
-                    if step.metrics and processes.is_first():
-                        told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
-                        self.workspace.catalog.jobs.progress(self.job.id, told)
-                    yield step
-                self._finish("succeeded", result=self.result().summary())
-        finally:
-            self.run.log.close()
-            self.run.checkpoints.close()
-            with contextlib.ExitStack() as last:  # each is told, whatever another one raises
-                for callback in reversed(self.run.callbacks):
-                    last.callback(callback.end, self.run.stopped)
+        """Records a job, trains, and records how it ended."""
+        termination = Termination(interrupts=processes.count() == 1)
+        with termination.listening(), contextlib.ExitStack() as last, self._end_recorded():
+            self.job = self._recorded()
+            run = self.run = self._begun(last, termination)
+            recorded = profiled(
+                train(run),
+                self.trainer.profile,
+                run.log.path.parent / "profile",
+                wait=lambda: run.totals.block_until_ready(),
+            )
+            for step in recorded:
+                if step.metrics and processes.is_first():
+                    told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
+                    self.workspace.catalog.jobs.progress(self.job, told)
+                yield step
+            self._finish("succeeded", result=self.result().summary())
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
@@ -387,7 +391,7 @@ class Fitting:
             self._finish("failed", error={"title": error.code(), "detail": error.message})
             raise
         except Terminated:
-            told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job.id!r} goes on from it"
+            told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job!r} goes on from it"
             self._finish("cancelled", error={"title": "terminated", "detail": told})
             raise
         except (KeyboardInterrupt, GeneratorExit):
@@ -398,24 +402,23 @@ class Fitting:
             raise
 
     def _finish(self, state: JobState, **said: Any) -> None:
-        if processes.is_first():
-            self.workspace.catalog.jobs.finish(self.job.id, state, **said)
+        if self.job and processes.is_first():
+            self.workspace.catalog.jobs.finish(self.job, state, **said)
 
-    def _job(self, spec: Mapping[str, Any]) -> Job:
+    def _recorded(self) -> str:
         # One job, whatever the number of processes.
-        jobs = self.workspace.catalog.jobs
         if not processes.is_first():
-            return jobs.get(processes.agreed_text(""))
-        job = jobs.start("train", self.snapshot.record.dataset, spec)
-        processes.agreed_text(job.id)
-        return job
+            return processes.agreed_text("")
+        spec = {"trainer": self._options, "dataset": self.snapshot.ref, "resumed_from": self._resume}
+        self.job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec).id
+        return processes.agreed_text(self.job)
 
     def result(self) -> Result:
         """What came out."""
         run = self.run
         newest = run.checkpoints.all()[-1]
         return Result(
-            job=self.job.id,
+            job=self.job,
             dataset=self.snapshot.ref,
             history=tuple(run.history),
             best=self._trained(run.checkpoints.at(run.best_step) if run.best_step else newest),
@@ -433,41 +436,39 @@ class Fitting:
             folder=run.checkpoints.root.parent,
         )
 
-    def _make_run(self, resume: str | None) -> Run:
-        options = self.trainer.describe()
-        earlier = self._earlier(resume, options) if resume else []
-        loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
-        state, totals, meta = self._state(earlier)
-        spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
-        self.job = self._job(spec)
-        with self._end_recorded():
-            folder = self.workspace.job_folder(self.job.id)
-            checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
-            for checkpoint in earlier:
-                checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
-            callbacks = self.trainer.callbacks if processes.is_first() else ()
-            if earlier and processes.is_first():
-                self._take_over_log(resume or "", earlier[-1], folder)
-            log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
-            for callback in callbacks:
-                callback.begin(self.job.id, options)
-        return Run(
+    def _begun(self, last: contextlib.ExitStack, termination: Termination) -> Run:
+        # What is opened here is closed at last, and who was told of the beginning is told of the end.
+        state, totals = self._first.pop()  # the loop gives its arrays away
+        folder = self.workspace.job_folder(self.job)
+        checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
+        last.callback(checkpoints.close)
+        for checkpoint in self._earlier:
+            checkpoints.adopt(checkpoint, best=checkpoint.step == self._kept["best_step"])
+        if self._earlier and processes.is_first():
+            self._take_over_log(self._resume or "", self._earlier[-1], folder)
+        log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
+        last.callback(log.close)
+        run = Run(
             program=self.program,
-            train=loaders["train"],
-            val=loaders.get("val"),
+            train=self._loaders["train"],
+            val=self._loaders.get("val"),
             epochs=self.trainer.epochs,
             stop=self.trainer.stop,
             limits=self.trainer.limits,
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
             log=log,
-            callbacks=callbacks,
-            termination=Termination(interrupts=processes.count() == 1),
-            options=options,
+            callbacks=self.trainer.callbacks if processes.is_first() else (),
+            termination=termination,
+            options=self._options,
             state=state,
             totals=totals,
-            **meta,
+            **self._kept,
         )
+        for callback in run.callbacks:
+            callback.begin(self.job, self._options)
+            last.callback(lambda end: end(run.stopped), callback.end)
+        return run
 
     def _take_over_log(self, job: str, checkpoint: Checkpoint, folder: Path) -> None:
         # Up to where the checkpoint was made: what came after it is done again.
@@ -476,10 +477,10 @@ class Fitting:
             with earlier.open("rb") as file, files.writing(folder):
                 (folder / "metrics.jsonl").write_bytes(file.read(checkpoint.meta["log_bytes"]))
 
-    def _state(self, earlier: list[Checkpoint]) -> tuple[Any, Any, dict[str, Any]]:
-        if not earlier:
+    def _state(self) -> tuple[Any, Any, dict[str, Any]]:
+        if not self._earlier:
             return self.program.flat(self.program.init()), self.program.zero_totals(), {}
-        best, newest = earlier[0], earlier[-1]
+        best, newest = self._earlier[0], self._earlier[-1]
         try:
             state, totals = self.program.from_arrays(newest.load(self.program.target()))
         except ValueError as error:  # Orbax lists what differs, array by array
@@ -497,7 +498,7 @@ class Fitting:
         kept |= {name: newest.meta[name] for name in ("seconds", "left_out", "rollbacks")}
         return self.program.flat(state), totals, {**kept, "position": position}
 
-    def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
+    def _found(self, job: str) -> list[Checkpoint]:
         # The best and the newest good checkpoint of the job; one, if they are the same.
         recorded = self.workspace.catalog.jobs.get(job)
         folder = CheckpointFolder(self.workspace.job_folder(recorded.id) / "checkpoints", keep=1)
@@ -507,6 +508,7 @@ class Fitting:
         best = _good(folder, checkpoint.meta["best_step"], newest=checkpoint.step)
         folder.close()
         before = checkpoint.meta["options"]
+        options = self._options
         differ = {name for name, value in options.items() if before.get(name) != value} - _FREE_TO_CHANGE
         changed = {name: (before.get(name), options[name]) for name in sorted(differ - _CHANGE_IS_SAID)}
         if changed or recorded.spec.get("dataset") != self.snapshot.ref:
@@ -544,7 +546,7 @@ class Fitting:
             checkpoint=checkpoint,
             program=self.program,
             snapshot=self.snapshot,
-            job=self.job.id,
+            job=self.job,
             batch_size=self.batch_size,
         )
 
