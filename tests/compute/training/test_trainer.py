@@ -473,7 +473,7 @@ def test_an_interrupt_while_progress_is_shown_cancels_the_job_at_once(
             if step.number == 4:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer_module, "make_progress", lambda how, epochs: Impatient())
+    monkeypatch.setattr(trainer_module, "make_progress", lambda how, epochs, **_: Impatient())
 
     with pytest.raises(KeyboardInterrupt) as held:  # and with it the frame that held the generator
         SMALL.fit(pets)

@@ -172,7 +172,8 @@ class Trainer:
         # Closed at once, not when the last reference to a traceback goes: an interrupt may come between two steps.
         try:
             shown = progress if processes.is_first() else "none"
-            with make_progress(shown, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
+            view = make_progress(shown, self.epochs, done=fitting.done, history=fitting.history)
+            with view as bar, contextlib.closing(fitting.steps()) as steps:
                 for step in steps:
                     bar.update(step)
         except (KeyboardInterrupt, Terminated) as stop:  # Python and notebooks show the note below the traceback
@@ -363,6 +364,17 @@ class Fitting:
         self._loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
         *first, self._kept = self._state()
         self._first = [first]
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """Metrics of the epochs that were done before."""
+        return tuple(self._kept.get("history", ()))
+
+    @property
+    def done(self) -> float:
+        """Epochs that were done before, with the part of one."""
+        position: Position = self._kept.get("position", Position())
+        return position.epoch + position.batch / self._loaders["train"].reader.batches
 
     def steps(self) -> Generator[Step]:
         """Records a job, trains, and records how it ended."""
