@@ -97,6 +97,21 @@ def test_regression_metrics_are_in_the_unit_of_the_target_and_those_of_scikit_le
     np.testing.assert_allclose(np.asarray(task.scores(jnp.asarray(given)))[:KEPT, 0], own, rtol=1e-5)
 
 
+def test_the_r2_of_several_numbers_is_the_mean_of_theirs_as_in_scikit_learn() -> None:
+    mean, std = np.array([1000.0, -3.0, 5.0]), np.array([20.0, 0.1, 1.0])
+    target = (mean + std * normal(ROWS, 3)).astype(np.float32)
+    target[:, 2] = 5.0  # which does not vary, and is left out
+    given = ((target - mean) / std + np.array([0.1, 0.9, 0.5]) * normal(ROWS, 3)).astype(np.float32)
+    own = given[:KEPT].astype(np.float64) * std + mean
+
+    told = averages(Regression(mean=tuple(mean), std=tuple(std)), given, target)
+
+    wanted = metrics.r2_score(target[:KEPT, :2], own[:, :2], multioutput="uniform_average")
+    assert told["r2"] == pytest.approx(wanted, rel=1e-4)
+    assert told["mae"] == pytest.approx(metrics.mean_absolute_error(target[:KEPT], own), rel=1e-4)
+    assert told["rmse"] == pytest.approx(np.sqrt(metrics.mean_squared_error(target[:KEPT], own)), rel=1e-4)
+
+
 def test_a_model_with_another_number_of_values_than_the_target_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"as many numbers as the target has, \(2,\) a row; got \(3,\)"):
         averages(Regression(), normal(ROWS, 3), normal(ROWS, 2))

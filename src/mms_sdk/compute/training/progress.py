@@ -85,7 +85,7 @@ class _Bar(_Silent):
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
         self._told = _judged(history[-1]) if history else ""
-        self._task = self._progress.add_task(_COMPILING, total=epochs, completed=done)
+        self._task = self._progress.add_task(_COMPILING, total=epochs, completed=int(done))
         self._compiling = True
 
     def __enter__(self) -> Self:
