@@ -136,6 +136,8 @@ class Dataset:
         Args:
             rows: How many.
         """
+        if isinstance(rows, bool) or not isinstance(rows, int | np.integer) or rows < 0:
+            raise InvalidRequest(f"the first rows are a whole number from 0; got rows={rows!r}, e.g. head(10)")
         opened = self.open()
         numbers = np.arange(min(rows, opened.rows))
         columns = [column for column in opened.record.columns if column.kind != "id"]
