@@ -296,8 +296,9 @@ def _finite(run: Run, *, state: bool) -> dict[str, float]:
     if state and not run.program.is_sound(run.state):  # the last step spoilt it, which no loss has told yet
         loss = math.nan
     if not math.isfinite(loss):
+        epoch = max(1, run.position.epoch + (run.position.batch > 0))  # the one behind its end, not the next
         raise TrainingFailed(
-            f"the training loss stays finite; it became {loss} in epoch {run.position.epoch + 1}, by step {run.steps}; "
+            f"the training loss stays finite; it became {loss} in epoch {epoch}, by step {run.steps}; "
             f"lower the learning rate or look at the data; the checkpoints made before are intact"
         )
     return metrics
