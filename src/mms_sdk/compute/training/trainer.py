@@ -27,6 +27,7 @@ from mms_sdk.compute.training.callbacks import Callback
 from mms_sdk.compute.training.check import Check, check
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
 from mms_sdk.compute.training.lora import LoRA
+from mms_sdk.compute.training.memory import memory_told
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits, NeverStop, StopPolicy, check_metric
 from mms_sdk.compute.training.precision import Precision, PrecisionName
 from mms_sdk.compute.training.profile import Profile, profiled
@@ -165,7 +166,7 @@ class Trainer:
         Raises:
             DataError: The data does not suit the task.
             InvalidRequest: Options that do not fit together or do not fit the data.
-            TrainingFailed: The loss became infinite or no number.
+            TrainingFailed: The loss became infinite or no number, or a device has no memory left.
             StorageFull: A checkpoint could not be written; those before it are intact.
         """
         fitting = Fitting(self, data, resume=resume)
@@ -204,7 +205,8 @@ class Trainer:
         """
         snapshot = _opened(data)
         trainer = self._for(snapshot)
-        return check(trainer, trainer._program(snapshot), snapshot)
+        with memory_told(trainer.batch_size or 0):
+            return check(trainer, trainer._program(snapshot), snapshot)
 
     def sharding(self, data: TrainingData) -> ShardingReport:
         """Where each parameter would lie, who decided it and what stays whole; nothing is trained or recorded.
@@ -362,7 +364,8 @@ class Fitting:
         self._options = self.trainer.describe()
         self._earlier = self._found(resume) if resume else []
         self._loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
-        *first, self._kept = self._state()
+        with memory_told(self.batch_size):
+            *first, self._kept = self._state()
         self._first = [first]
 
     @property
@@ -379,7 +382,12 @@ class Fitting:
     def steps(self) -> Generator[Step]:
         """Records a job, trains, and records how it ended."""
         termination = Termination(interrupts=processes.count() == 1)
-        with termination.listening(), contextlib.ExitStack() as last, self._end_recorded():
+        with (
+            termination.listening(),
+            contextlib.ExitStack() as last,
+            self._end_recorded(),
+            memory_told(self.batch_size),
+        ):
             self.job = self._recorded()
             run = self.run = self._begun(last, termination)
             recorded = profiled(
