@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,6 +64,24 @@ def test_weights_of_classes_and_the_focal_exponent_multiply_the_loss_of_a_row() 
 
     assert told["loss"] == pytest.approx(wanted, rel=1e-5)
     assert told["accuracy"] == metrics.accuracy_score(codes[:KEPT], logits[:KEPT].argmax(1))
+
+
+@pytest.mark.parametrize("focal", [0.5, 1.0, 2.0])
+def test_the_focal_loss_and_its_gradient_are_the_closed_form_and_finite_where_a_row_is_certain(focal: float) -> None:
+    logits = np.array([[0.3, -1.0, 0.8], [2.0, 1.0, -3.0], [90, 0, -90], [-90, 0, 90]], np.float32)  # right and wrong
+    codes, p = np.zeros(4, np.int32), softmax(logits.astype(np.float64))
+    right = p[:2, :1]
+    slope = focal * (1 - right) ** (focal - 1) * np.log(right) - (1 - right) ** focal / right
+    task = Classification(focal=focal)
+
+    def loss(outputs: Any) -> Any:
+        return task.sums(outputs, jnp.asarray(codes), jnp.ones(4))["loss"]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+
+    np.testing.assert_allclose(gradient[:2], slope * right * (np.eye(3)[codes[:2]] - p[:2]), rtol=1e-4, atol=1e-6)
+    assert float(value) == pytest.approx((-np.log(right) * (1 - right) ** focal).sum() + 180, rel=1e-5)
+    np.testing.assert_allclose(gradient[2:], [[0, 0, 0], [-1, 0, 1]], atol=1e-3)
 
 
 def test_multi_label_metrics_are_those_of_scikit_learn() -> None:
@@ -206,6 +230,42 @@ def test_a_loss_of_ones_own_may_weigh_rows() -> None:
     off = (outputs - targets)[:KEPT]
     assert told["loss"] == pytest.approx(np.average(abs(off), weights=targets[:KEPT]), rel=1e-5)
     assert told["bias"] == pytest.approx(np.average(off, weights=targets[:KEPT]), rel=1e-5)
+
+
+def twice(outputs: Any, targets: Any, *, by: float = 2.0) -> Any:
+    return by * abs(outputs - targets) if by not in {"a", "b"} else outputs
+
+
+def between(low: float) -> Any:
+    return lambda outputs, targets: abs(outputs - targets) + low
+
+
+def test_a_loss_of_ones_own_is_told_by_what_it_does_and_the_same_in_every_process() -> None:
+    told = "from test_task_sums import *; print(Custom(loss=between(1.0), measured={'t': partial(twice, by=3.0)}))"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", f"from functools import partial; {told}"],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    ]
+
+    assert said == [repr(Custom(loss=between(1.0), measured={"t": partial(twice, by=3.0)}))] * 2
+    assert " at 0x" not in said[0]
+
+
+def test_another_loss_of_ones_own_is_told_apart() -> None:
+    losses = [
+        *(lambda outputs, targets: abs(outputs - targets), lambda outputs, targets: (outputs - targets) ** 2),
+        *(lambda outputs, targets: 2.0 * (outputs - targets), lambda outputs, targets: 3.0 * (outputs - targets)),
+        *(between(1.0), between(2.0), partial(twice, by=1.0), partial(twice, by=2.0), twice, jax.jit(twice)),
+    ]
+
+    assert len({repr(Custom(loss=loss)) for loss in losses}) == len(losses) - 1  # compiled or not, it is the same
 
 
 def test_a_loss_of_ones_own_that_is_one_number_for_all_rows_is_refused() -> None:
