@@ -53,6 +53,13 @@ _BY_NUMBER = r"rows are given by their numbers, e\.g\. \[3, 17\]"
         (lambda ws: ws.datasets.expire("t", keep=0), "keep: it is at least 1, got 0"),
         (lambda ws: ws.datasets.expire("t", keep=object()), "texts, finite numbers, lists and mappings.*object is not"),
         (lambda ws: ws.datasets.expire("t", keep=float("nan")), "texts, finite numbers, lists and mappings"),
+        (lambda ws: ws.datasets.concat("c", 3), r"as a list, e\.g\. \['a@2', 'b'\]; got 3"),
+        (lambda ws: ws.datasets.join("c", left="t", right="t", on=3), r"e\.g\. 'id' or \['id', 'day'\]; got 3"),
+        (
+            lambda ws: ws.datasets.join("c", left="t", right="t", on="b", rename=["x"]),
+            r"by old and new names, .*; got \['x'\]",
+        ),
+        (lambda ws: ws.datasets.get("t").preview(captions=3), "captions are a list of texts, one for each row; got 3"),
         (lambda ws: ws.datasets.get(3), "a dataset reference is a text, e.g. 'flowers'; got 3, of type int"),
         (
             lambda ws: ws.datasets.snapshots(None),

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -240,21 +239,29 @@ def between(low: float) -> Any:
     return lambda outputs, targets: abs(outputs - targets) + low
 
 
-def test_a_loss_of_ones_own_is_told_by_what_it_does_and_the_same_in_every_process() -> None:
-    told = "from test_task_sums import *; print(Custom(loss=between(1.0), measured={'t': partial(twice, by=3.0)}))"
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+def test_a_loss_of_ones_own_is_told_the_same_in_every_process() -> None:
+    told = """
+from functools import partial
+from mms_sdk.compute.training.tasks.custom import Custom
+def twice(outputs, targets, *, by=2.0):
+    return by * abs(outputs - targets) if by not in {"a", "b", "c"} else outputs
+def between(low):
+    return lambda outputs, targets: abs(outputs - targets) + low
+print(Custom(loss=between(1.0), measured={"twice": partial(twice, by=3.0)}))
+"""
     said = [
         subprocess.run(
-            [sys.executable, "-c", f"from functools import partial; {told}"],
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed},
+            [sys.executable, "-c", told],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,
-        ).stdout.strip()
+        ).stdout
         for seed in ("1", "2")
     ]
 
-    assert said == [repr(Custom(loss=between(1.0), measured={"t": partial(twice, by=3.0)}))] * 2
+    assert said[0] == said[1]
+    assert "__main__.between.<locals>.<lambda> " in said[0]
     assert " at 0x" not in said[0]
 
 
