@@ -234,6 +234,17 @@ def test_doctor_looks_at_everything_and_shows_no_secret(capsys: pytest.CaptureFi
     assert "chmod 700" in run(capsys, "doctor")[1]
 
 
+def test_doctor_says_where_a_workspace_would_be_made_and_how_to_name_another(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = run(capsys, "doctor", "--json", "--workspace", str(tmp_path / "typo"))[1]
+
+    seen = {row["what"]: row["seen"] for row in json.loads(out)}["workspace"]
+    assert seen.startswith(f"there is none at {tmp_path / 'typo'}; ")
+    assert "--workspace" in seen
+    assert not (tmp_path / "typo").exists()
+
+
 def test_doctor_names_the_database_of_the_catalog_and_not_its_password(
     capsys: pytest.CaptureFixture[str], workspace: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer
 ) -> None:

@@ -51,6 +51,29 @@ _BY_NUMBER = r"rows are given by their numbers, e\.g\. \[3, 17\]"
         (lambda ws: ws.datasets.get("t").clean("drop_missing"), r"such as mms\.drop_missing\(\); got 'drop_missing'"),
         (lambda ws: ws.datasets.get("t").clean(3), r"such as mms\.drop_duplicates\(\); got 3"),
         (lambda ws: ws.datasets.expire("t", keep=0), "keep: it is at least 1, got 0"),
+        (lambda ws: ws.datasets.expire("t", keep=object()), "texts, finite numbers, lists and mappings.*object is not"),
+        (lambda ws: ws.datasets.expire("t", keep=float("nan")), "texts, finite numbers, lists and mappings"),
+        (lambda ws: ws.datasets.concat("c", 3), r"as a list, e\.g\. \['a@2', 'b'\]; got 3"),
+        (lambda ws: ws.datasets.join("c", left="t", right="t", on=3), r"e\.g\. 'id' or \['id', 'day'\]; got 3"),
+        (
+            lambda ws: ws.datasets.join("c", left="t", right="t", on="b", rename=["x"]),
+            r"by old and new names, .*; got \['x'\]",
+        ),
+        (lambda ws: ws.datasets.get("t").preview(captions=3), "captions are a list of texts, one for each row; got 3"),
+        (lambda ws: ws.datasets.get(3), "a dataset reference is a text, e.g. 'flowers'; got 3, of type int"),
+        (
+            lambda ws: ws.datasets.snapshots(None),
+            "a dataset name is a text, e.g. 'flowers'; got None, of type NoneType",
+        ),
+        (lambda ws: ws.datasets.get("t").tag(3), "a snapshot or tag is a text, e.g. 'flowers'; got 3, of type int"),
+        (lambda ws: ws.datasets.get("t").head("x"), r"a whole number from 0; got rows='x', e\.g\. head\(10\)"),
+        (lambda ws: ws.datasets.get("t").head(-1), "a whole number from 0; got rows=-1"),
+        (
+            lambda ws: ws.datasets.get("t").rename_columns({"b": "No Name"}),
+            "does not fit: names.b: it fits the pattern",
+        ),
+        (lambda ws: ws.models.get(b"m"), "a model reference is a text, e.g. 'flowers'; got b'm', of type bytes"),
+        (lambda ws: ws.deployments.get([]), r"a deployment name is a text, e\.g\. 'flowers'; got \[\], of type list"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence_of_our_own(

@@ -165,6 +165,19 @@ def test_saving_a_step_again_keeps_it_and_may_make_it_the_best(folder: Checkpoin
     assert steps_of(folder) == [1, 3, 4]
 
 
+def test_the_same_step_behind_the_end_of_an_epoch_holds_what_was_measured_there(folder: CheckpointFolder) -> None:
+    before = {"position": {"epoch": 0, "batch": 9}, "history": [], "best_step": 0, "stopped": ""}
+    behind = before | {"position": {"epoch": 1, "batch": 0}, "history": [{"val/loss": 0.5}], "best_step": 1}
+    later = {"seconds": 7.0}  # tells nothing of where the run stands
+    for meta, best in ((before, False), (behind, True), (behind | later, True)):
+        folder.save(1, tree(1), meta, best=best)
+    folder.wait()
+
+    assert folder.at(1).meta == behind | {"step": 1}
+    save(folder, 2, 3, 4)
+    assert steps_of(folder) == [1, 3, 4]
+
+
 def test_a_run_that_went_back_past_a_damaged_checkpoint_saves_it_anew(folder: CheckpointFolder) -> None:
     save(folder, 1, 2)
     flip(largest_file(folder.root / "0000000002"), 100)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
-from mms_sdk.errors import MmsError, Unavailable, from_problem
+from mms_sdk.errors import InvalidRequest, MmsError, Unavailable, from_problem
 from mms_sdk.storage import files
 
 _T = TypeVar("_T")
@@ -76,8 +76,15 @@ class Api:
         self._http.close()
 
     def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            request = self._http.build_request(method, path, **options)
+        except (TypeError, ValueError, httpx2.InvalidURL) as error:  # what has no place in JSON or an address
+            raise InvalidRequest(
+                f"what is asked for is made of texts, finite numbers, lists and mappings of texts to those: {error}; "
+                f"look at what was given"
+            ) from error
         with self._reaching():
-            answer = self._http.request(method, path, **options)
+            answer = self._http.send(request)
         if answer.status_code >= 400:
             raise _error(answer)
         return answer

@@ -136,6 +136,8 @@ class Dataset:
         Args:
             rows: How many.
         """
+        if isinstance(rows, bool) or not isinstance(rows, int | np.integer) or rows < 0:
+            raise InvalidRequest(f"the first rows are a whole number from 0; got rows={rows!r}, e.g. head(10)")
         opened = self.open()
         numbers = np.arange(min(rows, opened.rows))
         columns = [column for column in opened.record.columns if column.kind != "id"]
@@ -184,6 +186,8 @@ class Dataset:
         numbers = self._to_show(opened, split) if rows is None else row_numbers(rows)
         if rows is not None and split is not None:
             raise InvalidRequest(f"rows are given by number or by split; got rows and split={split!r}; leave one out")
+        if captions is not None and not isinstance(captions, Sequence):
+            raise InvalidRequest(f"captions are a list of texts, one for each row; got {captions!r}")
         if captions is not None and len(captions) != len(numbers):
             raise InvalidRequest(f"there is one caption for each row; got {len(captions)} for {len(numbers)} rows")
         return Preview(opened, numbers, captions)

@@ -502,7 +502,7 @@ class Datasets:
             on=dict(on) if isinstance(on, Mapping) else {key: key for key in _several(on)},
             how=how,
             columns=None if columns is None else _several(columns),
-            rename=dict(rename or {}),
+            rename=_renamed(rename or {}),
             suffix=suffix,
             many=many,
             message=message,
@@ -533,6 +533,8 @@ class Datasets:
             InvalidRequest: A column is not in all of them or does not hold the same, or a dataset of that name that
                 holds other rows.
         """
+        if not isinstance(datasets, str | Dataset | Sequence):
+            raise InvalidRequest(f"datasets are put behind one another as a list, e.g. ['a@2', 'b']; got {datasets!r}")
         refs = tuple(map(_ref, [datasets] if isinstance(datasets, str | Dataset) else datasets))
         spec = ConcatSpec(
             datasets=refs,
@@ -544,7 +546,15 @@ class Datasets:
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(names, str | Sequence):
+        raise InvalidRequest(f"columns are given by name, one or a list, e.g. 'id' or ['id', 'day']; got {names!r}")
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _renamed(names: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(names, Mapping):
+        raise InvalidRequest(f"columns are renamed by old and new names, e.g. {{'age': 'years'}}; got {names!r}")
+    return dict(names)
 
 
 def _ref(dataset: str | Dataset) -> str:

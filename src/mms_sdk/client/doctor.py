@@ -54,7 +54,9 @@ def _devices() -> dict[str, Any]:
 
 def _workspace(folder: Path, catalog: str | None, datasets: str | None) -> list[dict[str, Any]]:
     if not folder.exists():
-        return [_row("workspace", True, f"{folder} does not exist yet; it is made on first use")]
+        where = folder.resolve()
+        seen = f"there is none at {where}; the first ingest makes it there"
+        return [_row("workspace", True, f"{seen}. If yours lies elsewhere, name it: --workspace, or $MMS_WORKSPACE")]
     try:
         workspace = Workspace(folder, catalog=catalog, datasets=datasets)
         jobs = sum(workspace.catalog.jobs.counts().values())

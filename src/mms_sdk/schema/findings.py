@@ -71,7 +71,10 @@ def _any_of(rules: Sequence[str]) -> str:
 
 def _where(error: Mapping[str, Any]) -> str:
     # Of what may be one of several types pydantic tells which of them was tried: its rule says that.
-    parts = [str(part) for part in error["loc"]]
+    # That it came in a request's body, and that a key is meant and not its value, are words of FastAPI and pydantic.
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    if parts[:1] == ["body"] and len(parts) > 1:
+        del parts[0]
     tried = len(parts) > 1 and (parts[-1] in _TRIED or parts[-1].startswith("literal["))
     return ".".join(parts[:-1] if tried else parts) + (": " if parts else "")
 

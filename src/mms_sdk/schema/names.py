@@ -30,8 +30,9 @@ def check_name(name: str, *, what: str) -> str:
     Raises:
         InvalidName: The name has other characters or is too long.
     """
+    article = "an" if what[0] in "aeiou" else "a"
+    _refuse_other_than_text(name, f"{article} {what} name")
     if not _NAME.match(name):
-        article = "an" if what[0] in "aeiou" else "a"
         raise InvalidName(
             f"{article} {what} name has 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit; got {name!r}; "
             f"try {suggest_name(name)!r}"
@@ -70,6 +71,7 @@ def parse_dataset_ref(text: str) -> DatasetRef:
     Raises:
         InvalidName: The text is none of these.
     """
+    _refuse_other_than_text(text, "a dataset reference")
     whole, slash, split = text.partition("/")
     name, at, snapshot = whole.partition("@")
     check_name(name, what="dataset")
@@ -84,6 +86,7 @@ def parse_snapshot(text: str) -> int | str:
     Raises:
         InvalidName: The text is neither.
     """
+    _refuse_other_than_text(text, "a snapshot or tag")
     if re.fullmatch(r"[1-9][0-9]{0,7}", text):
         return int(text)
     if not text or text[0].isdigit():
@@ -116,6 +119,7 @@ def parse_model_ref(text: str) -> ModelRef:
     Raises:
         InvalidName: The text is none of these.
     """
+    _refuse_other_than_text(text, "a model reference")
     name, at, version = text.partition("@")
     check_name(name, what="model")
     if not at:
@@ -125,3 +129,8 @@ def parse_model_ref(text: str) -> ModelRef:
     if version[:1].isdigit():
         raise InvalidName(f"a model reference is NAME[@VERSION|@ALIAS] with a version from 1; got {text!r}")
     return ModelRef(name=name, version=check_name(version, what="alias"))
+
+
+def _refuse_other_than_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidName(f"{what} is a text, e.g. 'flowers'; got {value!r}, of type {type(value).__name__}")

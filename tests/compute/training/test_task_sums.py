@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +65,24 @@ def test_weights_of_classes_and_the_focal_exponent_multiply_the_loss_of_a_row() 
     assert told["accuracy"] == metrics.accuracy_score(codes[:KEPT], logits[:KEPT].argmax(1))
 
 
+@pytest.mark.parametrize("focal", [0.5, 1.0, 2.0])
+def test_the_focal_loss_and_its_gradient_are_the_closed_form_and_finite_where_a_row_is_certain(focal: float) -> None:
+    logits = np.array([[0.3, -1.0, 0.8], [2.0, 1.0, -3.0], [90, 0, -90], [-90, 0, 90]], np.float32)  # right and wrong
+    codes, p = np.zeros(4, np.int32), softmax(logits.astype(np.float64))
+    right = p[:2, :1]
+    slope = focal * (1 - right) ** (focal - 1) * np.log(right) - (1 - right) ** focal / right
+    task = Classification(focal=focal)
+
+    def loss(outputs: Any) -> Any:
+        return task.sums(outputs, jnp.asarray(codes), jnp.ones(4))["loss"]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+
+    np.testing.assert_allclose(gradient[:2], slope * right * (np.eye(3)[codes[:2]] - p[:2]), rtol=1e-4, atol=1e-6)
+    assert float(value) == pytest.approx((-np.log(right) * (1 - right) ** focal).sum() + 180, rel=1e-5)
+    np.testing.assert_allclose(gradient[2:], [[0, 0, 0], [-1, 0, 1]], atol=1e-3)
+
+
 def test_multi_label_metrics_are_those_of_scikit_learn() -> None:
     logits, truth = normal(ROWS, 4), rng.integers(0, 2, (ROWS, 4)).astype(np.float32)
     said, true = (logits > 0)[:KEPT], truth[:KEPT]
@@ -95,6 +118,21 @@ def test_regression_metrics_are_in_the_unit_of_the_target_and_those_of_scikit_le
     assert told["rmse"] == pytest.approx(metrics.root_mean_squared_error(target[:KEPT], own), rel=1e-3)
     assert told["r2"] == pytest.approx(metrics.r2_score(target[:KEPT], own), rel=1e-3)
     np.testing.assert_allclose(np.asarray(task.scores(jnp.asarray(given)))[:KEPT, 0], own, rtol=1e-5)
+
+
+def test_the_r2_of_several_numbers_is_the_mean_of_theirs_as_in_scikit_learn() -> None:
+    mean, std = np.array([1000.0, -3.0, 5.0]), np.array([20.0, 0.1, 1.0])
+    target = (mean + std * normal(ROWS, 3)).astype(np.float32)
+    target[:, 2] = 5.0  # which does not vary, and is left out
+    given = ((target - mean) / std + np.array([0.1, 0.9, 0.5]) * normal(ROWS, 3)).astype(np.float32)
+    own = given[:KEPT].astype(np.float64) * std + mean
+
+    told = averages(Regression(mean=tuple(mean), std=tuple(std)), given, target)
+
+    wanted = metrics.r2_score(target[:KEPT, :2], own[:, :2], multioutput="uniform_average")
+    assert told["r2"] == pytest.approx(wanted, rel=1e-4)
+    assert told["mae"] == pytest.approx(metrics.mean_absolute_error(target[:KEPT], own), rel=1e-4)
+    assert told["rmse"] == pytest.approx(np.sqrt(metrics.mean_squared_error(target[:KEPT], own)), rel=1e-4)
 
 
 def test_a_model_with_another_number_of_values_than_the_target_is_refused() -> None:
@@ -191,6 +229,50 @@ def test_a_loss_of_ones_own_may_weigh_rows() -> None:
     off = (outputs - targets)[:KEPT]
     assert told["loss"] == pytest.approx(np.average(abs(off), weights=targets[:KEPT]), rel=1e-5)
     assert told["bias"] == pytest.approx(np.average(off, weights=targets[:KEPT]), rel=1e-5)
+
+
+def twice(outputs: Any, targets: Any, *, by: float = 2.0) -> Any:
+    return by * abs(outputs - targets) if by not in {"a", "b"} else outputs
+
+
+def between(low: float) -> Any:
+    return lambda outputs, targets: abs(outputs - targets) + low
+
+
+def test_a_loss_of_ones_own_is_told_the_same_in_every_process() -> None:
+    told = """
+from functools import partial
+from mms_sdk.compute.training.tasks.custom import Custom
+def twice(outputs, targets, *, by=2.0):
+    return by * abs(outputs - targets) if by not in {"a", "b", "c"} else outputs
+def between(low):
+    return lambda outputs, targets: abs(outputs - targets) + low
+print(Custom(loss=between(1.0), measured={"twice": partial(twice, by=3.0)}))
+"""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", told],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+
+    assert said[0] == said[1]
+    assert "__main__.between.<locals>.<lambda> " in said[0]
+    assert " at 0x" not in said[0]
+
+
+def test_another_loss_of_ones_own_is_told_apart() -> None:
+    losses = [
+        *(lambda outputs, targets: abs(outputs - targets), lambda outputs, targets: (outputs - targets) ** 2),
+        *(lambda outputs, targets: 2.0 * (outputs - targets), lambda outputs, targets: 3.0 * (outputs - targets)),
+        *(between(1.0), between(2.0), partial(twice, by=1.0), partial(twice, by=2.0), twice, jax.jit(twice)),
+    ]
+
+    assert len({repr(Custom(loss=loss)) for loss in losses}) == len(losses) - 1  # compiled or not, it is the same
 
 
 def test_a_loss_of_ones_own_that_is_one_number_for_all_rows_is_refused() -> None:

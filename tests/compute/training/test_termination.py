@@ -67,7 +67,7 @@ def assert_goes_on_as_if_nothing_had_been(data: SmallData, unbroken: Result) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("dwell", "steps"), [("step", {5, 6}), ("evaluation", {18}), ("compiler", {0}), ("data", {11})]
+    ("dwell", "steps"), [("record", {0}), ("step", {5, 6}), ("evaluation", {18}), ("compiler", {0}), ("data", {11})]
 )
 def test_a_run_that_is_terminated_has_saved_where_it_stands_and_goes_on_bit_for_bit(
     tmp_path: Path, unbroken: Result, dwell: str, steps: set[int]
@@ -87,6 +87,20 @@ def test_a_run_that_is_terminated_has_saved_where_it_stands_and_goes_on_bit_for_
     assert_goes_on_as_if_nothing_had_been(data, unbroken)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_signal_that_comes_when_all_is_done_ends_the_process_and_not_the_run(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "workspace")
+    with started(data, "end") as process:
+        said(process, "here")
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(60) == -signal.SIGTERM  # as if nobody had listened
+    assert data.workspace.catalog.jobs.list(limit=1)[0].state == "succeeded"
+    assert newest_step(data) == 27
+
+
 @pytest.mark.torture
 @pytest.mark.timeout(900)
 def test_a_run_that_is_terminated_at_any_moment_has_saved_where_it_stands(
@@ -94,7 +108,7 @@ def test_a_run_that_is_terminated_at_any_moment_has_saved_where_it_stands(
 ) -> None:
     drawn, saved = random.Random(0), 0
     for number in range(ROUNDS):
-        dwell = sorted(DWELL)[number % len(DWELL)]
+        dwell = sorted(DWELL.keys() - {"end"})[number % (len(DWELL) - 1)]
         data = make_data(tmp_path / str(number))
         with started(data, dwell) as process:
             said(process, "here")

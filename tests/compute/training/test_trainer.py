@@ -420,6 +420,17 @@ def test_a_loss_that_is_no_number_fails_the_run_and_only_good_checkpoints_stay(
         assert all(np.isfinite(value).all() for value in plain_orbax(checkpoint.folder)["params"].values())
 
 
+def test_a_last_step_that_spoils_the_state_fails_the_run_though_every_loss_was_a_number(pets: SmallData) -> None:
+    spoiling = optax.sgd(lambda step: jnp.where(step < 2 * BATCHES - 1, 0.01, jnp.nan))
+
+    with pytest.raises(TrainingFailed, match=f"it became nan in epoch 2, by step {2 * BATCHES}"):
+        fit(replace(SMALL, optimizer=spoiling, epochs=2), pets)
+
+    (kept,) = checkpoints_of(pets, newest_job(pets).id)
+    assert kept.step == BATCHES
+    assert all(np.isfinite(value).all() for value in plain_orbax(kept.folder)["params"].values())
+
+
 class Spoiling(nnx.Module):
     """Learns, but says NaN outside training from its tenth training step on."""
 
@@ -473,7 +484,7 @@ def test_an_interrupt_while_progress_is_shown_cancels_the_job_at_once(
             if step.number == 4:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer_module, "make_progress", lambda how, epochs: Impatient())
+    monkeypatch.setattr(trainer_module, "make_progress", lambda how, epochs, **_: Impatient())
 
     with pytest.raises(KeyboardInterrupt) as held:  # and with it the frame that held the generator
         SMALL.fit(pets)
@@ -533,6 +544,69 @@ def test_a_run_that_cannot_even_begin_is_recorded_as_failed(
         fit(replace(SMALL, epochs=4), pets, resume=result.job)
 
     assert newest_job(pets).state == "failed"
+
+
+def test_memory_that_runs_out_is_told_with_what_to_change_and_the_checkpoints_stay(pets: SmallData) -> None:
+    def grow() -> None:
+        jnp.ones((2**45,)).block_until_ready()  # 128 TiB: what JAX says then is real
+
+    with pytest.raises(TrainingFailed) as failed:
+        fit(replace(SMALL, stop=Afterwards(2, grow)), pets)
+
+    told = failed.value.message
+    assert re.match(r"a step fits into the memory of the devices; one with batch_size=8 did not: RESOURCE_EXHAUS", told)
+    assert all(word in told for word in ("accumulate=2", "remat='dots'", "lower batch_size", "fsdp"))
+    job = newest_job(pets)
+    assert (job.state, job.error) == ("failed", {"title": "training-failed", "detail": told})
+    (kept,) = checkpoints_of(pets, job.id)
+    kept.verify()
+    assert kept.step == BATCHES
+
+
+class Asked:
+    """A callback that writes down what it is asked, and may fail at the beginning."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+        self.seen: list[str] = []
+
+    def begin(self, job: str, options: Any) -> None:
+        if self.fails:
+            raise ConnectionError("nobody takes my logs")
+        self.seen.append(f"began {job}")
+
+    def log(self, record: Any) -> None: ...
+
+    def end(self, why: str) -> None:
+        self.seen.append("ended")
+
+
+def test_a_callback_that_cannot_begin_fails_the_job_and_those_before_it_are_told_of_the_end(pets: SmallData) -> None:
+    told = Asked()
+
+    with pytest.raises(ConnectionError, match="nobody takes my logs"):
+        fit(replace(SMALL, callbacks=[told, Asked(fails=True)]), pets)
+
+    job = newest_job(pets)
+    assert (job.state, job.error) == ("failed", {"title": "ConnectionError", "detail": "nobody takes my logs"})
+    assert told.seen == [f"began {job.id}", "ended"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mms-checkpoint")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such terminal"), KeyboardInterrupt()])
+def test_what_cannot_be_shown_leaves_no_job_that_runs_for_ever(
+    pets: SmallData, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(how: str, epochs: int, **_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(trainer_module, "make_progress", fail)
+    before = newest_job(pets)
+
+    with pytest.raises(type(error)):
+        SMALL.fit(pets)
+
+    assert newest_job(pets) == before
 
 
 # What is refused before anything is recorded ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from small_pictures import LABELS, SmallData, make_data
@@ -24,8 +25,8 @@ from mms_sdk.compute.training.loop import ROLLBACKS
 from mms_sdk.compute.training.lora import LoRA
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits
 from mms_sdk.compute.training.profile import Profile
-from mms_sdk.compute.training.tasks import Classification, Embedding, Reconstruction
-from mms_sdk.compute.training.trainer import Trainer
+from mms_sdk.compute.training.tasks import Classification, Custom, Embedding, Reconstruction
+from mms_sdk.compute.training.trainer import Trainer, evaluation_seed
 from mms_sdk.errors import InvalidRequest, TrainingFailed
 from mms_sdk.storage import metric_log
 from mms_sdk.storage.reader import Position
@@ -165,6 +166,23 @@ def test_a_run_that_returns_time_after_time_fails(blinding: SmallData) -> None:
 
     with pytest.raises(TrainingFailed, match=f"in epoch {ROLLBACKS + 1}"):
         fit(often, blinding)
+
+
+def dear(outputs: Any, targets: Any) -> Any:
+    """A loss whose gradient times 2¹⁵ is none that fp16 has."""
+    wanted = jax.nn.one_hot(targets, 3)
+    return 1e4 * ((outputs - wanted) ** 2).mean(1)
+
+
+def test_a_whole_epoch_in_which_fp16_looks_for_its_scale_does_not_fail_the_run(pets: SmallData) -> None:
+    searching = replace(SMALL, task=Custom(loss=dear), precision="fp16", optimizer=optax.sgd(1e-6), epochs=2)
+
+    result = fit(searching, pets)
+
+    first, second = result.history
+    assert np.isnan(first["train/loss"])
+    assert np.isfinite(second["train/loss"])
+    assert BATCHES <= result.left_out < 2 * BATCHES
 
 
 # Callbacks and sampling -------------------------------------------------------------------------------------------
@@ -315,6 +333,26 @@ def test_a_model_that_gives_another_shape_than_the_task_asks_for_is_refused(pets
         fit(replace(SMALL, model=lambda rngs: Same(rngs, flat=True), task=Reconstruction()), pets)
 
 
+def test_rows_that_are_compared_are_evaluated_mixed_and_in_the_same_order_each_time(pets: SmallData) -> None:
+    def order(task: Any) -> list[int]:
+        loader = Loader(
+            pets.open(),
+            "val",
+            pipeline=Pipeline(),
+            batch_size=8,
+            seed=evaluation_seed(task),
+            sharding=batch_sharding(make_mesh({"data": 8})),
+        )
+        batches = [(np.asarray(b.labels), np.asarray(b.weight)) for b in loader.epoch(Position())]
+        return [int(code) for codes, weight in batches for code in codes[weight > 0]]
+
+    as_they_lie = pets.rows("val")[1].tolist()
+
+    assert order(Classification()) == as_they_lie
+    assert order(Embedding()) == order(Embedding()) != as_they_lie
+    assert sorted(order(Embedding())) == sorted(as_they_lie)
+
+
 def test_an_embedding_learns_to_lay_rows_of_one_class_together(pets: SmallData) -> None:
     near = fit(replace(SMALL, task=Embedding(), batch_size=32, epochs=20), pets)
 
@@ -328,6 +366,10 @@ def test_an_embedding_learns_to_lay_rows_of_one_class_together(pets: SmallData) 
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
         ({"sample": "label"}, "sample is 'target', or None"),
         ({"sample": "target", "task": Reconstruction()}, "reconstruction has none; leave it out"),
+        (
+            {"sample": "target", "task": Custom(loss=dear, target="image")},
+            "'image' of pets@1 is .* without such; leave",
+        ),
         ({"precision": "fp8"}, "got 'fp8'"),
         ({"accumulate": 3}, "in 3 micro-batches, does not; use a multiple of 24"),
         ({"stop": EarlyStopping("val/f1")}, "EarlyStopping watches one of"),

@@ -59,7 +59,7 @@ def main(told: dict[str, Any]) -> None:
     said = {
         "history": fitting.run.history,
         "test": fitting.result().evaluate("test"),
-        "job": fitting.job.id,
+        "job": fitting.job,
         "steps": fitting.run.steps,
         "export": export(fitting.result(), folder / f"model-{told['index']}"),
     }

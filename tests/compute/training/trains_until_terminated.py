@@ -14,7 +14,9 @@ from small_pictures import SmallData
 from mms_sdk.compute.data import load
 from mms_sdk.compute.models import MLP
 from mms_sdk.compute.training import loop
+from mms_sdk.compute.training import trainer as trainer_module
 from mms_sdk.compute.training.trainer import Trainer
+from mms_sdk.storage.catalog import Jobs
 from mms_sdk.storage.workspace import Workspace
 
 EPOCHS, BATCHES = 3, 9
@@ -37,6 +39,31 @@ def trainer() -> Trainer:
 def here() -> None:
     """Where the signal is to come."""
     print("here", flush=True)
+
+
+def in_the_record() -> None:
+    """The job is in the catalog, and nothing else has been done yet."""
+    start = Jobs.start
+
+    def slow(*given: Any, **options: Any) -> Any:
+        job = start(*given, **options)
+        here()
+        time.sleep(2)
+        return job
+
+    Jobs.start = slow  # type: ignore[method-assign]
+
+
+def at_the_end() -> None:
+    """All is done, and the result is being put together."""
+    train = trainer_module.train
+
+    def slow(run: Any) -> Any:
+        yield from train(run)
+        here()
+        time.sleep(2)
+
+    trainer_module.train = slow
 
 
 def in_a_step() -> None:
@@ -99,10 +126,12 @@ def waiting_for_data() -> None:
 
 
 DWELL = {
+    "record": in_the_record,
     "step": in_a_step,
     "evaluation": in_an_evaluation,
     "compiler": in_the_compiler,
     "data": waiting_for_data,
+    "end": at_the_end,
 }
 
 if __name__ == "__main__":

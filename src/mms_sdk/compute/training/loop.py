@@ -149,7 +149,6 @@ def train(run: Run) -> Generator[Step]:
     Raises:
         Terminated: The process was asked to end; a checkpoint of where it stands is on the disk.
     """
-    run.termination.listen()
     try:
         yield from _steps(run)
         # The promise of a finished run is that its checkpoints are on the disk.
@@ -158,8 +157,6 @@ def train(run: Run) -> Generator[Step]:
         _save(run, best=False)
         run.checkpoints.wait()
         raise
-    finally:
-        run.termination.leave()
 
 
 def _steps(run: Run) -> Iterator[Step]:
@@ -299,8 +296,9 @@ def _finite(run: Run, *, state: bool) -> dict[str, float]:
     if state and not run.program.is_sound(run.state):  # the last step spoilt it, which no loss has told yet
         loss = math.nan
     if not math.isfinite(loss):
+        epoch = max(1, run.position.epoch + (run.position.batch > 0))  # the one behind its end, not the next
         raise TrainingFailed(
-            f"the training loss stays finite; it became {loss} in epoch {run.position.epoch + 1}, by step {run.steps}; "
+            f"the training loss stays finite; it became {loss} in epoch {epoch}, by step {run.steps}; "
             f"lower the learning rate or look at the data; the checkpoints made before are intact"
         )
     return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -28,13 +28,22 @@ class ProgressView(Protocol):
         """Called after every step; must cost next to nothing."""
 
 
-def make_progress(how: Literal["auto", "none"], epochs: int) -> ProgressView:
-    """The view that suits where the output goes."""
+def make_progress(
+    how: Literal["auto", "none"], epochs: int, *, done: float = 0.0, history: Sequence[Mapping[str, float]] = ()
+) -> ProgressView:
+    """The view that suits where the output goes.
+
+    Args:
+        how: `none` for nothing.
+        epochs: That are done at the end.
+        done: That are done already, where a run is continued.
+        history: Their metrics.
+    """
     if how == "none":
         return _Silent()
     if html.in_notebook():
-        return _Notebook(epochs)
-    return _Bar(epochs) if sys.stderr.isatty() else _Lines(epochs)
+        return _Notebook(epochs, done, history)
+    return _Bar(epochs, done, history) if sys.stderr.isatty() else _Lines(epochs)
 
 
 class _Silent:
@@ -63,7 +72,7 @@ class _Lines(_Silent):
 class _Bar(_Silent):
     """A live bar in 80 columns: epoch, time, and what the newest epoch says about the rows it judges by."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, done: float, history: Sequence[Mapping[str, float]]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -75,24 +84,25 @@ class _Bar(_Silent):
             TextColumn("{task.description}"),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
-        self._task = self._progress.add_task(_COMPILING, total=epochs)
+        self._told = _judged(history[-1]) if history else ""
+        self._task = self._progress.add_task(_COMPILING, total=epochs, completed=int(done))
+        self._compiling = True
 
     def __enter__(self) -> Self:
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._progress.update(self._task, description=self._told)
         self._progress.stop()
 
     def update(self, step: Step) -> None:
-        done = step.epoch - 1 + step.batch / step.batches
         if step.metrics:
-            judged = {name: value for name, value in step.metrics.items() if name.startswith("val/")}
-            self._progress.update(self._task, completed=done, description=_told(judged or step.metrics))
-        elif step.batch % 8 == 0:
-            self._progress.update(self._task, completed=done)
-        if step.number == 1:
-            self._progress.update(self._task, description="")
+            self._told = _judged(step.metrics)
+        if step.metrics or self._compiling or step.batch % 8 == 0:
+            self._compiling = False
+            done = step.epoch - 1 + step.batch / step.batches
+            self._progress.update(self._task, completed=done, description=self._told)
 
 
 class _Notebook(_Silent):
@@ -101,16 +111,16 @@ class _Notebook(_Silent):
     Afterwards the bar and the last metrics stay; the drawing belongs to the result.
     """
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, done: float, history: Sequence[Mapping[str, float]]) -> None:
         import IPython.display
 
         display: Any = IPython.display.display
         self._html: Any = IPython.display.HTML
         self._epochs = epochs
-        self._history: list[Mapping[str, float]] = []
+        self._history = list(history)
         self._drawn = 0.0
         self._bar = ""
-        self._shown: Any = display(self._html(self._drawing(0, _COMPILING)), display_id=True)  # type: ignore[no-untyped-call]
+        self._shown: Any = display(self._html(self._drawing(done, _COMPILING)), display_id=True)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         self._shown.update(self._html(f"<div>{self._bar}</div><div>{self._newest()}</div>"))
@@ -133,6 +143,11 @@ class _Notebook(_Silent):
 
     def _newest(self) -> str:
         return _told(self._history[-1]) if self._history else ""
+
+
+def _judged(metrics: Mapping[str, float]) -> str:
+    # What the rows say that it is judged by; all of it where there are none.
+    return _told({name: value for name, value in metrics.items() if name.startswith("val/")} or metrics)
 
 
 def _told(metrics: Mapping[str, float]) -> str:

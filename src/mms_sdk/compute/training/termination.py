@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 _T = TypeVar("_T")
 
@@ -35,18 +36,24 @@ class Termination:
         self.interrupts = interrupts
         self.asked = False
         self._waiting = False
-        self._before: Any = None
-        self._listens = threading.current_thread() is threading.main_thread()
 
-    def listen(self) -> None:
-        """From now on."""
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._notice)
-
-    def leave(self) -> None:
-        """Until here."""
-        if self._listens and signal.getsignal(signal.SIGTERM) == self._notice:  # nobody else listens by now
-            signal.signal(signal.SIGTERM, self._before)
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Notices it within; what came too late to end anything within goes to whoever listened before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._notice)
+        try:
+            yield
+        except Terminated:
+            self.asked = False
+            raise
+        finally:
+            if signal.getsignal(signal.SIGTERM) == self._notice:  # nobody else listens by now
+                signal.signal(signal.SIGTERM, before)
+            if self.asked:
+                signal.raise_signal(signal.SIGTERM)
 
     def __enter__(self) -> Self:
         self._waiting = True

@@ -27,6 +27,7 @@ from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.compute.training.check import Check, check
 from mms_sdk.compute.training.loop import Run, Step, evaluate, history_in, train
 from mms_sdk.compute.training.lora import LoRA
+from mms_sdk.compute.training.memory import memory_told
 from mms_sdk.compute.training.policies import Checkpoints, EarlyStopping, Limits, NeverStop, StopPolicy, check_metric
 from mms_sdk.compute.training.precision import Precision, PrecisionName
 from mms_sdk.compute.training.profile import Profile, profiled
@@ -37,7 +38,7 @@ from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
-from mms_sdk.schema.job import Job, Progress
+from mms_sdk.schema.job import Progress
 from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.metric_log import MetricLog, SilentLog
@@ -165,19 +166,20 @@ class Trainer:
         Raises:
             DataError: The data does not suit the task.
             InvalidRequest: Options that do not fit together or do not fit the data.
-            TrainingFailed: The loss became infinite or no number.
+            TrainingFailed: The loss became infinite or no number, or a device has no memory left.
             StorageFull: A checkpoint could not be written; those before it are intact.
         """
         fitting = Fitting(self, data, resume=resume)
         # Closed at once, not when the last reference to a traceback goes: an interrupt may come between two steps.
         try:
             shown = progress if processes.is_first() else "none"
-            with make_progress(shown, self.epochs) as bar, contextlib.closing(fitting.steps()) as steps:
+            view = make_progress(shown, self.epochs, done=fitting.done, history=fitting.history)
+            with view as bar, contextlib.closing(fitting.steps()) as steps:
                 for step in steps:
                     bar.update(step)
         except (KeyboardInterrupt, Terminated) as stop:  # Python and notebooks show the note below the traceback
-            job = fitting.job.id
-            stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
+            if job := fitting.job:
+                stop.add_note(f"the job is {job}; resume={job!r} goes on from its newest checkpoint")
             raise
         result = fitting.result()
         trial.trained(result)
@@ -203,7 +205,8 @@ class Trainer:
         """
         snapshot = _opened(data)
         trainer = self._for(snapshot)
-        return check(trainer, trainer._program(snapshot), snapshot)
+        with memory_told(trainer.batch_size or 0):
+            return check(trainer, trainer._program(snapshot), snapshot)
 
     def sharding(self, data: TrainingData) -> ShardingReport:
         """Where each parameter would lie, who decided it and what stays whole; nothing is trained or recorded.
@@ -342,9 +345,13 @@ class Fitting:
         trainer: The options.
         data: What to train on.
         resume: Id of a train job to continue.
+
+    Attributes:
+        job: Its id, once it is recorded.
     """
 
     def __init__(self, trainer: Trainer, data: TrainingData, *, resume: str | None) -> None:
+        self.job = ""
         self.snapshot = _opened(data)
         self.workspace = data.workspace
         self.trainer = trainer._for(self.snapshot)
@@ -354,30 +361,50 @@ class Fitting:
         self._began = time.monotonic()
         self.notes: list[str] = []
         self._ended: tuple[Ending, str] = ("failed", "")
-        self.run = self._make_run(resume)
+        self._resume = resume
+        self._options = self.trainer.describe()
+        self._earlier = self._found(resume) if resume else []
+        self._loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
+        with memory_told(self.batch_size):
+            *first, self._kept = self._state()
+        self._first = [first]
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """Metrics of the epochs that were done before."""
+        return tuple(self._kept.get("history", ()))
+
+    @property
+    def done(self) -> float:
+        """Epochs that were done before, with the part of one."""
+        position: Position = self._kept.get("position", Position())
+        return position.epoch + position.batch / self._loaders["train"].reader.batches
 
     def steps(self) -> Generator[Step]:
-        """Trains, and records how it ended."""
-        run, endings = self.run, contextlib.ExitStack()
-        try:
-            with self._end_recorded():
-                self._begin(endings)
-                recorded = profiled(
-                    train(run),
-                    self.trainer.profile,
-                    run.log.path.parent / "profile",
-                    wait=lambda: run.totals.block_until_ready(),
-                )
-                for step in recorded:
-                    if step.metrics and processes.is_first():
-                        told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
-                        self.workspace.catalog.jobs.progress(self.job.id, told)
-                    yield step
-                self._finish("succeeded", run.stopped, result=self.result().summary())
-        finally:
-            run.log.close()
-            run.checkpoints.close()
-            endings.close()  # the last first, and each of them whatever another one raises
+        """Records a job, trains, and records how it ended."""
+        termination = Termination(interrupts=processes.count() == 1)
+        with (
+            termination.listening(),
+            contextlib.ExitStack() as endings,
+            contextlib.ExitStack() as last,
+            self._end_recorded(),
+            memory_told(self.batch_size),
+        ):
+            self.job = self._recorded()
+            run = self.run = self._made(last, termination)
+            self._begin(endings)
+            recorded = profiled(
+                train(run),
+                self.trainer.profile,
+                run.log.path.parent / "profile",
+                wait=lambda: run.totals.block_until_ready(),
+            )
+            for step in recorded:
+                if step.metrics and processes.is_first():
+                    told = Progress(done=step.epoch, total=self.trainer.epochs, what="epochs")
+                    self.workspace.catalog.jobs.progress(self.job, told)
+                yield step
+            self._finish("succeeded", run.stopped, result=self.result().summary())
 
     @contextlib.contextmanager
     def _end_recorded(self) -> Iterator[None]:
@@ -387,7 +414,7 @@ class Fitting:
             self._fail("failed", title=error.code(), detail=error.message)
             raise
         except Terminated:
-            told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job.id!r} goes on from it"
+            told = f"stopped by SIGTERM; its checkpoint is on the disk, and resume={self.job!r} goes on from it"
             self._fail("cancelled", title="terminated", detail=told)
             raise
         except (KeyboardInterrupt, GeneratorExit):
@@ -402,7 +429,7 @@ class Fitting:
         for callback in self.run.callbacks:
             callback.begin(
                 Begun(
-                    job=self.job.id,
+                    job=self.job,
                     run=self._first_job(),
                     dataset=self.snapshot.ref,
                     options=self.run.options,
@@ -413,10 +440,11 @@ class Fitting:
             endings.callback(self._tell_end, callback)
 
     def _first_job(self) -> str:
-        job = self.job
-        while earlier := job.spec["resumed_from"]:
-            job = self.workspace.catalog.jobs.get(earlier)
-        return job.id
+        job, earlier = self.job, self._resume
+        while earlier:
+            record = self.workspace.catalog.jobs.get(earlier)
+            job, earlier = record.id, record.spec["resumed_from"]
+        return job
 
     def _tell_end(self, callback: Callback) -> None:
         callback.end(*self._ended)
@@ -426,24 +454,23 @@ class Fitting:
 
     def _finish(self, state: Ending, why: str, **said: Any) -> None:
         self._ended = (state, why)
-        if processes.is_first():
-            self.workspace.catalog.jobs.finish(self.job.id, state, **said)
+        if self.job and processes.is_first():
+            self.workspace.catalog.jobs.finish(self.job, state, **said)
 
-    def _job(self, spec: Mapping[str, Any]) -> Job:
+    def _recorded(self) -> str:
         # One job, whatever the number of processes.
-        jobs = self.workspace.catalog.jobs
         if not processes.is_first():
-            return jobs.get(processes.agreed_text(""))
-        job = jobs.start("train", self.snapshot.record.dataset, spec)
-        processes.agreed_text(job.id)
-        return job
+            return processes.agreed_text("")
+        spec = {"trainer": self._options, "dataset": self.snapshot.ref, "resumed_from": self._resume}
+        self.job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec).id
+        return processes.agreed_text(self.job)
 
     def result(self) -> Result:
         """What came out."""
         run = self.run
         newest = run.checkpoints.all()[-1]
         return Result(
-            job=self.job.id,
+            job=self.job,
             dataset=self.snapshot.ref,
             history=tuple(run.history),
             best=self._trained(run.checkpoints.at(run.best_step) if run.best_step else newest),
@@ -461,25 +488,22 @@ class Fitting:
             folder=run.checkpoints.root.parent,
         )
 
-    def _make_run(self, resume: str | None) -> Run:
-        options = self.trainer.describe()
-        earlier = self._earlier(resume, options) if resume else []
-        loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
-        state, totals, meta = self._state(earlier)
-        spec = {"trainer": options, "dataset": self.snapshot.ref, "resumed_from": resume}
-        self.job = self._job(spec)
-        with self._end_recorded():
-            folder = self.workspace.job_folder(self.job.id)
-            checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
-            for checkpoint in earlier:
-                checkpoints.adopt(checkpoint, best=checkpoint.step == meta["best_step"])
-            if earlier and processes.is_first():
-                self._take_over_log(resume or "", earlier[-1], folder)
-            log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
+    def _made(self, last: contextlib.ExitStack, termination: Termination) -> Run:
+        # What is opened here is closed at last.
+        state, totals = self._first.pop()  # the loop gives its arrays away
+        folder = self.workspace.job_folder(self.job)
+        checkpoints = CheckpointFolder(folder / "checkpoints", keep=self.trainer.checkpoint.keep)
+        last.callback(checkpoints.close)
+        for checkpoint in self._earlier:
+            checkpoints.adopt(checkpoint, best=checkpoint.step == self._kept["best_step"])
+        if self._earlier and processes.is_first():
+            self._take_over_log(self._resume or "", self._earlier[-1], folder)
+        log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
+        last.callback(log.close)
         return Run(
             program=self.program,
-            train=loaders["train"],
-            val=loaders.get("val"),
+            train=self._loaders["train"],
+            val=self._loaders.get("val"),
             epochs=self.trainer.epochs,
             stop=self.trainer.stop,
             limits=self.trainer.limits,
@@ -487,11 +511,11 @@ class Fitting:
             checkpoints=checkpoints,
             log=log,
             callbacks=self.trainer.callbacks if processes.is_first() else (),
-            termination=Termination(interrupts=processes.count() == 1),
-            options=options,
+            termination=termination,
+            options=self._options,
             state=state,
             totals=totals,
-            **meta,
+            **self._kept,
         )
 
     def _take_over_log(self, job: str, checkpoint: Checkpoint, folder: Path) -> None:
@@ -501,10 +525,10 @@ class Fitting:
             with earlier.open("rb") as file, files.writing(folder):
                 (folder / "metrics.jsonl").write_bytes(file.read(checkpoint.meta["log_bytes"]))
 
-    def _state(self, earlier: list[Checkpoint]) -> tuple[Any, Any, dict[str, Any]]:
-        if not earlier:
+    def _state(self) -> tuple[Any, Any, dict[str, Any]]:
+        if not self._earlier:
             return self.program.flat(self.program.init()), self.program.zero_totals(), {}
-        best, newest = earlier[0], earlier[-1]
+        best, newest = self._earlier[0], self._earlier[-1]
         try:
             state, totals = self.program.from_arrays(newest.load(self.program.target()))
         except ValueError as error:  # Orbax lists what differs, array by array
@@ -522,7 +546,7 @@ class Fitting:
         kept |= {name: newest.meta[name] for name in ("seconds", "left_out", "rollbacks")}
         return self.program.flat(state), totals, {**kept, "position": position}
 
-    def _earlier(self, job: str, options: dict[str, Any]) -> list[Checkpoint]:
+    def _found(self, job: str) -> list[Checkpoint]:
         # The best and the newest good checkpoint of the job; one, if they are the same.
         recorded = self.workspace.catalog.jobs.get(job)
         folder = CheckpointFolder(self.workspace.job_folder(recorded.id) / "checkpoints", keep=1)
@@ -532,6 +556,7 @@ class Fitting:
         best = _good(folder, checkpoint.meta["best_step"], newest=checkpoint.step)
         folder.close()
         before = checkpoint.meta["options"]
+        options = self._options
         differ = {name for name, value in options.items() if before.get(name) != value} - _FREE_TO_CHANGE
         changed = {name: (before.get(name), options[name]) for name in sorted(differ - _CHANGE_IS_SAID)}
         if changed or recorded.spec.get("dataset") != self.snapshot.ref:
@@ -569,7 +594,7 @@ class Fitting:
             checkpoint=checkpoint,
             program=self.program,
             snapshot=self.snapshot,
-            job=self.job.id,
+            job=self.job,
             batch_size=self.batch_size,
         )
 

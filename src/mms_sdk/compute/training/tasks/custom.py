@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import CellType, CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mms_sdk.compute.training.tasks.base import Shape, Sums, WholeRows, summed
@@ -91,7 +95,33 @@ class Custom(WholeRows):
 
 
 def _named(function: Any) -> str:
+    # Where it is, and a digest of what it does: another lambda on the same line is another loss.
+    if isinstance(function, partial):
+        named = (f"{name}={_plain(value)}" for name, value in sorted(function.keywords.items()))
+        return f"partial({', '.join([_named(function.func), *map(_plain, function.args), *named])})"
+    own = inspect.unwrap(function)
+    code = getattr(own, "__code__", None)
+    if code is None:
+        return _where(own)
+    held = [cell.cell_contents for cell in own.__closure__ or () if cell != CellType()]
+    does = _plain([code, own.__defaults__, list((own.__kwdefaults__ or {}).items()), held])
+    return f"{_where(own)} {hashlib.sha256(does.encode()).hexdigest()[:12]}"
+
+
+def _where(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _plain(value: Any) -> str:
+    # As text that is the same in every process: without addresses, and sets in order.
+    if isinstance(value, CodeType):
+        return str([value.co_code.hex(), value.co_names, [_plain(constant) for constant in value.co_consts]])
+    if isinstance(value, tuple | list | frozenset | set):
+        told = [_plain(each) for each in value]
+        return str(told if isinstance(value, tuple | list) else sorted(told))
+    if isinstance(value, int | float | complex | str | bytes | None):
+        return repr(value)
+    return _where(value)
 
 
 def _one_a_row(what: str, value: Any, weight: jax.Array) -> Any:

@@ -16,13 +16,16 @@ from mms_sdk.storage.snapshots import OpenSnapshot
 if TYPE_CHECKING:
     import jax
 
+_OF_EACH = ("squared", "value", "value_squared")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(WholeRows):
     """One number a row, or several; the model gives shape (batch,), (batch, 1) or (batch, *shape of the target).
 
     The model learns the target standardised, so that a loss means the same whatever the unit; metrics but the loss, and
-    what is served, are in the target's own unit.
+    what is served, are in the target's own unit. Of several numbers the metrics are means over them, `r2` too, of those
+    that vary (scikit-learn's `uniform_average`); for it each number has sums of its own.
 
     Attributes:
         target: Column with the number.
@@ -34,7 +37,6 @@ class Regression(WholeRows):
 
     name: ClassVar[str] = "regression"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "mae", "rmse", "r2")
-    counted: ClassVar[tuple[str, ...]] = ("loss", "absolute", "squared", "value", "value_squared")
     target: str = "label"
     loss: Literal["squared", "absolute", "huber"] = "squared"
     standardize: bool = True
@@ -44,6 +46,15 @@ class Regression(WholeRows):
     def __post_init__(self) -> None:
         if self.loss not in ("squared", "absolute", "huber"):
             raise InvalidRequest(f"the loss of a regression is squared, absolute or huber; got loss={self.loss!r}")
+
+    @property
+    def counted(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The loss and errors, and for each number what its coefficient of determination needs."""
+        return ("loss", "absolute", *(f"{name}/{at}" for name in _OF_EACH for at in range(self._width)))
+
+    @property
+    def _width(self) -> int:
+        return len(self.mean or (0.0,))
 
     def check(self, snapshot: OpenSnapshot) -> tuple[str, ...]:
         """No names."""
@@ -93,19 +104,22 @@ class Regression(WholeRows):
         off = self._own_unit(given) - wanted
         # Around the training mean, so that squares of large values do not drown what they differ by.
         about = wanted - self._numbers(self.mean, wanted)
-        values = (losses, jnp.abs(off), off**2, about, about**2)
-        return summed(self.counted, tuple(map(per_row, values)), weight)
+        each = [column for values in (off**2, about, about**2) for column in values.T]
+        return summed(self.counted, (per_row(losses), per_row(jnp.abs(off)), *each), weight)
 
     def averages(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss and absolute error, root of the mean squared error, and the share of variance that is explained."""
         rows = sums["weight"] or 1.0
-        variance = sums["value_squared"] / rows - (sums["value"] / rows) ** 2
-        squared = sums["squared"] / rows
+        squares, values, squared_values = (
+            np.array([sums[f"{name}/{at}"] / rows for at in range(self._width)]) for name in _OF_EACH
+        )
+        variance = squared_values - values**2
+        squared, varies = float(squares.mean()), variance > 0
         return {
             "loss": sums["loss"] / rows,
             "mae": sums["absolute"] / rows,
             "rmse": math.sqrt(squared) if squared >= 0 else math.nan,
-            "r2": 1 - squared / variance if variance > 0 else 0.0,
+            "r2": float((1 - squares[varies] / variance[varies]).mean()) if varies.any() else 0.0,
         }
 
     def scores(self, outputs: jax.Array) -> jax.Array:
