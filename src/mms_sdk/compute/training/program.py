@@ -143,6 +143,17 @@ class Program:
         return jax.jit(self._step, donate_argnums=0, out_shardings=(self.flat(self.shardings), self._whole))
 
     @cached_property
+    def several(self) -> Any:
+        """Several training steps in one call: state, totals, inputs, labels, weight, how many → state, totals.
+
+        Each of the arrays holds batches along its first dimension, the first of which are taken, as many as are asked
+        for. That is a number and not a shape, so that one compilation serves every number, with the same bits.
+        """
+        import jax
+
+        return jax.jit(self._several, donate_argnums=0, out_shardings=(self.flat(self.shardings), self._whole))
+
+    @cached_property
     def evaluate(self) -> Callable[[Arrays, Arrays, Totals, Any, Any, Any], Totals]:
         """The compiled evaluation: `served` parameters, other state, totals, inputs, labels, weight → totals."""
         import jax
@@ -381,6 +392,17 @@ class Program:
         if self.options.guarded:
             after, sums = self._guarded(state, after, grads, sums)
         return self.flat(after), self._added(totals, sums)
+
+    def _several(
+        self, leaves: Leaves, totals: Totals, inputs: Any, labels: Any, weight: Any, count: Any
+    ) -> tuple[Leaves, Totals]:
+        import jax
+
+        def one(number: Any, carried: tuple[Leaves, Totals]) -> tuple[Leaves, Totals]:
+            return self._step(*carried, inputs[number], labels[number], weight[number])
+
+        done: tuple[Leaves, Totals] = jax.lax.fori_loop(0, count, one, (leaves, totals))
+        return done
 
     def _gradients(self, state: State, learnt: Arrays, batch: Any, key: Any) -> tuple[Arrays, Arrays, Sums]:
         # The gradient of the mean loss, whether the batch is taken at once or in parts.

@@ -76,6 +76,7 @@ class _Bar(_Silent):
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
         self._task = self._progress.add_task(_COMPILING, total=epochs)
+        self._shown = 0  # step
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -89,10 +90,13 @@ class _Bar(_Silent):
         if step.metrics:
             judged = {name: value for name, value in step.metrics.items() if name.startswith("val/")}
             self._progress.update(self._task, completed=done, description=_told(judged or step.metrics))
-        elif step.batch % 8 == 0:
+        elif not self._shown:
+            self._progress.update(self._task, completed=done, description="")
+        elif step.number - self._shown >= 8:
             self._progress.update(self._task, completed=done)
-        if step.number == 1:
-            self._progress.update(self._task, description="")
+        else:
+            return
+        self._shown = step.number
 
 
 class _Notebook(_Silent):
