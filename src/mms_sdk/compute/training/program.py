@@ -96,10 +96,15 @@ class Program:
         return self.task.model_shape(self.input_shape)
 
     def init(self) -> State:
-        """The state before the first step, made where it will lie."""
+        """The state before the first step, made where it will lie; of given values each device takes its own part."""
         import jax
 
-        state: State = jax.jit(self._init, out_shardings=self.shardings)()
+        where = {**self.shardings.params, **self.shardings.rest}
+        given = {
+            path: jax.make_array_from_callback(value.shape, where[path], value.__getitem__)
+            for path, value in self.model.given.items()
+        }
+        state: State = jax.jit(self._init, out_shardings=self.shardings)(given)
         return state
 
     def flat(self, state: State) -> Leaves:
@@ -182,7 +187,7 @@ class Program:
         """
         import jax
 
-        state: State = jax.eval_shape(self._init)
+        state: State = jax.eval_shape(self._init, dict(self.model.given))
         row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
@@ -301,12 +306,16 @@ class Program:
 
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def _init(self) -> State:
+    def _init(self, given: Arrays) -> State:
         import jax
         import jax.numpy as jnp
 
         options = self.options
-        params, rest = self.model.init(jax.random.key(self.seed))
+        # What is replaced is never computed: the compiler finds that nobody asks for it.
+        params, rest = (
+            {path: given.get(path, value) for path, value in arrays.items()}
+            for arrays in self.model.init(jax.random.key(self.seed))
+        )
         if options.lora is not None:
             params = {**params, **options.lora.init(params, jax.random.fold_in(jax.random.key(self.seed), 1))}
         learnt = {path: params[path] for path in options.learnt(params)}

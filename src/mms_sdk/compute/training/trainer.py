@@ -20,6 +20,7 @@ from mms_sdk.compute.data.kinds.rows import input_columns
 from mms_sdk.compute.data.load import Loader, fitted
 from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, device_dtype, to_json
 from mms_sdk.compute.models import functional as models
+from mms_sdk.compute.models import weights
 from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
 from mms_sdk.compute.sharding.report import ShardingReport, report
 from mms_sdk.compute.sharding.rules import WHOLE, PartitionRules
@@ -72,6 +73,8 @@ class Trainer:
     Attributes:
         model: A family such as `mms.models.ConvNet(num_classes=10)`, an NNX module, a function of `nnx.Rngs` that makes
             one, or a pair `(init, apply)`.
+        init_from: Weights to begin with, by the model's paths: a file, the folder of a checkpoint or model version, or
+            `mms.models.Weights`, which chooses a part of them.
         task: What for; classification of the column `label`.
         optimizer: An optax transformation; None for AdamW at 1e-3.
         inputs: Names of the columns that the model sees. None for the one column of pictures, sound, text, series or
@@ -104,6 +107,7 @@ class Trainer:
     """
 
     model: Any
+    init_from: weights.Source | None = None
     task: Task = field(default_factory=Classification)
     optimizer: Any = None
     inputs: str | Sequence[str] | None = None
@@ -147,6 +151,11 @@ class Trainer:
             raise InvalidRequest(
                 f"a replicated mesh keeps every parameter whole; got rules for {len(self.rules.rules)} patterns; leave "
                 f'them out, or write mesh={{"data": -1, "fsdp": …}}'
+            )
+        if self.init_from is not None and getattr(self.model, "init_from", None) is not None:
+            raise InvalidRequest(
+                f"weights to begin with are named once; got init_from={self.init_from!r}, and "
+                f"{self.model.init_from!r} of the model; leave one out"
             )
         asked = (self.inputs,) if isinstance(self.inputs, str) else self.inputs
         if asked is not None and not (isinstance(asked, tuple | list) and all(isinstance(name, str) for name in asked)):
@@ -249,6 +258,7 @@ class Trainer:
         """The options as JSON, for the job and the lineage."""
         return {
             "model": models.describe(self.model),
+            "init_from": None if self.init_from is None else weights.describe(self.init_from),
             "task": repr(self.task),
             "optimizer": "optax.adamw(0.001)" if self.optimizer is None else "custom",
             "inputs": [self.inputs] if isinstance(self.inputs, str) else self.inputs and list(self.inputs),
@@ -324,8 +334,9 @@ class Trainer:
             _refuse_no_classes(snapshot, task.target)
         optimizer = self.optimizer or optax.adamw(1e-3)
         row = task.model_shape(pipeline.device_shape(inputs.shape))
+        model = models.functional(self.model, row, dtype=device_dtype(inputs.dtype))
         return Program(
-            model=models.functional(self.model, row, dtype=device_dtype(inputs.dtype)),
+            model=model if self.init_from is None else weights.started_from(model, self.model, self.init_from),
             task=task,
             optimizer=optimizer if self.clip_norm is None else clipped(optimizer, self.clip_norm),
             pipeline=pipeline,
