@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 
 from mms_sdk import html
+from mms_sdk.compute.compile_cache import use_compile_cache
 from mms_sdk.compute.data.kinds.rows import input_columns
 from mms_sdk.compute.data.load import Loader, fitted
 from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, device_dtype, to_json
@@ -308,6 +309,7 @@ class Trainer:
     def _program(self, snapshot: OpenSnapshot) -> Program:
         import optax
 
+        use_compile_cache()
         labels = self.task.check(snapshot)
         task = self.task.fit(snapshot)
         mesh = make_mesh(self.mesh)
