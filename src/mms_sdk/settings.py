@@ -12,6 +12,7 @@ from mms_sdk.errors import InvalidRequest
 WORKSPACE_VARIABLE = "MMS_WORKSPACE"
 CATALOG_VARIABLE = "MMS_CATALOG"
 DATASETS_VARIABLE = "MMS_DATASETS"
+COMPILE_CACHE_VARIABLE = "MMS_COMPILE_CACHE"
 FETCH_NETWORKS_VARIABLE = "MMS_FETCH_NETWORKS"
 TOKEN_VARIABLE = "MMS_TOKEN"
 HOME_WORKSPACE = Path.home() / "mms-workspace"
@@ -30,6 +31,12 @@ def default_catalog() -> str | None:
 def default_datasets() -> str | None:
     """Where a workspace's datasets lie when nobody says: `$MMS_DATASETS`, or None for a folder in the workspace."""
     return os.environ.get(DATASETS_VARIABLE, "").strip() or None
+
+
+def compile_cache() -> Path | None:
+    """Where compiled programs are kept for the next process: the folder `$MMS_COMPILE_CACHE`, or None for nowhere."""
+    told = os.environ.get(COMPILE_CACHE_VARIABLE, "").strip()
+    return Path(told).expanduser().absolute() if told else None
 
 
 def fetch_networks() -> tuple[IPv4Network | IPv6Network, ...]:

@@ -113,8 +113,8 @@ def waiting_for_data() -> None:
     """The second epoch's third batch never comes."""
     groups = load.Loader._groups
 
-    def stalled(self: Any, at: Any) -> Any:
-        for group in groups(self, at):
+    def stalled(self: Any, at: Any, calls: Any) -> Any:
+        for group in groups(self, at, calls):
             if at.epoch == 1:
                 yield group[:2]
                 time.sleep(0.5)

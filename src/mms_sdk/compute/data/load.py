@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, repeat
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import psutil
 from mms_sdk.compute.data.kinds.rows import RowKind, kind_of
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline, in_threads
 from mms_sdk.compute.data.preprocess.table import Encode
-from mms_sdk.compute.sharding.mesh import batch_share
+from mms_sdk.compute.sharding.mesh import batch_share, stacked
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.reader import Block, Position, Reader, batches_together
@@ -30,13 +31,13 @@ _T = TypeVar("_T")
 
 
 class DeviceBatch(NamedTuple):  # made for every step, and half as dear as a frozen dataclass
-    """One batch on the devices.
+    """One batch on the devices; or several for one call, with their number as a first dimension of each array.
 
     Attributes:
         inputs: uint8 pixels, int32 ids or float32, shape (batch, *host shape).
         labels: int32 codes or float32, shape (batch, *target shape).
         weight: float32, shape (batch,): 0 for padding.
-        position: Where the reader stands after it.
+        position: Where the reader stands after it, or after the last of them.
     """
 
     inputs: Any
@@ -249,6 +250,8 @@ class Loader:
         inputs: Names of the columns that the model sees.
         target: Name of the column that it is to answer; None for a task without.
         sample: Column of whose values each comes as often as the others; None takes each row once.
+        stack: Batches that a call takes at most. Above 1 they are stacked, and a call that takes fewer is filled up
+            with zeros, which nobody looks at.
     """
 
     def __init__(
@@ -263,6 +266,7 @@ class Loader:
         inputs: Sequence[str] = ("image",),
         target: str | None = "label",
         sample: str | None = None,
+        stack: int = 1,
     ) -> None:
         process = batch_share(sharding)
         self.reader = Reader(
@@ -271,34 +275,55 @@ class Loader:
         rows = snapshot.split_rows(split)
         self.inputs = Inputs(snapshot, rows, pipeline, inputs)
         self.targets = Targets(snapshot, rows, target)
-        self._sharding = sharding
+        self._stack = stack
+        self._sharding = sharding if stack == 1 else stacked(sharding)
         self._shares = process[1]
         self._place = self._as_it_is if _host_is_device(sharding) else self._placed
         share = batch_size // process[1]
         self._together = batches_together(share * self.inputs.row_bytes)
-        self._full = self._placed(np.ones(share, np.float32))
+        self._full = self._placed(np.ones(share if stack == 1 else (stack, share), np.float32))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a row when it reaches the device."""
         return self.inputs.shape
 
-    def epoch(self, at: Position) -> Generator[DeviceBatch]:
-        """The rest of an epoch, from a position on."""
-        for group in ahead(self._groups(at), _AHEAD):
+    def epoch(self, at: Position, calls: Iterable[int] = repeat(1)) -> Generator[DeviceBatch]:
+        """The rest of an epoch, from a position on.
+
+        Args:
+            at: The position.
+            calls: How many batches each call takes.
+        """
+        for group in ahead(self._groups(at, iter(calls)), _AHEAD):
             yield from group
 
-    def _groups(self, at: Position) -> Iterator[list[DeviceBatch]]:
+    def _groups(self, at: Position, calls: Iterator[int]) -> Iterator[list[DeviceBatch]]:
         while at.batch < self.reader.batches:
-            block = self.reader.block(at, self._together)
+            taken = _drawn(calls, min(self._together, self.reader.batches - at.batch))
+            block = self.reader.block(at, sum(taken))
             rows = block.rows.ravel()
             inputs = self._inputs(block).reshape(*block.rows.shape, *self.inputs.shape)
             labels = self.targets.gather(rows).reshape(*block.rows.shape, *self.targets.shape)
+            last = [end - 1 for end in accumulate(taken)]
             # Padding stands at the end of an epoch, so most batches need no weights of their own.
-            weights = [self._full if weight[-1] else self._placed(weight) for weight in block.weight]
-            placed = map(self._place, inputs), map(self._place, labels)
-            yield list(map(DeviceBatch, *placed, weights, block.positions))
+            weights = [
+                self._full if block.weight[number][-1] else self._placed(weight)
+                for number, weight in zip(last, self._cut(block.weight, taken), strict=True)
+            ]
+            placed = (map(self._place, self._cut(array, taken)) for array in (inputs, labels))
+            yield list(map(DeviceBatch, *placed, weights, [block.positions[number] for number in last]))
             at = block.positions[-1]
+
+    def _cut(self, batches: Array, taken: Sequence[int]) -> Iterator[Array]:
+        # Into what each call takes: a batch, or several and zeros up to the number that a call can take.
+        if self._stack == 1:
+            yield from batches
+            return
+        for count, end in zip(taken, accumulate(taken), strict=True):
+            some = batches[end - count : end]
+            missing = np.zeros((self._stack - count, *batches.shape[1:]), batches.dtype)
+            yield np.concatenate([some, missing]) if len(missing) else some
 
     def _inputs(self, block: Block) -> Array:
         # By windows each row is decoded once an epoch, and there are too many to keep what preprocessing makes.
@@ -311,7 +336,8 @@ class Loader:
 
         if jax.process_count() == 1:
             return jax.device_put(array, self._sharding)
-        whole = (len(array) * self._shares, *array.shape[1:])
+        rows = 0 if self._stack == 1 else 1  # the axis that the processes share
+        whole = (*array.shape[:rows], array.shape[rows] * self._shares, *array.shape[rows + 1 :])
         return jax.make_array_from_process_local_data(self._sharding, array, whole)
 
     def _as_it_is(self, array: Array) -> Array:
@@ -322,6 +348,15 @@ def _host_is_device(sharding: Any) -> bool:
     # One CPU reads a NumPy array where it lies; placing it first costs more than a small training step.
     devices = sharding.device_set
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def _drawn(calls: Iterator[int], batches: int) -> list[int]:
+    # What the next calls take, until that is so many batches or more.
+    taken = []
+    while batches > 0:
+        taken.append(next(calls))
+        batches -= taken[-1]
+    return taken
 
 
 def ahead(items: Iterator[_T], count: int) -> Iterator[_T]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mms_sdk.compute.compile_cache import use_compile_cache
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.kinds.rows import Pictures, RowKind, kind_of
 from mms_sdk.compute.data.load import on_host
@@ -47,6 +48,7 @@ class Predictor:
         self, folder: Path, *, buckets: Sequence[int] = BUCKETS, max_pixels: int = image.DEFAULT_MAX_PIXELS
     ) -> None:
         began = time.monotonic()
+        use_compile_cache()
         self.card = read_card(folder)
         self.input_shape = self.card.signature.inputs[0].shape
         self.input_dtype = np.dtype(self.card.signature.inputs[0].dtype)

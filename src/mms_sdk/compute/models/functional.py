@@ -32,12 +32,14 @@ class Functional:
         apply: Parameters, other state, batch, key (None outside training) → (output, other state).
         names: Of the dimensions of parameters, where the model names them for partitioning.
         rules: How the model's family divides its parameters where nothing else is asked for.
+        given: NumPy arrays by path that stand for what `init` makes there, because weights are there already.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
     apply: Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]
     names: Names = field(default_factory=dict)
     rules: tuple[tuple[str, Spec], ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Functional:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mms_sdk.compute.models.layouts import Tensors
 from mms_sdk.errors import Damaged, InvalidRequest, MissingExtra, NotFound
-from mms_sdk.storage import manifest
+from mms_sdk.storage import files, manifest
 from mms_sdk.storage.stores.local import LocalStore
 
 _WRAPPED = ("state_dict", "model", "model_state", "model_state_dict")
@@ -34,8 +34,7 @@ def read(path: Path) -> Tensors:
         Damaged: It does not read as what its name says.
         MissingExtra: The package that reads it is not installed.
     """
-    if not path.exists():
-        raise NotFound(f"weights lie in a file or a folder on this machine; there is none at {path}; check init_from")
+    _refuse_missing(path)
     if path.is_dir():
         return _folder(path)
     for suffixes, reader in _READERS.items():
@@ -45,6 +44,31 @@ def read(path: Path) -> Tensors:
     raise InvalidRequest(
         f"weights are read from files that end in {known}, and from folders of MMS checkpoints and model versions; got "
         f"{path.name}; save them as safetensors"
+    )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the manifest of a checkpoint's or an artefact's folder.
+
+    Raises:
+        NotFound: There is none.
+        InvalidRequest: It is a folder of something else.
+    """
+    _refuse_missing(path)
+    if path.is_dir() and not manifest.is_sealed(path):
+        raise _no_folder_of_weights(path)
+    return files.sha256_file(path / manifest.NAME if path.is_dir() else path)
+
+
+def _refuse_missing(path: Path) -> None:
+    if not path.exists():
+        raise NotFound(f"weights lie in a file or a folder on this machine; there is none at {path}; check init_from")
+
+
+def _no_folder_of_weights(path: Path) -> InvalidRequest:
+    return InvalidRequest(
+        f"a folder of weights is a complete MMS checkpoint or model version; {path} is neither; name "
+        f"result.best.path or version.location"
     )
 
 
@@ -129,10 +153,7 @@ def _folder(path: Path) -> Tensors:
 
     arrays = next((path / name for name in ("state", "weights") if (path / name).is_dir()), None)
     if arrays is None or not manifest.is_sealed(path):
-        raise InvalidRequest(
-            f"a folder of weights is a complete MMS checkpoint or model version; {path} is neither; name "
-            f"result.best.path or version.location"
-        )
+        raise _no_folder_of_weights(path)
     manifest.check(LocalStore(path), what=f"the weights in {path}", content=True)
     loaded = _flat(ocp.load(arrays, _like(ocp.metadata(arrays).metadata)))
     kinds = ("params/", "rest/")

@@ -32,6 +32,8 @@ class Weights:
     Attributes:
         path: `.safetensors`; a PyTorch state dict, `.pt`, `.pth` or `.bin`; Keras's `.weights.h5` or `.keras`; the
             folder of an MMS checkpoint or model version.
+        match: Regular expression of our paths, matched whole, that have the file's values, e.g. `features/.*`; all
+            others begin anew, and whatever else the file holds is left over. If left out, all of them.
         fresh: Regular expression of our paths, matched whole, that begin anew whatever the file holds, e.g.
             `head/.*`.
         unused: Regular expression of the file's names, matched whole, that may be left over, e.g. `pooler.*`.
@@ -39,17 +41,22 @@ class Weights:
 
     path: str | os.PathLike[str]
     _: KW_ONLY
+    match: str = ""
     fresh: str = ""
     unused: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("fresh", "unused"):
+        for name in ("match", "fresh", "unused"):
             try:
                 re.compile(getattr(self, name))
             except re.error as error:
                 raise InvalidRequest(
                     f"{name} of Weights is a regular expression; got {getattr(self, name)!r}: {error}"
                 ) from error
+
+    def asks_for(self, path: str) -> bool:
+        """Whether the array at one of our paths is to have the file's values."""
+        return re.fullmatch(self.fresh, path) is None and re.fullmatch(self.match or ".*", path) is not None
 
 
 Source: TypeAlias = "str | os.PathLike[str] | Weights"
@@ -133,29 +140,45 @@ def load(family: Any, source: Source, *, input_shape: tuple[int, ...], seed: int
     return Loaded(module=module, report=report)
 
 
-def started_from(taken: Functional, family: Any, source: Source) -> Functional:
+def started_from(taken: Functional, model: Any, source: Source) -> Functional:
     """The same model, whose initial values are those of a file where the file has them.
 
     The report goes to the log `mms.models`: as a warning where something is resized, or begins anew
     though nobody asked for it.
+
+    Args:
+        taken: The model as functions.
+        model: As the person gave it; a family knows names of other libraries.
+        source: A file or folder, or `Weights`.
+
+    Raises:
+        NotFound, DataError, InvalidRequest, Damaged, MissingExtra: As `load`.
     """
-    values, report = _matched(taken, family, source)
-    asked = source.fresh if isinstance(source, Weights) else ""
-    anew = [path for path in report.fresh if not re.fullmatch(asked, path)]
+    values, report = _matched(taken, model, source)
+    anew = [path for path in report.fresh if _weights(source).asks_for(path)]
     _log.log(logging.WARNING if anew or report.resized else logging.INFO, "%s", report)
-
-    def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        # Under `jit` the initial values that are replaced are never computed.
-        params, rest = taken.init(key)
-        return _replaced(params, values), _replaced(rest, values)
-
-    return replace(taken, init=init)
+    return replace(taken, given={**taken.given, **values})
 
 
-def _replaced(arrays: Arrays, values: Mapping[str, Any]) -> Arrays:
-    import jax.numpy as jnp
+def describe(source: Source) -> dict[str, str]:
+    """Which weights, as JSON: the file's name, its content's SHA-256, and what need not match.
 
-    return {path: jnp.asarray(values[path]) if path in values else value for path, value in arrays.items()}
+    Raises:
+        NotFound: There is no such file.
+        InvalidRequest: It is a folder of something else.
+    """
+    from mms_sdk.compute.models.weight_files import digest
+
+    weights = _weights(source)
+    chosen = {name: getattr(weights, name) for name in ("match", "fresh", "unused") if getattr(weights, name)}
+    return {"name": Path(weights.path).name, "sha256": digest(Path(weights.path)), **chosen}
+
+
+def _weights(source: Source) -> Weights:
+    weights = source if isinstance(source, Weights) else Weights(path=source)
+    if not isinstance(weights.path, str | os.PathLike):
+        raise InvalidRequest(f"weights come from a path, or mms.models.Weights(path=…); got {weights.path!r}")
+    return weights
 
 
 def _matched(taken: Functional, family: Any, source: Source) -> tuple[Tensors, Report]:
@@ -163,9 +186,7 @@ def _matched(taken: Functional, family: Any, source: Source) -> tuple[Tensors, R
 
     from mms_sdk.compute.models.weight_files import read
 
-    weights = source if isinstance(source, Weights) else Weights(path=source)
-    if not isinstance(weights.path, str | os.PathLike):
-        raise InvalidRequest(f"weights come from a path, or mms.models.Weights(path=…); got {weights.path!r}")
+    weights = _weights(source)
     params, rest = jax.eval_shape(taken.init, jax.random.key(0))
     return match(family, {**params, **rest}, read(Path(weights.path)), weights)
 
@@ -174,14 +195,20 @@ def match(family: Any, shapes: Mapping[str, Any], tensors: Tensors, weights: Wei
     """The file's tensors at our paths, with our axes, shapes and dtypes.
 
     Args:
-        family: Whose names and rules hold.
+        family: Whose names and rules hold; any other model has our names only.
         shapes: Every array of the model by path: anything with `shape` and `dtype`.
         tensors: Of the file.
         weights: What need not match.
 
     Raises:
         DataError: An array is missing, has another shape, or is left over; the first are named, the rest counted.
+        InvalidRequest: No array is to have the file's values.
     """
+    if not any(map(weights.asks_for, shapes)):
+        raise InvalidRequest(
+            f"weights are for at least one array of the model; match={weights.match!r}, fresh={weights.fresh!r} leaves "
+            f"none of {_shown(list(shapes))}; change them"
+        )
     layout, tensors = _recognised(family, shapes, tensors, weights)
     values: Tensors = {}
     by_kind: dict[str, list[str]] = {"loaded": [], "fresh": [], "resized": []}
@@ -200,7 +227,8 @@ def match(family: Any, shapes: Mapping[str, Any], tensors: Tensors, weights: Wei
     taken = {layout.source(path) for path in values}
     unused = [name for name in tensors if name not in taken and not layout.is_bookkeeping(name)]
     replaced = {layout.source(path) for path in by_kind["fresh"]}
-    left = [name for name in unused if name not in replaced and not re.fullmatch(weights.unused, name)]
+    allowed = ".*" if weights.match else weights.unused
+    left = [name for name in unused if name not in replaced and not re.fullmatch(allowed, name)]
     if faults or left:
         raise DataError(_told(family, weights, layout, faults, left))
     told = {kind: tuple(paths) for kind, paths in by_kind.items()}
@@ -214,13 +242,14 @@ class _Fault(Exception):
 def _recognised(family: Any, shapes: Mapping[str, Any], tensors: Tensors, weights: Weights) -> tuple[Layout, Tensors]:
     known: Sequence[Layout] = (OURS, *getattr(family, "layouts", ()), SAME_NAMES)
     prepared = [(layout, layout.prepare(tensors)) for layout in known]
-    counts = [sum(layout.source(path) in its for path in shapes) for layout, its in prepared]
+    asked = [path for path in shapes if weights.asks_for(path)]
+    counts = [sum(layout.source(path) in its for path in asked) for layout, its in prepared]
     best = int(np.argmax(counts))
     if not counts[best]:
         raise DataError(
-            f"weights for {type(family).__name__} are named as by {', '.join(layout.name for layout in known)}; "
+            f"weights for {_called(family)} are named as by {', '.join(layout.name for layout in known)}; "
             f"{os.fspath(weights.path)} holds other names: {_shown(list(tensors))}; rename them as our paths are, e.g. "
-            f"{next(iter(shapes))}"
+            f"{asked[0]}"
         )
     return prepared[best]
 
@@ -229,7 +258,7 @@ def _found(family: Any, layout: Layout, path: str, wanted: Any, tensors: Tensors
     # ("loaded" or "resized", the value), or ("fresh", None).
     import jax.numpy as jnp
 
-    if re.fullmatch(weights.fresh, path):
+    if not weights.asks_for(path):
         return "fresh", None
     name = layout.source(path)
     if name not in tensors:
@@ -243,7 +272,10 @@ def _found(family: Any, layout: Layout, path: str, wanted: Any, tensors: Tensors
             raise _Fault(f"has shape {wanted.shape} here and {value.shape} in {name}")
         value, kind = adapted, "resized"
     # NumPy's own question would say that bfloat16 is no floating-point type.
-    if not jnp.issubdtype(value.dtype, jnp.floating) or not np.isfinite(value.astype(wanted.dtype)).all():
+    if not jnp.issubdtype(wanted.dtype, jnp.floating):  # a count that a layer keeps, say
+        if value.dtype != wanted.dtype:
+            raise _Fault(f"is {wanted.dtype} here and {value.dtype} in {name}")
+    elif not jnp.issubdtype(value.dtype, jnp.floating) or not np.isfinite(value.astype(wanted.dtype)).all():
         raise _Fault(f"takes finite floating-point numbers; {name} is {value.dtype}, or holds others")
     return kind, value.astype(wanted.dtype)
 
@@ -261,15 +293,20 @@ def _is_other_classifier(family: Any, path: str, there: tuple[int, ...], here: t
 
 def _told(family: Any, weights: Weights, layout: Layout, faults: list[str], left: list[str]) -> str:
     file = f"{os.fspath(weights.path)}, read as {layout.name}"
-    told = [f"weights fit {type(family).__name__} array by array; {file}, does not"]
+    told = [f"weights fit {_called(family)} array by array; {file}, does not"]
     if faults:
         told.append(f"of the model, {_shown(faults)}")
     if left:
         told.append(f"of the file, unused: {_shown(left)}")
     told.append(
-        "choose the options the weights were trained with, or say so with mms.models.Weights(fresh=…, unused=…)"
+        "choose the options the weights were trained with, or say so with mms.models.Weights(fresh=…, unused=…), or "
+        "match=… for a part"
     )
     return "; ".join(told)
+
+
+def _called(model: Any) -> str:
+    return str(getattr(model, "__name__", type(model).__name__))
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -114,6 +114,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
+def stacked(sharding: NamedSharding) -> NamedSharding:
+    """The same of several batches in one array, along a first dimension that stays whole."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
 def batch_parts(mesh: Mesh) -> int:
     """Into how many equal parts a batch is divided."""
     return prod(size for axis, size in mesh.shape.items() if axis in BATCH_AXES)

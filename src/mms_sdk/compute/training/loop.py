@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mms_sdk.compute.data.load import Loader
 from mms_sdk.compute.sharding.mesh import describe
 from mms_sdk.compute.training.callbacks import Callback
@@ -39,7 +41,7 @@ _log = logging.getLogger("mms.training")
 
 
 class Step(NamedTuple):
-    """What the loop reports after each step, without waiting for the device.
+    """What the loop reports after each step, or the last of those in one call, without waiting for the device.
 
     Attributes:
         number: Steps taken since the run began.
@@ -61,7 +63,9 @@ class Run:
     """One training run and all that it carries from step to step.
 
     Attributes:
+        steps_per_call: Steps that the devices are given at once, at most.
         steps: Steps taken.
+        called: Of these, in the newest call.
         position: Where the reader stands.
         history: Metrics of the finished epochs.
         stopped: Why it ended, once it has.
@@ -83,7 +87,9 @@ class Run:
     options: dict[str, Any]
     state: Leaves
     totals: Totals
+    steps_per_call: int = 1
     steps: int = 0
+    called: int = 1
     position: Position = field(default_factory=Position)
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str = ""
@@ -103,7 +109,7 @@ class Run:
     @property
     def may_look_at_clocks(self) -> bool:
         """Whether it is time to: that several processes agree on theirs takes as long as a small step."""
-        return self.alone or self.steps % _AGREE_EVERY_STEPS == 0
+        return self.alone or self.steps % _AGREE_EVERY_STEPS < self.called
 
     def trained_s(self) -> float:
         """Seconds of training so far, over all its continuations."""
@@ -164,15 +170,18 @@ def _steps(run: Run) -> Iterator[Step]:
     saved_at = logged_at = time.monotonic()
     in_flight, step, batches = InFlight(run.program), _first_apart(run), run.train.reader.batches
     while run.position.epoch < run.epochs and not run.stopped:
-        coming = run.train.epoch(run.position)
+        left = batches - run.position.batch
+        calls = _calls(run.steps_per_call, run.steps, left, every_steps=every_steps, limit=run.limits.steps)
+        coming = run.train.epoch(run.position, calls)
         while run.position.batch < batches:
             asked = time.monotonic()
             with run.termination:
                 batch = next(coming)
             run.input_wait_s += time.monotonic() - asked
             # Dispatched, not awaited: the device works on this while Python goes on.
-            run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight)
-            run.steps += 1
+            run.called = batch.position.batch - run.position.batch
+            run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight, *_many(run))
+            run.steps += run.called
             run.position = batch.position
             seen = in_flight.add(run.steps, run.totals)
             if seen is not None and time.monotonic() - logged_at > _LOG_EVERY_S:
@@ -207,6 +216,24 @@ def _steps(run: Run) -> Iterator[Step]:
     run.stopped = run.stopped or f"all {run.epochs} epochs are done"
 
 
+def _calls(most: int, steps: int, left: int, *, every_steps: int | None, limit: int | None) -> Iterator[int]:
+    # How many steps each call of the rest of an epoch takes: it ends where the epoch does, where a checkpoint is due,
+    # and at the limit, so that all of these fall on the very step that they would fall on without.
+    while left:
+        count = min(most, left)
+        if every_steps:
+            count = min(count, every_steps - steps % every_steps)
+        if limit is not None and limit > steps:
+            count = min(count, limit - steps)
+        yield count
+        steps, left = steps + count, left - count
+
+
+def _many(run: Run) -> tuple[Any, ...]:
+    # What a call is told beside its batches, where it takes several.
+    return () if run.steps_per_call == 1 else (np.int32(run.called),)
+
+
 def _is_late(due: float) -> bool:
     # By one clock: processes that save together must not think differently about when.
     return bool(processes.agreed(time.monotonic() > due))
@@ -229,7 +256,7 @@ def _limit(run: Run) -> str | None:
 def _first_apart(run: Run) -> Callable[..., tuple[Leaves, Totals]]:
     # The first call compiles, which may take minutes in which no signal is looked at: it is awaited from outside, and
     # the call then finds what was compiled. Traced here, where what the caller has set of JAX holds.
-    step = run.program.step
+    step = run.program.step if run.steps_per_call == 1 else run.program.several
     waiting = [True]
 
     def stepped(*given: Any) -> tuple[Leaves, Totals]:

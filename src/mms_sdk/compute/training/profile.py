@@ -14,6 +14,8 @@ from mms_sdk.errors import InvalidRequest
 class Profile:
     """Which steps of a run are recorded, into `profile/` of its job's folder; TensorBoard and Perfetto show it.
 
+    Where a call takes several steps, the recording begins and ends with the next call.
+
     Attributes:
         after: Steps before those that are recorded, from where the run begins or is continued; the very first one
             compiles.
@@ -31,7 +33,7 @@ class Profile:
 
 
 def profiled(
-    steps: Generator[Step], profile: Profile | None, folder: Path, *, wait: Callable[[], object]
+    steps: Generator[Step], profile: Profile | None, folder: Path, *, before: int, wait: Callable[[], object]
 ) -> Generator[Step]:
     """The same steps, of which some are recorded.
 
@@ -39,6 +41,7 @@ def profiled(
         steps: Of the loop.
         profile: Which; None for none.
         folder: Where to; made when the recording begins.
+        before: Number of the step before the first of them.
         wait: Returns once the devices have done what they were given.
     """
     import jax
@@ -46,18 +49,18 @@ def profiled(
     if profile is None:
         yield from steps
         return
-    recording = False
+    due, begun, recording = before + max(1, profile.after), 0, False
     try:
-        for number, step in enumerate(steps, 1):
-            if recording and number == profile.after + profile.steps:
+        for step in steps:
+            if recording and step.number >= begun + profile.steps:
                 wait()  # what was only handed over is recorded too
                 recording = False
                 jax.profiler.stop_trace()
             yield step
-            if number == max(1, profile.after):
+            if not begun and step.number >= due:
                 wait()
                 jax.profiler.start_trace(str(folder))
-                recording = True
+                begun, recording = step.number, True
     finally:
         if recording:
             jax.profiler.stop_trace()

@@ -109,10 +109,15 @@ class Program:
         return self.task.model_shape(self.input_shape)
 
     def init(self) -> State:
-        """The state before the first step, made where it will lie."""
+        """The state before the first step, made where it will lie; of given values each device takes its own part."""
         import jax
 
-        state: State = jax.jit(self._init, out_shardings=self.shardings)()
+        where = {**self.shardings.params, **self.shardings.rest}
+        given = {
+            path: jax.make_array_from_callback(value.shape, where[path], value.__getitem__)
+            for path, value in self.model.given.items()
+        }
+        state: State = jax.jit(self._init, out_shardings=self.shardings)(given)
         return state
 
     def flat(self, state: State) -> Leaves:
@@ -157,6 +162,17 @@ class Program:
         return step
 
     @cached_property
+    def several(self) -> Any:
+        """Several training steps in one call: state, totals, inputs, labels, weight, how many → state, totals.
+
+        Each of the arrays holds batches along its first dimension, the first of which are taken, as many as are asked
+        for. That is a number and not a shape, so that one compilation serves every number, with the same bits.
+        """
+        import jax
+
+        return jax.jit(self._several, donate_argnums=0, out_shardings=(self.flat(self.shardings), self._whole))
+
+    @cached_property
     def evaluate(self) -> Callable[[Arrays, Arrays, Totals, Any, Any, Any], Totals]:
         """The compiled evaluation: `served` parameters, other state, totals, inputs, labels, weight → totals."""
         import jax
@@ -185,7 +201,7 @@ class Program:
         """
         import jax
 
-        state: State = jax.eval_shape(self._init)
+        state: State = jax.eval_shape(self._init, dict(self.model.given))
         row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
@@ -304,12 +320,16 @@ class Program:
 
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def _init(self) -> State:
+    def _init(self, given: Arrays) -> State:
         import jax
         import jax.numpy as jnp
 
         options = self.options
-        params, rest = self.model.init(jax.random.key(self.seed))
+        # What is replaced is never computed: the compiler finds that nobody asks for it.
+        params, rest = (
+            {path: given.get(path, value) for path, value in arrays.items()}
+            for arrays in self.model.init(jax.random.key(self.seed))
+        )
         if options.lora is not None:
             params = {**params, **options.lora.init(params, jax.random.fold_in(jax.random.key(self.seed), 1))}
         learnt = {path: params[path] for path in options.learnt(params)}
@@ -395,6 +415,17 @@ class Program:
         if self.options.guarded:
             after, sums = self._guarded(state, after, grads, sums)
         return self.flat(after), self._added(totals, sums)
+
+    def _several(
+        self, leaves: Leaves, totals: Totals, inputs: Any, labels: Any, weight: Any, count: Any
+    ) -> tuple[Leaves, Totals]:
+        import jax
+
+        def one(number: Any, carried: tuple[Leaves, Totals]) -> tuple[Leaves, Totals]:
+            return self._step(*carried, inputs[number], labels[number], weight[number])
+
+        done: tuple[Leaves, Totals] = jax.lax.fori_loop(0, count, one, (leaves, totals))
+        return done
 
     def _gradients(self, state: State, learnt: Arrays, batch: Any, key: Any) -> tuple[Arrays, Arrays, Sums]:
         # The gradient of the mean loss, whether the batch is taken at once or in parts.

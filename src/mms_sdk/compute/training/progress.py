@@ -86,7 +86,7 @@ class _Bar(_Silent):
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=8)
         self._told = _judged(history[-1]) if history else ""
         self._task = self._progress.add_task(_COMPILING, total=epochs, completed=int(done))
-        self._compiling = True
+        self._shown = 0  # step
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -99,8 +99,8 @@ class _Bar(_Silent):
     def update(self, step: Step) -> None:
         if step.metrics:
             self._told = _judged(step.metrics)
-        if step.metrics or self._compiling or step.batch % 8 == 0:
-            self._compiling = False
+        if step.metrics or not self._shown or step.number - self._shown >= 8:
+            self._shown = step.number
             done = step.epoch - 1 + step.batch / step.batches
             self._progress.update(self._task, completed=done, description=self._told)
 

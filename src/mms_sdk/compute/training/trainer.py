@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 
 from mms_sdk import html
+from mms_sdk.compute.compile_cache import use_compile_cache
 from mms_sdk.compute.data.kinds.rows import input_columns
 from mms_sdk.compute.data.load import Loader, fitted
 from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, device_dtype, to_json
 from mms_sdk.compute.models import functional as models
+from mms_sdk.compute.models import weights
 from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
 from mms_sdk.compute.sharding.report import ShardingReport, report
 from mms_sdk.compute.sharding.rules import WHOLE, PartitionRules
@@ -73,6 +75,8 @@ class Trainer:
     Attributes:
         model: A family such as `mms.models.ConvNet(num_classes=10)`, an NNX module, a function of `nnx.Rngs` that makes
             one, or a pair `(init, apply)`.
+        init_from: Weights to begin with, by the model's paths: a file, the folder of a checkpoint or model version, or
+            `mms.models.Weights`, which chooses a part of them.
         task: What for; classification of the column `label`.
         optimizer: An optax transformation; None for AdamW at 1e-3.
         inputs: Names of the columns that the model sees. None for the one column of pictures, sound, text, series or
@@ -85,6 +89,8 @@ class Trainer:
         epochs: Passes over the training rows, at most.
         precision: In what the model computes: `fp32`, `bf16` or `fp16`. Parameters are float32 in any case.
         accumulate: Micro-batches that a batch is cut into to need less memory; the gradient is that of the whole batch.
+        steps_per_call: Steps that the devices are given at once, at most. More than 1 helps tiny models, whose steps
+            take less time than handing them over; on CPUs it slows convolutions down.
         clip_norm: Longest gradient, over all parameters together; a longer one is shortened.
         ema: Decay of an average of the parameters, e.g. 0.999, which evaluation and versions then use.
         freeze: Parameters that are not learnt: regular expressions searched for in paths such as `features/0/kernel`.
@@ -103,6 +109,7 @@ class Trainer:
     """
 
     model: Any
+    init_from: weights.Source | None = None
     task: Task = field(default_factory=Classification)
     optimizer: Any = None
     inputs: str | Sequence[str] | None = None
@@ -113,6 +120,7 @@ class Trainer:
     epochs: int = 20
     precision: PrecisionName = "fp32"
     accumulate: int = 1
+    steps_per_call: int = 1
     clip_norm: float | None = None
     ema: float | None = None
     freeze: str | Sequence[str] = ()
@@ -137,13 +145,19 @@ class Trainer:
             raise InvalidRequest(
                 f"sample='target' draws by the values of a column, and {self.task.name} has none; leave it out"
             )
-        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+        counts = {"epochs": self.epochs, "batch_size": self.batch_size, "steps_per_call": self.steps_per_call}
+        for name, value in counts.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} is a whole number from 1; got {name}={value!r}")
         if self.mesh == "replicated" and self.rules.rules:
             raise InvalidRequest(
                 f"a replicated mesh keeps every parameter whole; got rules for {len(self.rules.rules)} patterns; leave "
                 f'them out, or write mesh={{"data": -1, "fsdp": …}}'
+            )
+        if self.init_from is not None and getattr(self.model, "init_from", None) is not None:
+            raise InvalidRequest(
+                f"weights to begin with are named once; got init_from={self.init_from!r}, and "
+                f"{self.model.init_from!r} of the model; leave one out"
             )
         asked = (self.inputs,) if isinstance(self.inputs, str) else self.inputs
         if asked is not None and not (isinstance(asked, tuple | list) and all(isinstance(name, str) for name in asked)):
@@ -248,6 +262,7 @@ class Trainer:
         """The options as JSON, for the job and the lineage."""
         return {
             "model": models.describe(self.model),
+            "init_from": None if self.init_from is None else weights.describe(self.init_from),
             "task": repr(self.task),
             "optimizer": "optax.adamw(0.001)" if self.optimizer is None else "custom",
             "inputs": [self.inputs] if isinstance(self.inputs, str) else self.inputs and list(self.inputs),
@@ -258,6 +273,7 @@ class Trainer:
             "epochs": self.epochs,
             "precision": self.precision,
             "accumulate": self.accumulate,
+            "steps_per_call": self.steps_per_call,
             "clip_norm": self.clip_norm,
             "ema": self.ema,
             "freeze": list(self._step_options().freeze),
@@ -296,6 +312,7 @@ class Trainer:
     def _program(self, snapshot: OpenSnapshot) -> Program:
         import optax
 
+        use_compile_cache()
         labels = self.task.check(snapshot)
         task = self.task.fit(snapshot)
         mesh = make_mesh(self.mesh)
@@ -322,8 +339,9 @@ class Trainer:
             _refuse_no_classes(snapshot, task.target)
         optimizer = self.optimizer or optax.adamw(1e-3)
         row = task.model_shape(pipeline.device_shape(inputs.shape))
+        model = models.functional(self.model, row, dtype=device_dtype(inputs.dtype))
         return Program(
-            model=models.functional(self.model, row, dtype=device_dtype(inputs.dtype)),
+            model=model if self.init_from is None else weights.started_from(model, self.model, self.init_from),
             task=task,
             optimizer=optimizer if self.clip_norm is None else clipped(optimizer, self.clip_norm),
             pipeline=pipeline,
@@ -397,6 +415,7 @@ class Fitting:
                 train(run),
                 self.trainer.profile,
                 run.log.path.parent / "profile",
+                before=run.steps,
                 wait=lambda: run.totals.block_until_ready(),
             )
             for step in recorded:
@@ -515,6 +534,7 @@ class Fitting:
             options=self._options,
             state=state,
             totals=totals,
+            steps_per_call=self._stack("train"),
             **self._kept,
         )
 
@@ -587,7 +607,13 @@ class Fitting:
             inputs=self.program.inputs,
             target=self.program.task.target,
             sample=self.program.task.target if split == "train" and self.trainer.sample else None,
+            stack=self._stack(split),
         )
+
+    def _stack(self, split: str) -> int:
+        # No more than an epoch has: what is never there is not carried about.
+        batches = -(-len(self.snapshot.split_rows(split)) // self.batch_size)
+        return min(self.trainer.steps_per_call, batches) if split == "train" else 1
 
     def _trained(self, checkpoint: Checkpoint) -> TrainedCheckpoint:
         return TrainedCheckpoint(

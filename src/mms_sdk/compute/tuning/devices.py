@@ -7,9 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mms_sdk.settings import COMPILE_CACHE_VARIABLE
+
 # What a process needs to run, to find its libraries and devices, and to speak a language. No tokens, no passwords.
 _PLAIN = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
+    | {COMPILE_CACHE_VARIABLE}  # what one trial compiled, the next one finds
 )
 _FAMILIES = re.compile(r"(LC|XLA|JAX|CUDA|NVIDIA|NCCL|TPU|OMP|OPENBLAS|MKL|CONDA|SSL_CERT|XDG)_\w+|NPROC")
 # Only where datasets lie in such a store, which trials read.
