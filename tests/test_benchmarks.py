@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-
 from benchmarks import mfu
 from benchmarks.data import Labelled, Pictures, random_dataset, read_idx
 from benchmarks.loops import BATCH, ByHand, Ours, as_shares, first_params, own_scores
 from benchmarks.table import Row, not_measured, plain
+
 from mms_sdk.compute.models import MLP, ConvNet, Decoder
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +101,8 @@ def test_the_torch_loop_trains_the_same_model(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_keras_loop_trains_the_same_model(name: str) -> None:
     pytest.importorskip("keras", reason="needs keras: pip install keras")
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'src'}", "JAX_PLATFORMS": "cpu", "PATH": ""}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "src")))
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_NUMPY_RANK_PROMOTION": "allow"}
 
     done = subprocess.run(
         [sys.executable, "-c", KERAS, name], env=environment, capture_output=True, text=True, check=False
