@@ -1,19 +1,25 @@
-"""Checkpoints: how long saving holds up the loop, beside Orbax alone, and what a checkpoint every 50 steps costs."""
+"""Checkpoints: how long saving holds up the loop, what one every 50 steps costs, and how soon a run is resumed."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
 
 import jax
 import numpy as np
+import optax
 from orbax.checkpoint import v1 as ocp
 
 from benchmarks.data import random_dataset
+from benchmarks.loops import BATCH, LEARNING_RATE, fitting, own_scores, step_by_hand
 from benchmarks.table import Row, in_turns, speedup
-from benchmarks.training import fitting, small_cnn
+from benchmarks.training import small_cnn
+from mms_sdk.compute.training.policies import Limits
+from mms_sdk.compute.training.trainer import Fitting, Trainer
 from mms_sdk.storage.checkpoints import CheckpointFolder
 
 EVERY = 50
@@ -21,7 +27,11 @@ EVERY = 50
 
 def rows(folder: Path, *, quick: bool) -> list[Row]:
     """The rows of this topic."""
-    return [_held_up(folder, 3 if quick else 25), _every_50_steps(folder, 1 if quick else 6)]
+    return [
+        _held_up(folder, 3 if quick else 25),
+        _every_50_steps(folder, 1 if quick else 6),
+        _resumed(folder / "resumed", 1 if quick else 5),
+    ]
 
 
 def _held_up(folder: Path, rounds: int) -> Row:
@@ -85,4 +95,42 @@ def _every_50_steps(folder: Path, rounds: int) -> Row:
         beside=f"without {2 * EVERY / median(seen['never']):.1f} steps/s",
         ratio=speedup(seen["often"], seen["never"]),
         target=">= 0.97",
+    )
+
+
+def _resumed(folder: Path, rounds: int) -> Row:
+    data, model = random_dataset(folder, rows=20 * BATCH, shape=(28, 28, 1)), small_cnn()
+    optimizer, scores = optax.adamw(LEARNING_RATE), own_scores(model, (28, 28, 1))
+    trainer = Trainer(model=model, optimizer=optimizer, batch_size=BATCH, limits=Limits(steps=5))
+    earlier = trainer.fit(data, progress="none")
+    longer = replace(trainer, limits=Limits(steps=10))
+    program, pictures, labels = earlier.last.program, data.train.pictures[:BATCH], data.train.labels[:BATCH]
+
+    def ours() -> float:
+        jax.clear_caches()
+        began = time.perf_counter()
+        fit = Fitting(longer, data, resume=earlier.job)
+        steps = fit.steps()
+        next(steps)
+        fit.run.totals.block_until_ready()
+        seconds = time.perf_counter() - began
+        steps.close()
+        return seconds
+
+    def by_hand() -> float:
+        target = program.target()  # shapes, which a person would have written down
+        jax.clear_caches()
+        began = time.perf_counter()
+        state, _ = program.from_arrays(ocp.load(earlier.last.path / "state", target))
+        step = jax.jit(partial(step_by_hand, scores, optimizer), donate_argnums=(0, 1))
+        *_, loss = step(state.params, state.opt, state.step, pictures, labels)
+        loss.block_until_ready()
+        return time.perf_counter() - began
+
+    seen = in_turns({"ours": ours, "by hand": by_hand}, rounds)
+    return Row(
+        what="ConvNet 32-64 on 28×28: from fit(resume=) to the end of the first new step",
+        mms=f"{median(seen['ours']):.2f} s",
+        beside=f"Orbax load, and compiling and taking one step by hand {median(seen['by hand']):.2f} s",
+        ratio=1 / speedup(seen["ours"], seen["by hand"]),
     )

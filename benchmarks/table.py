@@ -6,6 +6,7 @@ what stands side by side meets the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -20,7 +21,7 @@ class Row:
         what: What was measured.
         mms: What MMS did, with its unit.
         beside: The peer or limit, and what it did.
-        ratio: MMS over the peer, more is better; or what was used over the limit, less is better.
+        ratio: MMS over the peer, more is better; or what was used over the limit, less is better; NaN if there is none.
         target: What the ratio should be, e.g. `>= 0.90`; empty for a row that only informs.
     """
 
@@ -41,11 +42,17 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
-        return (self.what, self.mms, self.beside, f"{self.ratio:.2f}", self.target or "–", self.met or "–")
+        ratio = "–" if math.isnan(self.ratio) else f"{self.ratio:.2f}"
+        return (self.what, self.mms, self.beside, ratio, self.target or "–", self.met or "–")
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "met": self.met}
+        return {**asdict(self), "ratio": None if math.isnan(self.ratio) else self.ratio, "met": self.met}
+
+
+def not_measured(what: str, needs: str) -> Row:
+    """A row that says what its measurement lacks, and how that is installed."""
+    return Row(what=what, mms="not measured", beside=f"needs: {needs}", ratio=math.nan)
 
 
 HEAD = ("what", "MMS", "peer or limit", "ratio", "target", "met?")

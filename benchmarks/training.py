@@ -1,44 +1,75 @@
-"""The training loop: steps of `fit` beside a flat loop written by hand, with the same mathematics and nothing else.
+"""The training loop: steps of `fit` beside a flat loop written by hand, `fit` of Keras with JAX, and a PyTorch loop.
 
-The hand-written loop gathers from arrays in RAM by a permutation, hands NumPy batches to one jitted, donated step over
-a flat dictionary, and neither logs, evaluates, saves nor shows anything. Both are timed within an epoch; what the end
-of an epoch costs is the topic `checkpoints`.
+All train the same model from the same first values, with the same optimiser and batches, on Fashion-MNIST (Debian:
+`apt-get install dataset-fashion-mnist`), take turns within each epoch, and are asked for the classes of the test rows
+at the end. Steps are timed within an epoch; what checkpoints cost is the topic `checkpoints`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from benchmarks.data import CLASSES, Random, random_dataset
-from benchmarks.table import Row, in_turns, speedup
+from benchmarks import mfu
+from benchmarks.data import CLASSES, FASHION_PACKAGE, Pictures, fashion, random_dataset
+from benchmarks.loops import BATCH, ByHand, Loop, Ours, Scores, as_shares, first_params, own_scores
+from benchmarks.peer_loops import PIP, installed, refuse_other
+from benchmarks.table import Row, in_turns, not_measured, speedup
 from mms_sdk.compute.models import MLP, ConvNet
-from mms_sdk.compute.models.functional import functional
-from mms_sdk.compute.training.policies import Checkpoints
-from mms_sdk.compute.training.trainer import Fitting, Trainer
+from mms_sdk.compute.models.functional import Arrays
 
-BATCH = 128
-Scores = Callable[[dict[str, Any], Any, Any], Any]
+BY_HAND = "jax.jit loop by hand"
+_COMPARED_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained, and for how long.
+
+    Attributes:
+        what: As the table says it.
+        model: Family.
+        scores: Its forward pass, for the loop written by hand.
+        epochs: Each loop's.
+        untimed: Of these the first so many are not timed, in which MMS compares the checksum of each row.
+        turn: Steps in a turn.
+        turns: In a timed epoch; with some steps to spare in front, the first of which compile.
+        seeds: How many runs, each with other first values and another order.
+        targets: By the peer's name.
+        tolerance: How far apart the accuracies of two equal loops may be by chance; None where none is compared.
+    """
+
+    what: str
+    model: MLP | ConvNet
+    scores: Scores
+    epochs: int
+    untimed: int
+    turn: int
+    turns: int
+    seeds: int = 1
+    targets: dict[str, str]
+    tolerance: float | None = None
 
 
 def rows(folder: Path, *, quick: bool) -> list[Row]:
     """The rows of this topic."""
-    tiny = random_dataset(folder / "tiny", rows=200_000 if quick else 2_000_000, shape=(8, 8, 1))
-    small = random_dataset(folder / "small", rows=20_000, shape=(28, 28, 1))
-    # Turns so long that what is read ahead in one and paid for in the next is a hundredth of it.
-    turns = (200, 5) if quick else (1000, 13)
-    return [
-        *_compared("tiny MLP 64-64-64-10", tiny_mlp(), _mlp_scores, tiny, ">= 0.90", turns),
-        *_compared("ConvNet 32-64 on 28×28", small_cnn(), _cnn_scores, small, ">= 0.98", (5, 3 if quick else 20)),
-    ]
+    found = [*_compared(_smallest(quick), random_dataset(folder / "tiny", rows=_RANDOM[quick], shape=(8, 8, 1)))]
+    for name, case, at_most in (("mlp", _tiny(quick), None), ("cnn", _small(quick), 16 * BATCH if quick else None)):
+        data = fashion(folder / name, multiple_of=BATCH, at_most=at_most)
+        if data is None:
+            found.append(not_measured(f"training on Fashion-MNIST, {case.what}", f"apt-get install {FASHION_PACKAGE}"))
+        else:
+            found += _compared(case, data)
+    if jax.default_backend() == "gpu":
+        found += mfu.rows(folder / "tokens", quick=quick)
+    return found
 
 
 def tiny_mlp() -> MLP:
@@ -51,100 +82,150 @@ def small_cnn() -> ConvNet:
     return ConvNet(num_classes=CLASSES)
 
 
-def fitting(model: Any, data: Random, **checkpoint: Any) -> Fitting:
-    """A run as `fit` makes it."""
-    trainer = Trainer(
-        model=model,
-        optimizer=optax.adamw(1e-3),
-        batch_size=BATCH,
-        epochs=10_000,
-        checkpoint=Checkpoints(best="train/loss", **checkpoint),
-    )
-    return Fitting(trainer, data, resume=None)
+# So many rows that turns are a thousand steps: what is read ahead in one and paid for in the next is a hundredth of it.
+_RANDOM = {False: 15_625 * BATCH, True: 1_600 * BATCH}
 
 
-def _compared(
-    what: str, model: Any, scores: Scores, data: Random, target: str, turns: tuple[int, int]
-) -> Iterator[Row]:
-    steps, rounds = turns
-    by_hand, fit = _by_hand(model, scores, data), fitting(model, data)
-    ours = fit.steps()
-    # Past the first epoch, which checks checksums, and past the checkpoint at its end, which is written meanwhile.
-    next(step for step in ours if step.epoch == 2 and step.batch == steps)
-    fit.run.checkpoints.wait()
-    for _ in range(steps):
-        next(by_hand)
-    waited_before = fit.run.input_wait_s
-    seen = in_turns(
-        {"ours": _timed(ours, steps, lambda _: fit.run.totals), "by hand": _timed(by_hand, steps, lambda loss: loss)},
-        rounds,
+def _smallest(quick: bool) -> Case:
+    turn, turns = (200, 5) if quick else (1000, 13)
+    return Case(
+        what="tiny MLP 64-64-64-10",
+        model=tiny_mlp(),
+        scores=_mlp_scores,
+        epochs=2,
+        untimed=1,
+        turn=turn,
+        turns=turns,
+        targets={BY_HAND: ">= 0.90"},
     )
-    waited = (fit.run.input_wait_s - waited_before) / sum(seen["ours"])
-    ended = len(fit.run.history) > 1
-    ours.close()
-    if ended:
-        raise RuntimeError(f"{rounds} rounds of {steps} steps end an epoch of {len(data.labels) // BATCH}")
-    speed = {name: steps / median(seconds) for name, seconds in seen.items()}
-    yield Row(
-        what=f"training steps within an epoch, {what}, batch {BATCH}",
-        mms=f"{speed['ours']:,.1f} steps/s",
-        beside=f"jax.jit loop by hand {speed['by hand']:,.1f} steps/s",
-        ratio=speedup(seen["ours"], seen["by hand"]),
-        target=target,
+
+
+def _tiny(quick: bool) -> Case:
+    return Case(
+        what="tiny MLP 784-64-64-10",
+        model=tiny_mlp(),
+        scores=_mlp_scores,
+        epochs=2 if quick else 5,
+        untimed=1,
+        turn=100 if quick else 210,
+        turns=2,
+        seeds=1 if quick else 3,
+        targets={BY_HAND: ">= 0.90", "Keras fit": ">= 1.0"},
+        tolerance=0.05 if quick else 0.01,
     )
+
+
+def _small(quick: bool) -> Case:
+    turn, turns = (4, 3) if quick else (38, 12)
+    return Case(
+        what="ConvNet 32-64 on 28×28",
+        model=small_cnn(),
+        scores=own_scores(small_cnn(), (28, 28, 1)),
+        epochs=1,
+        untimed=0,  # the checksums of a batch take a thousandth of its step
+        turn=turn,
+        turns=turns,
+        targets={BY_HAND: ">= 0.98", "Keras fit": ">= 1.0", "PyTorch loop": ">= 0.8"},
+        tolerance=None if quick else 0.02,
+    )
+
+
+def _compared(case: Case, data: Pictures) -> Iterator[Row]:
+    seen: dict[str, list[float]] = defaultdict(list)
+    told: dict[str, list[float]] = defaultdict(list)
+    waited_s = 0.0
+    for seed in range(case.seeds):
+        params = first_params(case.model, data.train.pictures.shape[1:], seed=seed)
+        loops: dict[str, Loop] = {"MMS": Ours(case.model, data, epochs=case.epochs, seed=seed)}
+        loops[BY_HAND] = ByHand(params, case.scores, data, seed=seed)
+        loops |= _peers(case, data, params, seed)
+        waited_s += _trained(case, data, loops, seen)
+        for name, loop in loops.items():
+            if case.tolerance is not None:
+                told[name].append(loop.accuracy())
+            loop.close()
+    yield from _speeds(case, seen, waited_s)
+    if case.tolerance is not None:
+        yield from _accuracies(case, told, case.tolerance)
+    if len(data.test):
+        missing = [name for name in PIP if name not in installed()]
+        yield from (not_measured(f"{case.what} beside {name}", PIP[name]) for name in missing)
+
+
+def _peers(case: Case, data: Pictures, params: Arrays, seed: int) -> dict[str, Loop]:
+    made: dict[str, Loop] = {}
+    pictures = data.test.pictures[:_COMPARED_ROWS]
+    ours = np.asarray(case.scores(params, as_shares(pictures), None)) if len(pictures) else None
+    for name, make in (installed() if ours is not None else {}).items():
+        loop: Any = make(case.model, params, data, seed)
+        refuse_other(name, loop, params, ours, pictures)
+        made[name] = loop
+    return made
+
+
+def _trained(case: Case, data: Pictures, loops: dict[str, Loop], seen: dict[str, list[float]]) -> float:
+    # All of them through all epochs; adds to what was seen, and returns how long MMS waited for data meanwhile.
+    ours: Any = loops["MMS"]
+    timed_steps, waited_s = case.turn * case.turns, 0.0
+    spare = len(data.train) // BATCH - timed_steps
+    if spare < 3:
+        raise ValueError(f"an epoch has steps to spare around {timed_steps} timed ones; it has {spare + timed_steps}")
+
+    def turns(steps: int, rounds: int) -> dict[str, list[float]]:
+        return in_turns({name: lambda loop=loop: loop.steps(steps) for name, loop in loops.items()}, rounds)
+
+    for epoch in range(case.epochs):
+        turns(spare - 1, 1)  # the first of all compile
+        before = ours.fit.run.input_wait_s
+        taken = turns(case.turn, case.turns)
+        if epoch >= case.untimed:
+            waited_s += ours.fit.run.input_wait_s - before
+            for name, seconds in taken.items():
+                seen[name] += seconds
+        turns(1, 1)  # with what MMS does at the end of an epoch
+    return waited_s
+
+
+def _speeds(case: Case, seen: dict[str, list[float]], waited_s: float) -> Iterator[Row]:
+    speed = {name: case.turn / median(seconds) for name, seconds in seen.items()}
+    for name in seen:
+        if name == "MMS":
+            continue
+        yield Row(
+            what=f"training steps within an epoch, {case.what}, batch {BATCH}",
+            mms=f"{speed['MMS']:,.1f} steps/s",
+            beside=f"{name} {speed[name]:,.1f} steps/s",
+            ratio=speedup(seen["MMS"], seen[name]),
+            target=case.targets.get(name, ""),
+        )
+    waited = waited_s / sum(seen["MMS"])
     yield Row(
-        what="the same: share of the time spent waiting for data",
+        what=f"{case.what}: share of the time spent waiting for data",
         mms=f"{100 * waited:.2f} %",
         beside="1 %",
         ratio=waited / 0.01,
         # A step of a tenth of a millisecond is about as long as the gather it waits for, by hand too.
-        target="<= 1.0" if speed["ours"] < 1000 else "",
+        target="<= 1.0" if speed["MMS"] < 1000 else "",
     )
 
 
-def _timed(steps: Iterator[Any], count: int, result: Callable[[Any], Any]) -> Callable[[], float]:
-    def run() -> float:
-        began = time.perf_counter()
-        for _ in range(count - 1):
-            next(steps)
-        result(next(steps)).block_until_ready()  # what is under way belongs to this turn
-        return time.perf_counter() - began
-
-    return run
-
-
-def _by_hand(model: Any, scores: Scores, data: Random) -> Generator[Any]:
-    params, _ = jax.jit(functional(model, data.pictures.shape[1:]).init)(jax.random.key(0))
-    optimizer = optax.adamw(1e-3)
-    opt = optimizer.init(params)
-
-    def loss(params: Any, pictures: Any, labels: Any, key: Any) -> Any:
-        logits = scores(params, pictures.astype(jnp.float32) * np.float32(1 / 255), key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def step(params: Any, opt: Any, number: Any, pictures: Any, labels: Any) -> Any:
-        key = jax.random.fold_in(jax.random.key(0), number)
-        value, grads = jax.value_and_grad(loss)(params, pictures, labels, key)
-        updates, opt = optimizer.update(grads, opt, params)
-        return optax.apply_updates(params, updates), opt, number + 1, value
-
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-    rng, number = np.random.default_rng(0), jnp.int32(0)
-    while True:
-        order = rng.permutation(len(data.labels))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            rows = order[start : start + BATCH]
-            params, opt, number, value = compiled(params, opt, number, data.pictures[rows], data.labels[rows])
-            yield value
+def _accuracies(case: Case, told: dict[str, list[float]], tolerance: float) -> Iterator[Row]:
+    runs = f"{case.epochs} epoch{'s' * (case.epochs > 1)}" + (f", mean of {case.seeds} seeds" if case.seeds > 1 else "")
+    ours = fmean(told["MMS"])
+    for name, each in told.items():
+        if name == "MMS":
+            continue
+        yield Row(
+            what=f"{case.what}: accuracy on the test rows after {runs}; ratio of the difference to {tolerance}",
+            mms=f"{ours:.4f}",
+            beside=f"{name} {fmean(each):.4f}",
+            ratio=abs(ours - fmean(each)) / tolerance,
+            target="<= 1.0",
+        )
 
 
-def _mlp_scores(params: dict[str, Any], x: Any, key: Any) -> Any:
+def _mlp_scores(params: Arrays, x: Any, key: Any) -> Any:
     x = x.reshape(len(x), -1)
     for layer in range(2):
         x = jax.nn.relu(x @ params[f"layers/{layer}/kernel"] + params[f"layers/{layer}/bias"])
     return x @ params["head/kernel"] + params["head/bias"]
-
-
-def _cnn_scores(params: dict[str, Any], x: Any, key: Any) -> Any:
-    # The family's own forward pass, taken apart: what is compared is the loop, not two ways to write a group norm.
-    return functional(small_cnn(), x.shape[1:]).apply(params, {}, x, key)[0]
