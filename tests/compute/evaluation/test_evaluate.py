@@ -227,8 +227,12 @@ def test_a_better_version_differs_and_the_test_says_so(snapshot: OpenSnapshot) -
         (Linear("multi-label", "label", LABELS), InvalidRequest, "one 0 or 1 for each class"),
         (Linear("multi-label", "vector", ("0", "1")), InvalidRequest, "one 0 or 1 for each class; .*it holds"),
         (Linear("multi-label", "tags", ("ant", "emu")), InvalidRequest, r"classes \['emu'\], which 'tags' of kinds@1"),
-        (Linear("reconstruction", None), InvalidRequest, "this one was trained for reconstruction"),
-        (Linear("custom", "label", LABELS), InvalidRequest, "classification, multi-label, regression"),
+        (
+            Linear("custom", "label", LABELS),
+            InvalidRequest,
+            "trained for custom, whose loss is code that a version does",
+        ),
+        (Linear("embedding", "price"), InvalidRequest, "'price' is one class a row"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(
