@@ -83,5 +83,7 @@ def test_two_forecasts_are_compared_if_they_are_of_as_many_steps(tmp_path: Path)
         assert [each.step for each in told.record.steps] == [1, 2]
         assert sum(each.rows for each in told.slices) == told.rows == 30
         assert "series.standardize" in told.notes[0]
+        assert "val/loss" in repr(ws.models.list())
+        assert "<model series@1: forecasting; " in repr(ws.models.get("series@1"))
         with pytest.raises(InvalidRequest, match="series@1 and series@3 do not"):
             ws.evaluate("series@1", data="series/test", against="series@3", resamples=100, progress=False)

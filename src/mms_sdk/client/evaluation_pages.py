@@ -33,7 +33,7 @@ def text(record: Evaluation) -> str:
     if record.row_errors:
         sections.append(f"{_ROW_ERRORS}\n{aligned([_rounded_all(record.row_errors)], width=width)}")
     if record.steps:
-        sections.append(aligned(_steps(record), width=width))
+        sections.append(f"by step ahead\n{aligned(_steps(record), width=width)}")
     sections += [f"by {column}\n{aligned(rows, width=width)}" for column, rows in _by_column(record).items()]
     if record.comparison is not None:
         sections.append(f"{told.on_one_line(_title(record, record.comparison))}\n")

@@ -12,7 +12,7 @@ from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline
 from mms_sdk.compute.evaluation.evaluate import Version, evaluate
 from mms_sdk.compute.evaluation.slicing import slices_of
-from mms_sdk.compute.inference.predictor import Predictor
+from mms_sdk.compute.inference.predictor import BULK_BUCKETS, Predictor, bulk_buckets
 from mms_sdk.errors import ColumnNotFound, DataError, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.evaluation import EvaluateJob, Evaluation
@@ -240,6 +240,15 @@ def test_data_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         ask(version, snapshot, "test")
+
+
+def test_batches_are_the_smaller_the_larger_answers_are() -> None:
+    card = Linear("regression", "price").card
+    large = Signature(
+        inputs=card.signature.inputs, outputs=(TensorSpec(name="s", dtype="float32", shape=(2**10, 2**12)),)
+    )
+    assert bulk_buckets(card) == BULK_BUCKETS
+    assert bulk_buckets(card.model_copy(update={"signature": large})) == (4,)
 
 
 def test_scores_that_are_no_numbers_are_refused(snapshot: OpenSnapshot) -> None:

@@ -129,13 +129,12 @@ def _search(cosines: Array, same: Array) -> tuple[list[bool], float]:
     hits = np.sort(cosines[same])[::-1]
     if not len(hits):
         return [False] * len(NEAREST), 0.0
-    # The row itself is at the far end, where no hit is.
+    # For each hit how many rows, and how many hits, lie as near or nearer; the row itself is at the far end.
     ranked = np.sort(cosines)
-    nearer = len(ranked) - np.searchsorted(ranked, hits, side="left")
+    rows = len(ranked) - np.searchsorted(ranked, hits, side="left")
     among = len(hits) - np.searchsorted(hits[::-1], hits, side="left")
-    # At the best hit: all that lie as near or nearer, but for those hits that are as near as it.
-    others = int(nearer[0] - among[0])
-    return [others < count for count in NEAREST], float((among / nearer).mean())
+    others = int(rows[0] - among[0])
+    return [others < count for count in NEAREST], float((among / rows).mean())
 
 
 __all__ = ["NEAREST", "Neighbours", "neighbours"]

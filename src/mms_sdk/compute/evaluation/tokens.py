@@ -95,7 +95,9 @@ def sums_of(tokens: Array, logits: Array, *, pad_id: int, first_byte: int | None
     following, given = tokens[:, 1:], logits[:, :-1]
     highest = given.max(-1, keepdims=True)
     partition = np.log(np.exp(given - highest).sum(-1, dtype=np.float64)) + highest[..., 0]
-    losses = partition - np.take_along_axis(given, following[..., None].astype(np.int64), axis=-1)[..., 0]
+    # An id that the model has no score for gives NaN at every place, so that any place will do.
+    places = np.minimum(following, given.shape[-1] - 1)[..., None].astype(np.int64)
+    losses = partition - np.take_along_axis(given, places, axis=-1)[..., 0]
     said = following != pad_id
     of_bytes = said & (following >= first_byte) if first_byte is not None else np.zeros_like(said)
     right = said & (given.argmax(-1) == following)

@@ -158,8 +158,8 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
 
 
 def _options(task: Task) -> dict[str, Any]:
-    named = {each.name: getattr(task, each.name) for each in fields(task)} if is_dataclass(task) else {}
-    return {name: value for name, value in named.items() if _is_plain(value)}
+    names = [each.name for each in fields(task)] if is_dataclass(task) else []
+    return {name: getattr(task, name) for name in names if _is_plain(getattr(task, name))}
 
 
 def _is_plain(value: Any) -> bool:
