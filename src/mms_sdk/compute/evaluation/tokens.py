@@ -11,6 +11,7 @@ import numpy as np
 
 from mms_sdk.compute.evaluation.numbers import quantiles
 from mms_sdk.compute.evaluation.sample import Off, divided
+from mms_sdk.told import counted
 from mms_sdk.types import Array
 
 _LARGEST = math.log(np.finfo(np.float64).max)
@@ -65,7 +66,7 @@ class Tokens:
         there = np.flatnonzero(~np.isnan(self._by_row))
         places = there[np.argsort(-self._by_row[there], kind="stable")[:count]].tolist()
         return [
-            Off(at, f"{self.sums[at, 2]:.0f} tokens", f"{self.sums[at, 1]:.0f} right", float(self._by_row[at]))
+            Off(at, counted(int(self.sums[at, 2]), "token"), f"{self.sums[at, 1]:.0f} right", float(self._by_row[at]))
             for at in places
         ]
 
