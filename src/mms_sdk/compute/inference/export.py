@@ -158,7 +158,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
 
 
 def _options(task: Task) -> dict[str, Any]:
-    names = [each.name for each in fields(task)] if is_dataclass(task) else []
+    names: list[str] = [each.name for each in fields(task)] if is_dataclass(task) else []
     return {name: getattr(task, name) for name in names if _is_plain(getattr(task, name))}
 
 
