@@ -12,7 +12,9 @@ from mms_sdk.client.tables import aligned, pairs, terminal_width
 from mms_sdk.schema.evaluation import Comparison, Estimate, Evaluation
 
 _SHOWN_CLASSES = 30  # in a table of classes by classes
+_SHOWN_STEPS = 24  # of a forecast
 _NAMED = 8
+_ROW_ERRORS = "rows by how far off they are, quantiles"
 _INTERVALS = {"wilson": "Wilson", "bootstrap": "bootstrap", "none": ""}
 _STYLE = (
     ":root{color-scheme:light dark}body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:72em;"
@@ -27,7 +29,11 @@ def text(record: Evaluation) -> str:
     if record.classes:
         sections.append(aligned(_classes(record), width=width))
     if record.residuals:
-        sections.append(aligned([_residuals(record)], width=width))
+        sections.append(aligned([_rounded_all(record.residuals)], width=width))
+    if record.row_errors:
+        sections.append(f"{_ROW_ERRORS}\n{aligned([_rounded_all(record.row_errors)], width=width)}")
+    if record.steps:
+        sections.append(f"by step ahead\n{aligned(_steps(record), width=width)}")
     sections += [f"by {column}\n{aligned(rows, width=width)}" for column, rows in _by_column(record).items()]
     if record.comparison is not None:
         sections.append(f"{told.on_one_line(_title(record, record.comparison))}\n")
@@ -51,10 +57,14 @@ def page(record: Evaluation) -> str:
     if record.calibration:
         sections.append(_calibration(record))
     if record.residuals:
-        sections.append(_table("residuals: predicted minus target, quantiles", [_residuals(record)]))
+        sections.append(_table("residuals: predicted minus target, quantiles", [_rounded_all(record.residuals)]))
+    if record.row_errors:
+        sections.append(_table(_ROW_ERRORS, [_rounded_all(record.row_errors)]))
+    if record.steps:
+        sections.append(_by_step(record))
     if record.mistakes:
-        title = "furthest off" if record.residuals else "most confident mistakes"
-        sections.append(_table(title, [each.model_dump() for each in record.mistakes]))
+        title = "most confident mistakes" if record.classes else "furthest off"
+        sections.append(_table(title, _mistakes(record)))
     return html.titled(f"evaluation of {record.model} on {record.data}", *sections)
 
 
@@ -74,7 +84,7 @@ def _about(record: Evaluation) -> dict[str, Any]:
     about = {
         "model": record.model,
         "data": record.data,
-        "task": f"{record.task} of {record.target}",
+        "task": f"{record.task} of {record.target}" if record.target else record.task,
         "rows": f"{record.rows:,}",
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in record.left_out.items()),
         "first unreadable": record.first_left_out or "",
@@ -111,8 +121,39 @@ def _classes(record: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _residuals(record: Evaluation) -> dict[str, Any]:
-    return {name: _rounded(value) for name, value in record.residuals.items()}
+def _rounded_all(values: Mapping[str, float]) -> dict[str, Any]:
+    return {name: _rounded(value) for name, value in values.items()}
+
+
+def _steps(record: Evaluation) -> list[dict[str, Any]]:
+    # As many lines as fit a page: the first and the last step, and some between.
+    shown = range(len(record.steps)) if len(record.steps) <= _SHOWN_STEPS else _spread_over(len(record.steps))
+    return [
+        {
+            "step": each.step,
+            "mae": _rounded(each.mae),
+            "rmse": _rounded(each.rmse),
+            "last value": _rounded(each.naive_mae),
+        }
+        for each in (record.steps[at] for at in shown)
+    ]
+
+
+def _spread_over(steps: int) -> list[int]:
+    return sorted({round(at * (steps - 1) / (_SHOWN_STEPS - 1)) for at in range(_SHOWN_STEPS)})
+
+
+def _by_step(record: Evaluation) -> str:
+    words = "mean absolute error by step ahead: of the forecast, and of the last value repeated"
+    series = [[each.mae for each in record.steps], [each.naive_mae for each in record.steps]]
+    drawn = drawings.lines(series, words) if len(record.steps) > 1 else ""
+    return html.titled(words, drawn, _table("by step", _steps(record)), level=4)
+
+
+def _mistakes(record: Evaluation) -> list[dict[str, Any]]:
+    rows = [each.model_dump() for each in record.mistakes]
+    there = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+    return [{name: row[name] for name in there} for row in rows]
 
 
 def _by_column(record: Evaluation) -> dict[str, list[dict[str, Any]]]:

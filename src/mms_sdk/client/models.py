@@ -12,9 +12,12 @@ from mms_sdk.client.evaluations import Evaluation, listed
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.model import ModelVersion as VersionRecord
 from mms_sdk.schema.names import check_name, parse_model_ref
 from mms_sdk.storage.workspace import Workspace
+
+_SPLITS = {"test": 0, "val": 1, "train": 2}
 
 
 class Exportable(Protocol):
@@ -33,7 +36,8 @@ class ModelVersion:
 
     def __repr__(self) -> str:
         told = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
-        return f"<model {self.ref}: {len(self.labels)} classes; {told}>"
+        what = f"{len(self.labels)} classes" if self.labels else self.record.card.task
+        return f"<model {self.ref}: {what}; {told}>"
 
     def _repr_html_(self) -> str:
         return html.facts(f"model {self.ref}", self.facts())
@@ -167,14 +171,22 @@ def _row(version: ModelVersion) -> dict[str, Any]:
     return {
         "model": version.ref,
         "aliases": " ".join(version.record.aliases),
-        "accuracy": _accuracy(version.metrics),
-        "classes": len(version.labels),
+        "metrics": ", ".join(f"{name} {version.metrics[name]:.4g}" for name in _telling(version.record.card)),
+        "task": version.record.card.task,
+        "classes": len(version.labels) or "",
         "trained on": version.record.card.lineage.dataset,
         "size": f"{version.record.bytes / 2**20:.2f} MiB",
         "created": version.record.created_at[:19],
     }
 
 
-def _accuracy(metrics: Mapping[str, float]) -> str:
-    value = metrics.get("test/accuracy", metrics.get("val/accuracy"))
-    return "" if value is None else f"{value:.4f}"
+def _telling(card: ModelCard) -> tuple[str, ...]:
+    # What it was chosen by, or else the first; and what tells more than a loss, of the rows looked at least.
+    names = [*card.metrics]
+    chosen = card.chosen_by if card.chosen_by in names else next(iter(names), None)
+    others = sorted((name for name in names if not name.endswith("/loss")), key=_split_of)
+    return tuple(dict.fromkeys(name for name in (chosen, *others[:1]) if name is not None))
+
+
+def _split_of(metric: str) -> int:
+    return _SPLITS.get(metric.partition("/")[0], len(_SPLITS))

@@ -177,9 +177,9 @@ class WorkspaceClient:
     ) -> Evaluation:
         """Measures how well a version answers rows whose answer is known, and how sure that is.
 
-        Metrics follow the task: of classification, of multi-label classification or of regression. The interval of
-        `accuracy` is Wilson's (1927); all others are percentiles of the bootstrap over rows. What is measured is kept
-        with the version: `ws.models.get("flowers@1").evaluations`.
+        Metrics follow the task, whichever it is but a custom one. The interval of `accuracy` and of other shares of
+        rows is Wilson's (1927); all others are percentiles of the bootstrap over rows. What is measured is kept with
+        the version: `ws.models.get("flowers@1").evaluations`.
 
         Args:
             model: A version, or a reference such as `flowers@champion`.

@@ -100,9 +100,10 @@ class Mistake(Schema):
     Attributes:
         row: Its number in the snapshot.
         source: Where it came from, as far as that is known.
-        target: What it is.
-        predicted: What was said.
-        score: Of classes, the score of the one said; of numbers, how far off it is.
+        target: What it is; empty where that is more than a few words.
+        predicted: What was said; likewise.
+        score: Of classes, the score of the one said; of vectors, the cosine to the nearest row, which is of another
+            class; of all else, how far off it is.
     """
 
     row: int
@@ -110,6 +111,22 @@ class Mistake(Schema):
     target: str
     predicted: str
     score: float
+
+
+class StepError(Schema):
+    """How a forecast fared at one of its steps.
+
+    Attributes:
+        step: From 1, the one behind the last that is known.
+        mae: Mean absolute error of the quantile nearest to the median.
+        rmse: Root of its mean squared error.
+        naive_mae: Mean absolute error of the last value known.
+    """
+
+    step: int
+    mae: float
+    rmse: float
+    naive_mae: float
 
 
 class Slice(Schema):
@@ -173,6 +190,8 @@ class Evaluation(Schema):
         confusion: Rows of each class (first axis) by the class that was said (second), in order of `classes`.
         calibration: Of the highest score, in bins of equal width.
         residuals: Of numbers, predicted minus target: the quantile by name, e.g. `50%`.
+        row_errors: Of forecasts, texts and reconstructions, how far off each row is: the quantile by name.
+        steps: Of forecasts, by step ahead.
         mistakes: Furthest off first.
         notes: What to know before the numbers are believed.
     """
@@ -196,6 +215,8 @@ class Evaluation(Schema):
     confusion: tuple[tuple[int, ...], ...] = ()
     calibration: tuple[Bin, ...] = ()
     residuals: dict[str, float] = {}
+    row_errors: dict[str, float] = {}
+    steps: tuple[StepError, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
     slices: tuple[Slice, ...] = ()
     comparison: Comparison | None = None

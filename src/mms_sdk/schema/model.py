@@ -58,12 +58,12 @@ class ModelCard(Schema):
         kind: Kind of input that `host` turns into the signature's input.
         columns: What a row is made of, as the training data has it, without the values of categories. Versions made
             before other kinds than pictures were have none.
-        target: Name of the column that is answered.
+        target: Name of the column that is answered; None where rows say themselves what the answer is.
+        options: The task's own, e.g. `horizon` and `quantiles`, but for those that are code.
         host: Preprocessing before the device, as step specifications.
         device: Preprocessing inside the StableHLO program, for people to read.
         labels: Class names in order of the scores; none where the output is no score of classes.
-        threshold: Probability from which a class counts as said, where a row may have several; None where it has one
-            class or none.
+        chosen_by: Which of its metrics said that it is the best of its run.
     """
 
     artifact_version: int = ARTIFACT_VERSION
@@ -71,12 +71,13 @@ class ModelCard(Schema):
     kind: Literal["image", "text", "audio", "series", "embedding", "table"]
     columns: tuple[Column, ...] = ()
     target: str | None = "label"
+    options: dict[str, Any] = {}
     signature: Signature
     host: tuple[dict[str, Any], ...]
     device: tuple[dict[str, Any], ...]
     labels: tuple[str, ...]
-    threshold: float | None = Field(default=None, gt=0, lt=1)
     metrics: dict[str, float]
+    chosen_by: str | None = None
     lineage: Lineage
     platforms: tuple[str, ...]
     parameters: int

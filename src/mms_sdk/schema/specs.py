@@ -24,21 +24,32 @@ class Split(Asked):
         test: Share that is looked at once, at the end.
         seed: Which of the many possible placements.
         by: `class` for fractions that are held within each class. `content` places each row by a hash of its content
-            alone, so that they hold on average and a class may have a single row: right where rows come one by one.
+            alone, so that they hold on average and a class may have a single row: right where rows come one by one. Of
+            tables and arrays, `group` keeps rows of one value of a column together, by a hash of it; `time` puts those
+            with the highest values into test, those before into val, and cuts rows that come later at the same values.
+        column: Which column, for `group` and `time`.
     """
 
     train: float = Field(default=0.8, gt=0, le=1)
     val: float = Field(default=0.1, ge=0, lt=1)
     test: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
-    by: Literal["class", "content"] = "class"
+    by: Literal["class", "content", "group", "time"] = "class"
+    column: ColumnName | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Split:
         total = self.train + self.val + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"split fractions add up to 1; train + val + test is {total:g}")
+        if self.by_column != (self.column is not None):
+            raise ValueError(f"a split by group or by time names a column, others none; got {self.by}, {self.column}")
         return self
+
+    @property
+    def by_column(self) -> bool:
+        """Whether the values of a column place the rows."""
+        return self.by in ("group", "time")
 
     @property
     def fractions(self) -> dict[str, float]:

@@ -134,8 +134,8 @@ def test_a_score_of_nothing_for_what_is_so_costs_much_and_not_everything() -> No
 def test_the_worst_are_wrong_answers_by_falling_score() -> None:
     scores = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.99, 0.01]])
     sample = Classes(scores, np.array([1, 1, 0, 0]))
-    assert sample.worst(5).tolist() == [0, 2, 1]
-    assert sample.worst(1).tolist() == [0]
+    assert [each.place for each in sample.worst(5, "abc")] == [0, 2, 1]
+    assert [each.place for each in sample.worst(1, "abc")] == [0]
 
 
 def test_areas_of_many_rows_and_classes_are_told_class_by_class_only() -> None:

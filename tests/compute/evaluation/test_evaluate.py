@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from mms_sdk.compute.data.kinds.rows import kind_of
-from mms_sdk.compute.data.preprocess.pipeline import Pipeline
+from mms_sdk.compute.data.preprocess.pipeline import Pipeline, to_json
+from mms_sdk.compute.data.preprocess.text import Bytes
 from mms_sdk.compute.evaluation.evaluate import Version, evaluate
 from mms_sdk.compute.evaluation.slicing import slices_of
-from mms_sdk.compute.inference.predictor import Predictor
+from mms_sdk.compute.inference.predictor import BULK_BUCKETS, Predictor, bulk_buckets
 from mms_sdk.errors import ColumnNotFound, DataError, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.evaluation import EvaluateJob, Evaluation
@@ -52,7 +53,7 @@ class Linear:
             host=(),
             device=(),
             labels=tuple(labels),
-            threshold=threshold,
+            options={} if threshold is None else {"threshold": threshold},
             metrics={},
             lineage=Lineage(dataset="any@1", job="J", step=1),
             platforms=("cpu",),
@@ -230,8 +231,12 @@ def test_a_better_version_differs_and_the_test_says_so(snapshot: OpenSnapshot) -
         (Linear("multi-label", "label", LABELS), InvalidRequest, "one 0 or 1 for each class"),
         (Linear("multi-label", "vector", ("0", "1")), InvalidRequest, "one 0 or 1 for each class; .*it holds"),
         (Linear("multi-label", "tags", ("ant", "emu")), InvalidRequest, r"classes \['emu'\], which 'tags' of kinds@1"),
-        (Linear("reconstruction", None), InvalidRequest, "this one was trained for reconstruction"),
-        (Linear("custom", "label", LABELS), InvalidRequest, "classification, multi-label, regression"),
+        (
+            Linear("custom", "label", LABELS),
+            InvalidRequest,
+            "trained for custom, whose loss is code that a version does",
+        ),
+        (Linear("embedding", "price"), InvalidRequest, "'price' is one class a row"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(
@@ -239,6 +244,95 @@ def test_data_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         ask(version, snapshot, "test")
+
+
+class Told(Linear):
+    """A version of a task whose answers are a function of its inputs."""
+
+    def __init__(self, task: str, says: Callable[[Any], Any], *, target: str | None = None, **options: Any) -> None:
+        super().__init__(task, target)
+        self.says = says
+        self.card = self.card.model_copy(update={"options": options})
+
+    def scores(self, rows: Any) -> Any:
+        return self.says(rows)
+
+
+def test_forecasts_are_measured_on_the_steps_that_the_version_does_not_see(snapshot: OpenSnapshot) -> None:
+    version = Told("forecasting", lambda rows: rows[:, -1:], horizon=1, quantiles=[0.5])
+    version.input_shape = (3,)
+
+    told = ask(version, snapshot, "test", slices=("stars",))
+
+    vectors = snapshot.gather("vector", snapshot.split_rows("test"))
+    assert told.metrics["mae"].value == pytest.approx(np.abs(vectors[:, 3] - vectors[:, 2]).mean(), rel=1e-5)
+    assert told.metrics["relative_mae"].value == pytest.approx(1)
+    assert (told.rows, told.target, len(told.steps), told.notes) == (30, "", 1, ())
+    assert {"mae", "rmse", "mase", "relative_mae"} == set(told.slices[0].metrics)
+
+
+def test_vectors_are_measured_by_their_neighbours_of_any_class(snapshot: OpenSnapshot) -> None:
+    told = ask(Told("embedding", lambda rows: rows / np.linalg.norm(rows, axis=1)[:, None], target="label"), snapshot)
+
+    vectors = snapshot.gather("vector", np.arange(COUNT))
+    cosines = vectors @ vectors.T / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors, axis=1)[:, None]
+    np.fill_diagonal(cosines, -2)
+    labels = snapshot.values("label")
+    assert told.metrics["recall_at_1"].value == np.mean(labels[cosines.argmax(1)] == labels)
+    assert told.metrics["recall_at_1"].interval == "wilson"
+    assert told.mistakes[0].target != told.mistakes[0].predicted
+
+
+def test_reconstructions_are_measured_against_the_inputs_and_compared(snapshot: OpenSnapshot) -> None:
+    near, far = (Told("reconstruction", lambda rows, by=by: rows * by) for by in (0.9, 0.5))
+
+    told = ask(near, snapshot, "test", against=far)
+
+    vectors = snapshot.gather("vector", snapshot.split_rows("test"))
+    assert told.metrics["mae"].value == pytest.approx(0.1 * np.abs(vectors).mean(), rel=1e-5)
+    assert told.comparison is not None
+    assert told.comparison.differences["mae"].value == pytest.approx(-0.4 * np.abs(vectors).mean(), rel=1e-5)
+    assert told.mistakes[0].score == told.row_errors["100%"]
+
+
+def test_texts_are_measured_by_token(snapshot: OpenSnapshot) -> None:
+    step = Bytes(6)
+    version = Told("language-modelling", lambda rows: np.zeros((*rows.shape, step.vocabulary), np.float32), pad_id=0)
+    version.columns = (snapshot.column("words"),)
+    version.kind, version._pipeline = kind_of(version.columns), Pipeline(host=(step,))
+    version.input_shape, version.input_dtype = (6,), np.dtype("int32")
+    version.card = version.card.model_copy(update={"host": (to_json(step),)})
+
+    told = ask(version, snapshot, "test")
+
+    assert told.metrics["perplexity"].value == pytest.approx(step.vocabulary)
+    assert told.metrics["bits_per_byte"].value is None  # each text is one byte, which nothing says
+    assert told.mistakes[0].target == "1 token"
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "second"),
+    [
+        ("forecasting", {"horizon": 1, "quantiles": [0.5]}, {"horizon": 2, "quantiles": [0.5]}),
+        ("reconstruction", {}, {"device": ({"step": "series.standardize", "mean": [0.0], "std": [2.0]},)}),
+    ],
+)
+def test_versions_that_are_measured_in_something_else_are_not_compared(
+    snapshot: OpenSnapshot, task: str, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    one, other = (Told(task, lambda rows: rows, **options) for options in (first, second))
+    other.card = other.card.model_copy(update={"device": second.get("device", ())})
+    with pytest.raises(InvalidRequest, match=f"those of {task} share horizon, tokens and what"):
+        ask(one, snapshot, "test", against=other)
+
+
+def test_batches_are_the_smaller_the_larger_answers_are() -> None:
+    card = Linear("regression", "price").card
+    large = Signature(
+        inputs=card.signature.inputs, outputs=(TensorSpec(name="s", dtype="float32", shape=(2**10, 2**12)),)
+    )
+    assert bulk_buckets(card) == BULK_BUCKETS
+    assert bulk_buckets(card.model_copy(update={"signature": large})) == (4,)
 
 
 def test_scores_that_are_no_numbers_are_refused(snapshot: OpenSnapshot) -> None:

@@ -74,7 +74,7 @@ def test_large_numbers_keep_what_they_differ_by() -> None:
 
 def test_residuals_have_quantiles_and_the_rows_furthest_off() -> None:
     sample = Numbers(np.array([[0.0], [5.0], [-9.0], [1.0]]), np.zeros((4, 1)))
-    assert sample.worst(2).tolist() == [2, 1]
+    assert [each.place for each in sample.worst(2)] == [2, 1]
     assert sample.quantiles()["50%"] == 0.5
     assert (sample.quantiles()["0%"], sample.quantiles()["100%"]) == (-9.0, 5.0)
 

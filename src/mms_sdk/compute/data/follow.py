@@ -28,7 +28,7 @@ from mms_sdk.compute.data.clean_table import ID
 from mms_sdk.compute.data.ingest_table import ID_COLUMN, LABEL, SOURCE_COLUMN, SPLIT_COLUMN
 from mms_sdk.compute.data.kinds import tabular
 from mms_sdk.compute.data.records import Misfit, Rows
-from mms_sdk.compute.data.split import place_by_content
+from mms_sdk.compute.data.split import place_by_content, refuse_by_column, rule_in
 from mms_sdk.compute.data.streams import Record, Stream, record_of
 from mms_sdk.errors import DataError, InvalidRequest, SnapshotConflict
 from mms_sdk.schema.cleaning import (
@@ -326,6 +326,8 @@ class Landing:
     def begin(self) -> None:
         """Looks where the stream goes on."""
         base = self._dataset.record() if self._dataset.snapshots() else None
+        for rule in (self._asked.split, rule_in(base.split_rule if base else {})):
+            refuse_by_column(rule, what="rows of a stream")
         self.position: Position = base.positions.get(self._stream) if base else None
         self._number = (base.streams.get(self._stream, -1) if base else -1) + 1
         self._behind = False
@@ -406,7 +408,7 @@ class Landing:
             message=self._asked.message or f"from stream {self._stream}",
             splits=counts.get("split", {}),
             classes=counts.get(LABEL, {}),
-            split_rule={**self._asked.split.model_dump(), "by": "content"},
+            split_rule={**self._asked.split.model_dump(exclude_none=True), "by": "content"},
             provenance={
                 "job": self._job,
                 "stream": self._stream,

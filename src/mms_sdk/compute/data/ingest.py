@@ -31,7 +31,7 @@ from mms_sdk.compute.data.sources.meant import folder_meant
 from mms_sdk.compute.data.sources.open import open_source
 from mms_sdk.compute.data.sources.rows import Table
 from mms_sdk.compute.data.sources.samples import OWN, Collection, Entry
-from mms_sdk.compute.data.split import place
+from mms_sdk.compute.data.split import place, refuse_by_column
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import CleaningReport, CleaningStepReport, DropNearDuplicates, Reject
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
@@ -327,6 +327,7 @@ def _write(
     job: str,
     tell: Tell,
 ) -> Snapshot:
+    refuse_by_column(spec.split, what="files of a folder")
     columns = {column.name: column for column in plan.columns}
     column, label = columns[medium.column], columns.get("label")
     labels = (label.labels or () if label else None) or ("",)
@@ -343,7 +344,7 @@ def _write(
         message=spec.message or f"ingest of {spec.source.told}",
         splits=Counter(SPLITS[code] for code in splits),
         classes=Counter(labels[code] for code in classes) if label else {},
-        split_rule={"by": "source"} if given else spec.split.model_dump(),
+        split_rule={"by": "source"} if given else spec.split.model_dump(exclude_none=True),
         provenance={
             "job": job,
             "ingest": spec.model_dump(mode="json"),

@@ -23,8 +23,9 @@ from mms_sdk.compute.data.bring import Tell, digest_of, told, tried, write_rows
 from mms_sdk.compute.data.clean_table import ID, Fitted, Reported
 from mms_sdk.compute.data.keys import DIGEST, as_keys, keys_of
 from mms_sdk.compute.data.kinds import tabular
+from mms_sdk.compute.data.placing import column_to_place_by, group_digests, rule_of, times_of
 from mms_sdk.compute.data.sources.rows import ROW, SOURCE, SPLIT, Table
-from mms_sdk.compute.data.split import place
+from mms_sdk.compute.data.split import cuts_of, place, place_by_content, place_by_time
 from mms_sdk.errors import DataError, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import (
     CleaningReport,
@@ -37,7 +38,7 @@ from mms_sdk.schema.cleaning import (
 )
 from mms_sdk.schema.dataset import SPLITS, Column, Snapshot
 from mms_sdk.schema.sources import AsTable
-from mms_sdk.schema.specs import IngestSpec
+from mms_sdk.schema.specs import IngestSpec, Split
 from mms_sdk.storage.changes import Addition
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.parts import laid_out
@@ -84,6 +85,7 @@ class _Seen:
     lengths: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     schema: pa.Schema = None
     steps: list[CleaningStepReport] = field(default_factory=list)
+    placing: list[pa.Array] = field(default_factory=list)
 
 
 class HeldRows:
@@ -137,6 +139,7 @@ class _Plan:
         classes: Their class codes.
         sources: Their codes among the sources.
         splits: Their codes among the splits, where the source says them.
+        placing: What rows are placed by, where that is a column; one value a row.
         report: For the snapshot.
     """
 
@@ -146,6 +149,7 @@ class _Plan:
     classes: Array
     sources: Array
     splits: Array | None
+    placing: pa.ChunkedArray | None
     report: CleaningReport
 
 
@@ -162,6 +166,7 @@ def _ingest(
     dataset: Dataset, spec: IngestSpec, table: Table, *, job: str, folder: Path, tell: Tell, if_nothing: bool
 ) -> tuple[Snapshot, CleaningReport]:
     base = dataset.snapshot() if dataset.snapshots() else None
+    spec = spec.model_copy(update={"split": rule_of(spec.split, base)})
     chosen, categories = _chosen(table.taken, table.schema)
     as_texts = frozenset(categories)
     asked, names = _without_constant(spec.clean, chosen, base)
@@ -173,7 +178,7 @@ def _ingest(
 
     steps = clean_table.fit(asked, read, held=HeldRows(base) if base else None, fixed=(LABEL,))
     categories = converted(asked, categories)
-    seen = _look(steps, read, table, categories, folder, tell)
+    seen = _look(steps, read, table, categories, folder, tell, placed_by=spec.split.column)
     plan = _plan(seen, table, names, categories, base)
     if base is not None and not len(plan.ids) and not if_nothing:
         return base.record, plan.report
@@ -232,12 +237,21 @@ def _prepared(batch: pa.RecordBatch, names: dict[str, str], categories: Collecti
 
 
 def _look(
-    steps: Sequence[Fitted], read: Read, table: Table, categories: Collection[str], folder: Path, tell: Tell
+    steps: Sequence[Fitted],
+    read: Read,
+    table: Table,
+    categories: Collection[str],
+    folder: Path,
+    tell: Tell,
+    *,
+    placed_by: str | None,
 ) -> _Seen:
     seen = _Seen()
     reported = Reported(steps, folder, before=table.rejects)
     for batch in reported.through(told(read(), "rows checked", table.rows, tell, size=len)):
         _see(seen, batch, categories)
+        if placed_by is not None:
+            seen.placing.append(column_to_place_by(batch, placed_by))
     seen.steps += reported.reports
     return seen
 
@@ -292,6 +306,7 @@ def _plan(seen: _Seen, table: Table, names: dict[str, str], categories: set[str]
         classes=classes[new],
         sources=source_codes[new],
         splits=seen.splits.as_of(SPLITS)[new].astype(np.uint8) if SPLIT in seen.schema.names else None,
+        placing=pa.chunked_array(seen.placing).filter(pa.array(new)) if seen.placing else None,
         report=report,
     )
 
@@ -431,10 +446,10 @@ def _write(
 ) -> Snapshot:
     label = next((column for column in plan.columns if column.name == LABEL), None)
     labels = (label.labels if label else None) or ("",)
-    splits = plan.splits
+    splits, rule = plan.splits, dict[str, Any](by="source")
     if splits is None:
         try:
-            splits = place(plan.ids, plan.classes, split=spec.split, before=_placed(base), labels=labels)
+            splits, rule = _places(plan, spec.split, base, labels)
         except DataError as error:
             if not plan.report.notes:
                 raise
@@ -446,7 +461,7 @@ def _write(
         message=spec.message or f"ingest of {spec.source.told}",
         splits=Counter(SPLITS[code] for code in splits.tolist()),
         classes=Counter(labels[code] for code in plan.classes.tolist()) if label else {},
-        split_rule=spec.split.model_dump() if plan.splits is None else {"by": "source"},
+        split_rule=rule,
         provenance={
             "job": job,
             "ingest": spec.model_dump(mode="json"),
@@ -481,6 +496,21 @@ def _taken(plan: _Plan, steps: Sequence[Fitted], read: Read) -> Iterator[pa.Reco
     for batch, _ in clean_table.through(steps, read()):
         yield batch.filter(pa.array(plan.take[at : at + len(batch)]))
         at += len(batch)
+
+
+def _places(
+    plan: _Plan, split: Split, base: OpenSnapshot | None, labels: Sequence[str]
+) -> tuple[Array, dict[str, Any]]:
+    # Where each row goes, and the rule that rows which come later go by.
+    rule = split.model_dump(exclude_none=True)
+    if plan.placing is None:
+        return place(plan.ids, plan.classes, split=split, before=_placed(base), labels=labels), rule
+    column = next(column for column in plan.columns if column.name == split.column)
+    if split.by == "group":
+        return place_by_content(group_digests(column, plan.placing), split=split), rule
+    values = times_of(column, plan.placing)
+    cuts = base.record.split_rule["cuts"] if base else cuts_of(values, split=split)
+    return place_by_time(values, cuts=cuts), {**rule, "cuts": cuts}
 
 
 def _placed(base: OpenSnapshot | None) -> dict[int, Counter[str]]:

@@ -21,7 +21,7 @@ from mms_sdk.compute.data.declared import values_as
 from mms_sdk.compute.data.ingest import columns_of, content_id, refuse_other_columns
 from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.media import Pictures
-from mms_sdk.compute.data.split import place_by_content
+from mms_sdk.compute.data.split import place_by_content, refuse_by_column
 from mms_sdk.errors import DataError, InvalidInput, InvalidRequest, NothingToIngest
 from mms_sdk.schema.cleaning import CleaningReport, CleaningStepReport, CleanStep, DropUnreadable, Reject
 from mms_sdk.schema.dataset import Column, Snapshot
@@ -104,6 +104,7 @@ def write_pictures(
         DataError: A file is unreadable and no step drops such files; pictures that do not fit those in the dataset;
             the frame had other rows the second time.
     """
+    refuse_by_column(split, what="pictures of a frame")
     if missing := sorted(set(_FILES) - set(given.frame.columns)):
         raise InvalidRequest(
             f"a frame of pictures is read with spark.read.format('binaryFile'); {missing} are not among its columns "
@@ -135,7 +136,7 @@ def write_pictures(
         frame,
         _pictures(columns, split, medium, drop=seen.kept < seen.found),
         rows=seen.kept,
-        split_rule={**split.model_dump(), "by": "content"},
+        split_rule={**split.model_dump(exclude_none=True), "by": "content"},
         provenance={"cleaning": report.model_dump(mode="json")},
     )
 

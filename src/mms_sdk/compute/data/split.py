@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mms_sdk.errors import DataError
+from mms_sdk.errors import DataError, InvalidRequest
 from mms_sdk.schema.dataset import SPLITS
 from mms_sdk.schema.specs import Split
 from mms_sdk.types import Array
@@ -81,6 +82,66 @@ def place_by_content(ids: Array, *, split: Split) -> Array:
     ends = np.cumsum(list(split.fractions.values()))[:-1]
     out: Array = codes[np.searchsorted(ends, _order_keys(ids, split.seed) / 2.0**64, side="right")]
     return out
+
+
+def place_by_time(values: Array, *, cuts: Mapping[str, int | float]) -> Array:
+    """Places rows by the order of a column.
+
+    Args:
+        values: Of the column, shape (rows,).
+        cuts: For each split but the first, the lowest value that is in it.
+
+    Returns:
+        Codes into `SPLITS`, uint8, shape (rows,).
+    """
+    out = np.zeros(len(values), np.uint8)
+    for name, lowest in cuts.items():
+        out[values >= lowest] = SPLITS.index(name)
+    return out
+
+
+def cuts_of(values: Array, *, split: Split) -> dict[str, int | float]:
+    """Where a column is cut, so that its splits come as near to the fractions as rows of equal values allow.
+
+    Args:
+        values: Of the column, shape (rows,).
+        split: The rule.
+
+    Returns:
+        For each split but the first, the lowest value that is in it.
+
+    Raises:
+        DataError: A split would have no row.
+    """
+    distinct, rows = np.unique(values, return_counts=True)
+    before = np.cumsum(rows) - rows  # rows below each value
+    ends = np.cumsum(list(split.fractions.values()))[:-1] * len(values)
+    places = [int(np.abs(before - end).argmin()) for end in ends]
+    if len({0, *places}) <= len(places):
+        raise DataError(
+            f"by time each of {list(split.fractions)} has rows, and rows of one value are in one split; "
+            f"{split.column!r} has {len(distinct):,} values in {len(values):,} rows, which do not divide so; use other "
+            f"fractions or another column"
+        )
+    return {name: distinct[at].item() for name, at in zip(list(split.fractions)[1:], places, strict=True)}
+
+
+def rule_in(told: Mapping[str, Any]) -> Split:
+    """The rule in a snapshot's `split_rule`; the usual one where its rows were placed by their source."""
+    return Split(**{name: told[name] for name in Split.model_fields if name in told}) if "train" in told else Split()
+
+
+def refuse_by_column(split: Split, *, what: str) -> None:
+    """Refuses to place rows by a column where there is none.
+
+    Raises:
+        InvalidRequest: The rule names one.
+    """
+    if split.by_column:
+        raise InvalidRequest(
+            f"by {split.by} rows of tables and arrays are placed that are ingested; {what} are placed by class or "
+            f"content; use mms.Split(by='content')"
+        )
 
 
 def _shares(total: int, fractions: Mapping[str, float]) -> dict[str, int]:

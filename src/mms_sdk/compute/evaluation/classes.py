@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from mms_sdk.compute.evaluation.ranking import Ranking, ranking
-from mms_sdk.compute.evaluation.sample import RIGHT, divided, mean_of
+from mms_sdk.compute.evaluation.sample import RIGHT, Off, divided, mean_of
 from mms_sdk.schema.evaluation import Bin, ClassScore
 from mms_sdk.types import Array
 
@@ -168,18 +170,43 @@ class Classes:
             for at, (count, mean, share) in enumerate(means)
         )
 
-    def by_class(self, labels: tuple[str, ...]) -> tuple[ClassScore, ...]:
+    def parts(self, labels: Sequence[str]) -> dict[str, Any]:
+        """See `Answers`."""
+        ones = np.ones(self.rows, np.int64)
+        return {
+            "classes": self.by_class(labels),
+            "confusion": tuple(map(tuple, self.confusion(ones).astype(np.int64).tolist())),
+            "calibration": self.calibration(),
+            "absent_classes": absent(labels, np.bincount(self.targets, minlength=len(labels))),
+        }
+
+    def notes(self) -> Iterator[str]:
+        """See `Answers`."""
+        if len(np.unique(self.targets)) == 1:
+            yield "all rows are of one class: nothing is told about telling classes apart"
+        if not self.ranks:
+            yield "areas under ROC curves are told class by class only: rows times classes are too many to resample"
+
+    def by_class(self, labels: Sequence[str]) -> tuple[ClassScore, ...]:
         """How each class fared."""
         ones = np.ones(self.rows, np.int64)
         return class_scores(labels, *self._totals(ones), self.areas(ones))
 
-    def worst(self, count: int) -> Array:
-        """Places of the wrong answers of the highest score, at most so many."""
+    def worst(self, count: int, labels: Sequence[str]) -> list[Off]:
+        """See `Answers`: the wrong answers of the highest score."""
         wrong = np.flatnonzero(~self.right)
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")[:count]]
+        places = wrong[np.argsort(-self.confidence[wrong], kind="stable")[:count]].tolist()
+        return [
+            Off(at, labels[self.targets[at]], labels[self.predicted[at]], float(self.confidence[at])) for at in places
+        ]
 
 
-def class_scores(labels: tuple[str, ...], of: Array, said: Array, hits: Array, areas: Array) -> tuple[ClassScore, ...]:
+def absent(labels: Sequence[str], rows: Array) -> tuple[str, ...]:
+    """Classes that no row is of."""
+    return tuple(label for label, count in zip(labels, rows.tolist(), strict=True) if not count)
+
+
+def class_scores(labels: Sequence[str], of: Array, said: Array, hits: Array, areas: Array) -> tuple[ClassScore, ...]:
     """Precision, recall, F1 and area of each class.
 
     Args:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from mms_sdk.compute.evaluation.answered import Answered, answer
-from mms_sdk.compute.evaluation.classes import Classes
 from mms_sdk.compute.evaluation.compare import compare, refuse_other_rows
 from mms_sdk.compute.evaluation.intervals import Tell, estimates
-from mms_sdk.compute.evaluation.labels import Labels
-from mms_sdk.compute.evaluation.numbers import Numbers
+from mms_sdk.compute.evaluation.measures import measure_of
 from mms_sdk.compute.evaluation.sample import RIGHT
 from mms_sdk.compute.evaluation.slicing import LARGEST, slices_of
 from mms_sdk.compute.inference.predictor import Predictor
@@ -22,10 +20,12 @@ from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.evaluation import Comparison, Estimate, EvaluateJob, Evaluation, Mistake, Slice
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.snapshots import OpenSnapshot
-from mms_sdk.told import number
 
 _WORST = 20
-_OF_SLICES = (RIGHT, "balanced_accuracy", "f1_macro", "f1_micro", "log_loss", "mae", "rmse", "bias")
+_OF_SLICES = (
+    *(RIGHT, "balanced_accuracy", "f1_macro", "f1_micro", "log_loss", "mae", "rmse", "bias"),
+    *("mase", "relative_mae", "recall_at_1", "map", "loss", "perplexity", "token_accuracy", "bits_per_byte"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +90,13 @@ def evaluate(
         left_out=_left_out(answered, card.task),
         first_left_out=answered.first_unreadable,
         unknown_classes=answered.known.unknown,
-        absent_classes=_absent(sample, card.labels),
         **how,
         metrics=metrics,
-        classes=() if isinstance(sample, Numbers) else sample.by_class(card.labels),
-        confusion=_confusion(sample),
-        calibration=sample.calibration() if isinstance(sample, Classes) else (),
-        residuals=sample.quantiles() if isinstance(sample, Numbers) else {},
+        **sample.parts(card.labels),
         mistakes=_mistakes(version.predictor, snapshot, answered),
         slices=tuple(each for slices, _ in told for each in slices),
         comparison=comparison,
-        notes=(*_notes(version, answered, split, metrics), *(note for _, note in told if note)),
+        notes=(*_notes(answered, split, metrics), *(note for _, note in told if note)),
     )
 
 
@@ -115,6 +111,11 @@ def _refuse_other_task(version: Version, against: Version) -> None:
         raise InvalidRequest(
             f"versions are compared that know the same classes; only one of {version.ref} and {against.ref} knows "
             f"{odd[:10]}; evaluate each by itself"
+        )
+    if measure_of(first, ()).alike != measure_of(second, ()).alike:
+        raise InvalidRequest(
+            f"versions are compared that are measured alike: those of {first.task} share horizon, tokens and what "
+            f"preprocessing makes of values; {version.ref} and {against.ref} do not; evaluate each by itself"
         )
 
 
@@ -167,57 +168,23 @@ def _left_out(answered: Answered, task: str) -> dict[str, int]:
     return {reason: count for reason, count in told.items() if count}
 
 
-def _absent(sample: Any, labels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(sample, Numbers):
-        return ()
-    of = np.bincount(sample.targets, minlength=len(labels)) if isinstance(sample, Classes) else sample.targets.sum(0)
-    return tuple(label for label, count in zip(labels, of, strict=True) if not count)
-
-
-def _confusion(sample: Any) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(sample, Classes):
-        return ()
-    table = sample.confusion(np.ones(sample.rows, np.int64)).astype(np.int64)
-    return tuple(map(tuple, table.tolist()))
-
-
 def _mistakes(predictor: Predictor, snapshot: OpenSnapshot, answered: Answered) -> tuple[Mistake, ...]:
-    sample, labels = answered.sample, predictor.card.labels
-    if isinstance(sample, Labels):
-        return ()
-    places = sample.worst(_WORST)
-    sources = StoredRows(predictor, snapshot).sources(answered.rows[places])
-    made = []
-    for place, source in zip(places.tolist(), sources, strict=True):
-        if isinstance(sample, Classes):
-            target, predicted = labels[sample.targets[place]], labels[sample.predicted[place]]
-            score = float(sample.confidence[place])
-        else:
-            target, predicted = (_numbers(each[place]) for each in (sample.targets, sample.values))
-            score = float(np.abs(sample.residuals[place]).max())
-        row = int(answered.rows[place])
-        made.append(Mistake(row=row, source=source, target=target, predicted=predicted, score=score))
-    return tuple(made)
+    worst = answered.sample.worst(_WORST, predictor.card.labels)
+    rows = answered.rows[np.asarray([each.place for each in worst], np.int64)]
+    sources = StoredRows(predictor, snapshot).sources(rows) if worst else []
+    return tuple(
+        Mistake(row=row, source=source, target=each.target, predicted=each.predicted, score=each.score)
+        for row, source, each in zip(rows.tolist(), sources, worst, strict=True)
+    )
 
 
-def _numbers(values: Any) -> str:
-    told = [number(float(value)) for value in values[:4]]
-    return ", ".join(told) + (", …" if len(values) > 4 else "")
-
-
-def _notes(version: Version, answered: Answered, split: str | None, metrics: Mapping[str, Estimate]) -> Iterator[str]:
-    sample = answered.sample
+def _notes(answered: Answered, split: str | None, metrics: Mapping[str, Estimate]) -> Iterator[str]:
     if split in (None, "train"):
         yield "rows that the version was trained on may be among these; name a split that it has not seen, e.g. test"
     if answered.known.unknown:
         told = ", ".join(f"{name} {count:,}" for name, count in list(answered.known.unknown.items())[:10])
         yield f"the version does not know some classes of the data, which count nowhere here (rows): {told}"
-    if isinstance(sample, Labels):
-        yield f"a class counts as said from a probability of {sample.threshold:g}"
-    elif isinstance(sample, Classes):
-        if len(np.unique(sample.targets)) == 1:
-            yield "all rows are of one class: nothing is told about telling classes apart"
-        if not sample.ranks:
-            yield "areas under ROC curves are told class by class only: rows times classes are too many to resample"
+    yield from answered.measure.notes()
+    yield from answered.sample.notes()
     if any(each.value is not None and each.interval == "none" for each in metrics.values()):
         yield "a metric without an interval is not defined in half of the resamples, or more"

@@ -15,8 +15,6 @@ from mms_sdk.schema.model import ModelCard
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array, Rows
 
-TASKS = ("classification", "multi-label", "regression")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
@@ -24,7 +22,8 @@ class Known:
 
     Attributes:
         rows: Row numbers, ascending.
-        targets: Codes of classes (rows,); which classes each is of, bool (rows, classes); or numbers (rows, numbers).
+        targets: Codes of classes (rows,); which classes each is of, bool (rows, classes); numbers (rows, numbers); or
+            names of classes (rows,), where a version has none.
         without: Rows without a target.
         unknown: Rows of classes that the version does not know, by class.
     """
@@ -45,18 +44,47 @@ def known_rows(card: ModelCard, snapshot: OpenSnapshot, rows: Rows, labels: Sequ
         labels: Names of the version's classes, in the order of codes that is wanted.
 
     Raises:
-        InvalidRequest: The version's task has no answers that are right or wrong, or the target is no such column.
+        InvalidRequest: The target is no such column.
         ColumnNotFound: There is no target.
         DataError: There are no rows to compare with.
     """
-    if card.task not in TASKS or card.target is None:
-        raise InvalidRequest(
-            f"evaluated are versions trained for {', '.join(TASKS)}; this one was trained for {card.task}; measure it "
-            f"in Python, from what ws.predict writes"
-        )
-    column = snapshot.column(card.target)
+    column = snapshot.column(str(card.target))
     reading = {"classification": _classes, "multi-label": _labels, "regression": _numbers}[card.task]
-    known = reading(column, snapshot, rows, labels)
+    return _some(reading(column, snapshot, rows, labels), column, rows)
+
+
+def known_classes(target: str, snapshot: OpenSnapshot, rows: Rows) -> Known:
+    """Rows with a class, of whatever name.
+
+    Args:
+        target: The column with the class.
+        snapshot: Where the rows are.
+        rows: Row numbers, ascending.
+
+    Raises:
+        InvalidRequest, ColumnNotFound, DataError: See `known_rows`.
+    """
+    column = snapshot.column(target)
+    if column.labels is None or column.shape != ():
+        raise InvalidRequest(_other_target(column, snapshot, "one class a row"))
+    present, codes = _present(snapshot, column, rows)
+    found, which = np.unique(codes, return_inverse=True)
+    names = np.asarray([label_of(column.labels, int(code)) for code in found], np.str_)
+    return _some(Known(rows=present, targets=names[which.reshape(-1)], without=len(rows) - len(present)), column, rows)
+
+
+def every_row(snapshot: OpenSnapshot, rows: Rows) -> Known:
+    """Rows that say themselves what is so.
+
+    Raises:
+        DataError: There are none.
+    """
+    if not len(rows):
+        raise DataError(f"an evaluation measures rows; {snapshot.ref} has none of those; name another split or dataset")
+    return Known(rows=rows, targets=np.zeros(len(rows), np.int64))
+
+
+def _some(known: Known, column: Column, rows: Rows) -> Known:
     if not len(known.rows):
         foreign = sum(known.unknown.values())
         unknown = f", {foreign:,} are of classes that the version does not know" if foreign else ""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from mms_sdk.compute.evaluation.classes import LEAST, RANKED_CELLS, class_scores
+from mms_sdk.compute.evaluation.classes import LEAST, RANKED_CELLS, absent, class_scores
 from mms_sdk.compute.evaluation.ranking import Ranking, ranking
-from mms_sdk.compute.evaluation.sample import RIGHT, divided, mean_of
+from mms_sdk.compute.evaluation.sample import RIGHT, Off, divided, mean_of
 from mms_sdk.schema.evaluation import ClassScore
 from mms_sdk.types import Array
 
@@ -69,7 +71,19 @@ class Labels:
         """Some of the rows, by their places."""
         return Labels(self.scores[places], self.targets[places], self.threshold)
 
-    def by_class(self, labels: tuple[str, ...]) -> tuple[ClassScore, ...]:
+    def parts(self, labels: Sequence[str]) -> dict[str, Any]:
+        """See `Answers`."""
+        return {"classes": self.by_class(labels), "absent_classes": absent(labels, self.targets.sum(0))}
+
+    def worst(self, count: int, labels: Sequence[str]) -> list[Off]:
+        """None: of several classes at once no answer is the furthest off."""
+        return []
+
+    def notes(self) -> Iterator[str]:
+        """See `Answers`."""
+        yield f"a class counts as said from a probability of {self.threshold:g}"
+
+    def by_class(self, labels: Sequence[str]) -> tuple[ClassScore, ...]:
         """How each class fared."""
         tables = (self._targets, self._said, self._hits)
         of, said, hits = (table.sum(0) for table in tables)

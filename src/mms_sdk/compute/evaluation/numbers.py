@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from mms_sdk.compute.evaluation.sample import divided, mean_of
+from mms_sdk.compute.evaluation.sample import Off, divided, mean_of
+from mms_sdk.told import number
 from mms_sdk.types import Array
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -59,12 +62,21 @@ class Numbers:
 
     def quantiles(self) -> dict[str, float]:
         """Quantiles of the residuals, by name."""
-        found = np.quantile(self.residuals, _QUANTILES)
-        return {f"{100 * share:g}%": float(value) for share, value in zip(_QUANTILES, found, strict=True)}
+        return quantiles(self.residuals)
 
-    def worst(self, count: int) -> Array:
-        """Places of the rows that are furthest off, at most so many."""
-        return np.argsort(-self._absolute.max(1), kind="stable")[:count]
+    def parts(self, labels: Sequence[str]) -> dict[str, Any]:
+        """See `Answers`."""
+        return {"residuals": self.quantiles()}
+
+    def worst(self, count: int, labels: Sequence[str] = ()) -> list[Off]:
+        """See `Answers`; the score is the largest of a row's residuals."""
+        off = self._absolute.max(1)
+        places = np.argsort(-off, kind="stable")[:count].tolist()
+        return [Off(at, _told(self.targets[at]), _told(self.values[at]), float(off[at])) for at in places]
+
+    def notes(self) -> Iterator[str]:
+        """None."""
+        return iter(())
 
     @cached_property
     def _absolute(self) -> Array:
@@ -73,3 +85,14 @@ class Numbers:
     @cached_property
     def _squared(self) -> Array:
         return self.residuals**2
+
+
+def quantiles(values: Array) -> dict[str, float]:
+    """The least, the largest and what lies between, by name."""
+    found = np.quantile(values, _QUANTILES)
+    return {f"{100 * share:g}%": float(value) for share, value in zip(_QUANTILES, found, strict=True)}
+
+
+def _told(values: Array) -> str:
+    told = [number(float(value)) for value in values[:4]]
+    return ", ".join(told) + (", …" if len(values) > 4 else "")

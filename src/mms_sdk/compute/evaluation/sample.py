@@ -1,9 +1,10 @@
-"""What the bootstrap asks of rows and answers: metrics under row counts."""
+"""What the bootstrap asks of rows and answers: metrics under row counts; and what a report asks beside."""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -34,8 +35,37 @@ class Sample(Protocol):
             By name, the same names for any counts; NaN where a metric is not defined.
         """
 
-    def take(self, places: Array) -> Sample:
+    def take(self, places: Array) -> Self:
         """Some of the rows, by their places."""
+
+
+class Off(NamedTuple):
+    """A row whose answer is off: its place, what it is, what was said, and the score or how far off that is.
+
+    What cannot be told in a few words is empty.
+    """
+
+    place: int
+    target: str
+    predicted: str
+    score: float
+
+
+class Answers(Sample, Protocol):
+    """A sample that a whole report is made of."""
+
+    def parts(self, labels: Sequence[str]) -> dict[str, Any]:
+        """What an `Evaluation` tells of it besides metrics, by the name of the field.
+
+        Args:
+            labels: Names of the version's classes, in order of the scores.
+        """
+
+    def worst(self, count: int, labels: Sequence[str]) -> list[Off]:
+        """The answers that are furthest off, those first, at most so many."""
+
+    def notes(self) -> Iterator[str]:
+        """What to know before its numbers are believed."""
 
 
 def divided(above: Array, below: Array, otherwise: float = math.nan) -> Array:

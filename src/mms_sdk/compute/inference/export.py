@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ import orjson
 
 from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import HostStep, to_json
-from mms_sdk.compute.training.tasks import MultiLabel
 from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
@@ -30,6 +30,7 @@ from mms_sdk.storage.stores.local import LocalStore
 
 if TYPE_CHECKING:
     from mms_sdk.compute.training.program import Program
+    from mms_sdk.compute.training.tasks.base import Task
     from mms_sdk.compute.training.trainer import TrainedCheckpoint
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -133,6 +134,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
         kind=kind,
         columns=tuple(column.model_copy(update={"labels": None}) for column in columns),
         target=program.task.target,
+        options=_options(program.task),
         signature=Signature(
             inputs=(TensorSpec(name=kind, dtype=program.input_dtype, shape=program.served_shape),),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=output),),
@@ -140,8 +142,8 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
         host=tuple(to_json(step) for step in host),
         device=tuple(to_json(step) for step in program.pipeline.device),
         labels=labels,
-        threshold=program.task.threshold if isinstance(program.task, MultiLabel) else None,
         metrics=dict(metrics),
+        chosen_by=trained.checkpoint.meta["chosen_by"],
         lineage=Lineage(
             dataset=trained.snapshot.ref,
             job=trained.job,
@@ -153,6 +155,15 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
         parameters=program.parameters(),
         created_at=now(),
     )
+
+
+def _options(task: Task) -> dict[str, Any]:
+    names: list[str] = [each.name for each in fields(task)] if is_dataclass(task) else []
+    return {name: getattr(task, name) for name in names if _is_plain(getattr(task, name))}
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, str | int | float | None)
 
 
 def _as_served(program: Program, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], tuple[HostStep, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from mms_sdk.compute.data.kinds import image
 from mms_sdk.compute.data.kinds.rows import Pictures, RowKind, kind_of
 from mms_sdk.compute.data.load import on_host
 from mms_sdk.compute.data.preprocess.pipeline import Pipeline, from_json
+from mms_sdk.compute.data.preprocess.series import lengthened
 from mms_sdk.compute.inference.export import read_card
 from mms_sdk.errors import Damaged, InvalidInput, InvalidRequest
 from mms_sdk.schema.dataset import Column
@@ -30,6 +32,14 @@ BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
 
 BULK_BUCKETS = (32, 256)
 """For bulk prediction: all batches but the last are full, so few programs are worth their compile time."""
+
+_ANSWER_BYTES = 64 * 2**20  # of a batch of answers, which for texts have a score for each entry of the vocabulary
+
+
+def bulk_buckets(card: ModelCard) -> tuple[int, ...]:
+    """Those for bulk prediction, or smaller ones where answers are large."""
+    largest = max(1, _ANSWER_BYTES // (4 * max(1, math.prod(card.signature.outputs[0].shape))))
+    return tuple(sorted({min(size, largest) for size in BULK_BUCKETS}))
 
 
 class Predictor:
@@ -94,26 +104,26 @@ class Predictor:
             )
         return row
 
-    def prepare_stored(self, kind: RowKind, stored: Sequence[Any]) -> Array:
+    def prepare_stored(self, kind: RowKind, stored: Sequence[Any], *, ahead: int = 0) -> Array:
         """Rows of a dataset as the device takes them.
 
         Args:
             kind: What the rows are there.
             stored: What each of the columns holds, as `OpenSnapshot.gather` gives it.
+            ahead: Steps of a series that come along behind those that the model takes.
 
         Returns:
-            Array of shape (n, *signature's shape).
+            Array of shape (n, *signature's shape), the first axis of a row longer by `ahead`.
 
         Raises:
             InvalidInput: One of them cannot be prepared.
         """
-        rows = on_host(self._pipeline, kind, stored)
+        wanted = (self.input_shape[0] + ahead, *self.input_shape[1:])
+        rows = on_host(lengthened(self._pipeline, ahead) if ahead else self._pipeline, kind, stored)
         if self.card.task == "forecasting":  # rows may have the steps to say as well; what comes after them is said
-            rows = rows[:, -self.input_shape[0] :]
-        if rows.shape[1:] != self.input_shape:
-            raise InvalidInput(
-                f"this model takes rows of shape {self.input_shape}; got {rows.shape[1:]}; convert them first"
-            )
+            rows = rows[:, -wanted[0] :]
+        if rows.shape[1:] != wanted:
+            raise InvalidInput(f"this model takes rows of shape {wanted}; got {rows.shape[1:]}; convert them first")
         return rows
 
     def scores(self, rows: Array) -> Array:

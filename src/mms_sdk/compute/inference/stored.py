@@ -21,14 +21,16 @@ class StoredRows:
     Args:
         predictor: The model.
         snapshot: Where they lie: what it was trained on, or another with columns of the same names and kinds.
+        ahead: Steps of a series that come along behind those that the model takes.
 
     Raises:
         ColumnNotFound: A column that the model sees is not there.
         InvalidRequest: One is there and of another kind.
     """
 
-    def __init__(self, predictor: Predictor, snapshot: OpenSnapshot) -> None:
+    def __init__(self, predictor: Predictor, snapshot: OpenSnapshot, *, ahead: int = 0) -> None:
         self._predictor = predictor
+        self._ahead = ahead
         self._snapshot = snapshot
         self._columns = [snapshot.column(column.name) for column in predictor.columns]
         # Not the card's: categories may have other codes here, and recordings another rate.
@@ -59,7 +61,7 @@ class StoredRows:
 
     def _at_once(self, stored: Sequence[Any], rows: int) -> list[Array | InvalidInput]:
         try:
-            return list(self._predictor.prepare_stored(self._kind, stored))
+            return list(self._predictor.prepare_stored(self._kind, stored, ahead=self._ahead))
         except InvalidInput as error:
             if rows == 1:
                 return [error]

@@ -340,6 +340,7 @@ def _save(run: Run, *, best: bool) -> None:
         # A copy, because the next epoch adds to the list while this is written; and JSON has no NaN.
         "history": [{name: _plain(value) for name, value in epoch.items()} for epoch in run.history],
         "best_step": run.best_step,
+        "chosen_by": run.policy.best,
         "stopped": run.stopped,
         "seconds": run.trained_s(),
         "left_out": run.left_out,

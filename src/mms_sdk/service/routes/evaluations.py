@@ -62,8 +62,12 @@ def list_evaluations(service: Service, name: Name, version: str) -> list[Job]:
 
 def _opened(service: ServiceState, row: dict[str, Any]) -> Any:
     from mms_sdk.compute.evaluation.evaluate import Version
-    from mms_sdk.compute.inference.predictor import BULK_BUCKETS, Predictor
+    from mms_sdk.compute.inference.export import read_card
+    from mms_sdk.compute.inference.predictor import Predictor, bulk_buckets
 
     ref = f"{row['model']}@{row['version']}"
     folder = service.workspace.artifact(row["artifact"], digest=row["digest"], what=f"model {ref}")
-    return Version(ref=ref, predictor=Predictor(folder, buckets=BULK_BUCKETS, max_pixels=service.settings.max_pixels))
+    return Version(
+        ref=ref,
+        predictor=Predictor(folder, buckets=bulk_buckets(read_card(folder)), max_pixels=service.settings.max_pixels),
+    )

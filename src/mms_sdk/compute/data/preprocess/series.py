@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from mms_sdk.compute.data.preprocess.pipeline import register
+from mms_sdk.compute.data.preprocess.pipeline import Pipeline, register
 from mms_sdk.errors import InvalidInput, InvalidRequest
 from mms_sdk.types import Array
 
@@ -62,6 +62,12 @@ class Window:
     def on_rows(self, rows: Sequence[Array]) -> list[Array]:
         """Each of them."""
         return [self.on_row(np.asarray(row)) for row in rows]
+
+
+def lengthened(pipeline: Pipeline, items: int) -> Pipeline:
+    """A pipeline whose windows hold so many items more."""
+    steps = (replace(step, length=step.length + items) if isinstance(step, Window) else step for step in pipeline.host)
+    return replace(pipeline, host=tuple(steps))
 
 
 @register

@@ -42,6 +42,7 @@ class Bytes(_Ids):
 
     name: ClassVar[str] = "text.bytes"
     dtype: ClassVar[str] = "int32"
+    first_byte: ClassVar[int] = _FIRST
     length: int = 256
 
     def __post_init__(self) -> None:
