@@ -329,14 +329,14 @@ class Trainer:
         check_metric(self.checkpoint.best, available, asked_by="Checkpoints.best")
         if isinstance(self.stop, EarlyStopping):
             check_metric(self.stop.metric, available, asked_by="EarlyStopping")
+        if self.sample and task.target is not None:
+            _refuse_no_classes(snapshot, task.target)
         columns = tuple(
             column.name for column in input_columns(snapshot.record.columns, self.inputs, target=task.target)
         )
         pipeline, inputs = fitted(snapshot, Pipeline.of(self.preprocess), columns)
         for step in pipeline.host:
             task.at_serving(step)  # refuses what could be trained and not served
-        if self.sample and task.target is not None:
-            _refuse_no_classes(snapshot, task.target)
         optimizer = self.optimizer or optax.adamw(1e-3)
         row = task.model_shape(pipeline.device_shape(inputs.shape))
         model = models.functional(self.model, row, dtype=device_dtype(inputs.dtype))
