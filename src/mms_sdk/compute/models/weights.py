@@ -159,14 +159,12 @@ def _replaced(arrays: Arrays, values: Mapping[str, Any]) -> Arrays:
 
 
 def _matched(taken: Functional, family: Any, source: Source) -> tuple[Tensors, Report]:
-    import jax
-
     from mms_sdk.compute.models.weight_files import read
 
     weights = source if isinstance(source, Weights) else Weights(path=source)
     if not isinstance(weights.path, str | os.PathLike):
         raise InvalidRequest(f"weights come from a path, or mms.models.Weights(path=…); got {weights.path!r}")
-    params, rest = jax.eval_shape(taken.init, jax.random.key(0))
+    params, rest = taken.shapes
     return match(family, {**params, **rest}, read(Path(weights.path)), weights)
 
 

@@ -171,7 +171,7 @@ class Program:
         """
         import jax
 
-        state: State = jax.eval_shape(self._init)
+        state: State = jax.eval_shape(self._beginning, *self.model.shapes)
         row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
@@ -292,10 +292,15 @@ class Program:
 
     def _init(self) -> State:
         import jax
+
+        return self._beginning(*self.model.init(jax.random.key(self.seed)))
+
+    def _beginning(self, params: Arrays, rest: Arrays) -> State:
+        # The state with what the options and the optimiser add to a model's initial values.
+        import jax
         import jax.numpy as jnp
 
         options = self.options
-        params, rest = self.model.init(jax.random.key(self.seed))
         if options.lora is not None:
             params = {**params, **options.lora.init(params, jax.random.fold_in(jax.random.key(self.seed), 1))}
         learnt = {path: params[path] for path in options.learnt(params)}
