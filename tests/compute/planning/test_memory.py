@@ -70,6 +70,18 @@ def test_a_chain_of_products_keeps_what_its_gradient_reads() -> None:
     assert 6 * activation <= memory(operations(traced)).peak <= 14 * activation
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gradient_is_a_result_also_where_it_is_made_as_a_transpose_or_in_half_the_bytes(dtype: Any) -> None:
+    rows, width = 4, 1024
+
+    def gradient(x: Any, y: Any) -> Any:
+        return (x.astype(dtype).T @ y.astype(dtype)).T.astype(jnp.float32)
+
+    x = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+
+    assert memory(operations(jax.make_jaxpr(gradient)(x, x))).peak <= 2 * 4 * rows * width
+
+
 def test_remat_lowers_the_peak_of_a_deep_chain() -> None:
     weights = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 12
 

@@ -33,6 +33,7 @@ class Functional:
         names: Of the dimensions of parameters, where the model names them for partitioning.
         rules: How the model's family divides its parameters where nothing else is asked for.
         given: NumPy arrays by path that stand for what `init` makes there, because weights are there already.
+        known: Shapes and dtypes of what `init` gives, where making the model has told them already.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
@@ -40,6 +41,14 @@ class Functional:
     names: Names = field(default_factory=dict)
     rules: tuple[tuple[str, Spec], ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
+    known: tuple[Arrays, Arrays] | None = None
+
+    @property
+    def shapes(self) -> tuple[Arrays, Arrays]:
+        """Shapes and dtypes of what `init` gives; a large model's constructor is not traced a second time for them."""
+        import jax
+
+        return self.known or jax.eval_shape(self.init, jax.random.key(0))
 
 
 def functional(model: Any, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Functional:
@@ -136,7 +145,8 @@ def _of_factory(factory: Callable[[Any], Any]) -> Functional:
         return _flat(params), _flat(rest)
 
     abstract = nnx.eval_shape(lambda: make(0))
-    return Functional(init=init, apply=_apply(abstract), names=_names(abstract))
+    _, params, _, rest = _split(abstract)
+    return Functional(init=init, apply=_apply(abstract), names=_names(abstract), known=(_flat(params), _flat(rest)))
 
 
 def _of_instance(module: Any) -> Functional:

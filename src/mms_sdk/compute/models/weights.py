@@ -182,12 +182,10 @@ def _weights(source: Source) -> Weights:
 
 
 def _matched(taken: Functional, family: Any, source: Source) -> tuple[Tensors, Report]:
-    import jax
-
     from mms_sdk.compute.models.weight_files import read
 
     weights = _weights(source)
-    params, rest = jax.eval_shape(taken.init, jax.random.key(0))
+    params, rest = taken.shapes
     return match(family, {**params, **rest}, read(Path(weights.path)), weights)
 
 

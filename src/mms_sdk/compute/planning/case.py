@@ -78,7 +78,10 @@ class Case:
         """Training rows, by the snapshot's description."""
         splits = dict(self.snapshot.record.splits)
         if not splits.get("train"):
-            raise SplitNotFound(f"{self.snapshot.ref} has no rows in split 'train'; its splits are {splits}")
+            raise SplitNotFound(
+                f"a plan is for rows of split 'train'; {self.snapshot.ref} has none, its splits are {splits}; "
+                f"add rows, or split it anew"
+            )
         return splits["train"]
 
     @cached_property

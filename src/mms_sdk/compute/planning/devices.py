@@ -53,8 +53,13 @@ class Device:
 
     @property
     def tpu(self) -> bool:
-        """Whether libtpu compiles for it without one."""
+        """Whether it is counted by the shape of a slice."""
         return self.name.startswith("v")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether libtpu compiles for it without one; of a v4 it describes two cores a chip, which JAX joins."""
+        return self.tpu and self.name != "v4"
 
     def flops_rate(self, dtype: str) -> float:
         """FLOP/s of products of a dtype; of float32 where nothing is known of it."""
@@ -149,12 +154,14 @@ def parse_target(text: str) -> Target:
     Raises:
         InvalidRequest: There is no such device, or the shape is none.
     """
-    name, _, shape = text.strip().lower().partition(":")
-    if name == "local" and not shape:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"a target is a text such as 'local', 'h100:8' or 'v5e:2x4'; got {text!r}")
+    name, counted, shape = text.strip().lower().partition(":")
+    if name == "local" and not counted:
         import jax
 
         return Target(device=local_device(), count=jax.device_count())
-    if name not in DEVICES or not re.fullmatch(r"([1-9]\d{0,5})(x[1-9]\d{0,3}){0,2}", shape or "1"):
+    if name not in DEVICES or not re.fullmatch(r"([1-9]\d{0,5})(x[1-9]\d{0,3}){0,2}", shape if counted else "1"):
         raise InvalidRequest(
             f"a target is 'local', or one of {', '.join(DEVICES)} with how many devices or the shape of the slice, "
             f"e.g. h100:8, v5e:8x8 or v5p:4x4x4; got {text!r}"
@@ -162,7 +169,23 @@ def parse_target(text: str) -> Target:
     device, sizes = DEVICES[name], tuple(int(size) for size in (shape or "1").split("x"))
     if not device.tpu and len(sizes) > 1:
         raise InvalidRequest(f"GPUs are counted, e.g. {name}:8; got the shape {shape!r}; give {name}:{prod(sizes)}")
+    if device.tpu and counted and not _is_slice(device, sizes):
+        more = ", or multiples of 4 in ascending order such as 4x4x8" if _SLICES[name] is _DEEP else ""
+        raise InvalidRequest(f"a slice of {name} is {', '.join(_SLICES[name])}{more}; got {text!r}; give one of these")
     return Target(device=device, count=prod(sizes), topology=sizes if device.tpu else ())
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_SLICES = {"v5e": _FLAT, "v6e": _FLAT, "v4": _DEEP, "v5p": _DEEP}
+
+
+def _is_slice(device: Device, sizes: tuple[int, ...]) -> bool:
+    # Shapes as Google offers them, on the pages that the rates are from; 1x1x1 is one chip of a host with four.
+    if "x".join(map(str, sizes)) in _SLICES[device.name]:
+        return True
+    cubes = len(sizes) == 3 and list(sizes) == sorted(sizes) and all(size % 4 == 0 for size in sizes)
+    return cubes and _SLICES[device.name] is _DEEP and prod(sizes) <= device.linked
 
 
 @cache

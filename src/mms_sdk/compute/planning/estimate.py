@@ -51,6 +51,8 @@ def make_plan(
 
     if not hasattr(data, "open"):
         raise InvalidRequest(f"a plan is for a dataset, e.g. ws.datasets.get('flowers'); got {data!r}")
+    if prices is not None and not isinstance(prices, Mapping):
+        raise InvalidRequest(f"prices are by device, per device and hour, e.g. {{'h100': 2.5}}; got {prices!r}")
     case = Case(
         trainer=trainer, snapshot=data.open(), target=parse_target(target), prices=prices or {}, compile=compile
     )
@@ -102,7 +104,7 @@ def _planned(case: Case, options: Options) -> Plan:
                 layout.dims,
                 sizes,
                 micro_batches=options.accumulate,
-                itemsize=4 if options.precision == "fp32" else 2,
+                itemsize=_itemsize(options),
             ),
             *(Exchange(**{**vars(each), "times": each.times * options.accumulate}) for each in division.exchanges),
         ]
@@ -196,6 +198,7 @@ class _Layout:
             learnt=held(
                 {path: state.params[path] for path in learnt}, {path: shardings.params[path] for path in learnt}
             ),
+            # The largest parameter whole, and its gradient before it is summed and scattered.
             gathered=2 * max(whole, default=0) if sizes.get("fsdp", 1) > 1 else 0,
         )
 
@@ -241,9 +244,14 @@ class _Layout:
             parameters=params + rest,
             optimizer=opt,
             gradients=self.learnt * (2 if options.accumulate > 1 else 1),
-            activations=used.peak + self.gathered,
+            activations=used.peak + self.gathered * _itemsize(options) // 4,
             batch=_WAITING * options.accumulate * sum(map(bytes_of, case.batch(rows))),
         )
+
+
+def _itemsize(options: Options) -> int:
+    # Bytes of a parameter as it is computed with.
+    return 4 if options.precision == "fp32" else 2
 
 
 def _dims(spec: Any, shape: tuple[int, ...]) -> Dims:
@@ -285,11 +293,13 @@ def _notes(case: Case, layout: _Layout, work: Work, compiled: bool) -> list[str]
         )
     if not compiled:
         notes.append("activations are an estimate from the trace; XLA may keep fewer or more")
-    if case.compile and not device.tpu:
-        notes.append("only TPU programs are compiled without the device; the bytes of this one are an estimate")
-    elif device.tpu and not compiled and case.compile:
+    if case.compile and not device.compiles:
+        notes.append(
+            "only programs for v5e, v5p and v6e are compiled without the device; the bytes of this one are an estimate"
+        )
+    elif not compiled and case.compile:
         notes.append('memory is an estimate; for the compiler\'s figures run: pip install "mms-sdk[tpu]"')
-    elif device.tpu and not compiled:
+    elif device.compiles and not compiled:
         notes.append("memory is an estimate; plan(…, compile=True) asks the compiler")
     if not device.tpu and device.name != "local":
         notes.append(

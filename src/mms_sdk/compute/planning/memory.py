@@ -145,7 +145,7 @@ class _Walk:
         for each in self.traced.list:
             for value in set(each.inputs):
                 self.readers.setdefault(value, []).append(each)
-        outputs = set(self.traced.outputs)
+        outputs = self._results()
         last_read = self._last_reads(outputs)
         outside = {*self.traced.inputs, *outputs}
         live: set[int] = set()
@@ -172,6 +172,17 @@ class _Walk:
                     live.discard(value)
                     alive -= self.size(value)
         return Memory(peak=peak, moved=moved, kernels=kernels)
+
+    def _results(self) -> set[int]:
+        # What comes out, and what comes out turned round or in another dtype: a gradient is made as the transpose of
+        # what a product gives, or in half the bytes, and is written once, as it is wanted.
+        results = set(self.traced.outputs)
+        for each in reversed(self.traced.list):
+            renames = each.name in _RENAMED or each.name == "convert_element_type"
+            if renames and each.outputs[0] in results and all(len(self.readers[one]) == 1 for one in each.inputs):
+                results.update(each.inputs)
+                self.sources[each.outputs[0]] = frozenset(each.inputs)
+        return results
 
     def _last_reads(self, outputs: set[int]) -> dict[int, int]:
         last: dict[int, int] = {}

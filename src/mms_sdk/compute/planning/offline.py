@@ -18,12 +18,12 @@ from mms_sdk.errors import InvalidRequest
 def compiled_bytes(case: Case, options: Options, estimated: DeviceBytes) -> DeviceBytes | None:
     """What the compiler gives each device, from half a second to minutes; None where it cannot be asked.
 
-    That is without libtpu, and for a target that is no TPU.
+    That is without libtpu, and for a target that it does not compile for.
 
     Raises:
         InvalidRequest: There is no such slice, or the compiler refuses the program, e.g. because it does not fit.
     """
-    if not case.target.device.tpu or importlib.util.find_spec("libtpu") is None:
+    if not case.target.device.compiles or importlib.util.find_spec("libtpu") is None:
         return None
     mesh = _mesh(case.target, options)
     program = replace(case.on(mesh), options=case.step_options(options, accumulate=options.accumulate))
@@ -60,17 +60,21 @@ def _mesh(target: Target, options: Options) -> Any:
     import jax
     from jax.experimental import topologies
 
-    # libtpu otherwise asks a metadata server for the machine's neighbours, of which there are none.
+    # libtpu otherwise asks a metadata server for the machine's neighbours, of which there are none, and two processes
+    # that plan at once get in each other's way, though neither has a TPU.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    shape = "x".join(map(str, target.topology if len(target.topology) > 1 else (*target.topology, 1)))
+    shape = "x".join(map(str, target.topology if target.count > 1 else (1, 1, 1)))
+    # libtpu takes four chips a host unless it is told, and one chip then is no slice.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if target.count == 1 else {}
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{target.device.name}:{shape}")
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{target.device.name}:{shape}", **host)
     except Exception as error:
         told = str(error).strip().partition("\n")[0]
         raise InvalidRequest(
-            f"a TPU slice has one of the shapes that are offered, e.g. v5e:2x2, v5e:8x8, v5p:2x2x1; got {target}, of "
-            f"which libtpu says: {told}"
+            f"libtpu describes the slice that a program is compiled for; of {target} it says: {told}; plan without "
+            f"compile=True"
         ) from error
     sizes = options.mesh
     axes = (jax.sharding.AxisType.Auto,) * len(sizes)

@@ -92,27 +92,41 @@ class Choice:
     best: Plan
     tried: tuple[Plan, ...]
 
+    @property
+    def verdict(self) -> str:
+        """The best in a sentence; where none fits, what the nearest lacks."""
+        best = self.best
+        named = best.row()["mesh"] + best._changed()
+        if best.fits:
+            return f"the best of {len(self.tried)} for {best.target} is {named}: {best.in_short}"
+        lacks = best.device_bytes.total - best.limit
+        return (
+            f"none of {len(self.tried)} fits {best.target}; {named} comes nearest and needs {told.size(lacks)} less on "
+            f"each device; take more devices, a larger one or a smaller model"
+        )
+
     def rows(self) -> list[dict[str, Any]]:
         """One row for each mesh tried."""
         return [each.row() for each in self.tried]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
-        return {"best": self.best.to_json(), "tried": self.rows()}
+        return {"verdict": self.verdict, "best": self.best.to_json(), "tried": self.rows()}
 
     def __str__(self) -> str:
         rows = [{name: _cell(value) for name, value in row.items()} for row in self.rows()]
         widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
         lines = ["  ".join(name.ljust(width) for name, width in widths.items()).rstrip()]
         lines += ["  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip() for row in rows]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.verdict])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = self.rows()
         title = f"meshes for {self.best.target}, the best first"
-        return html.table(title, list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+        table = html.table(title, list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+        return table + html.line(self.verdict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +185,14 @@ class Plan:
         return 1 - self.device_bytes.total / self.capacity
 
     @property
+    def limit(self) -> int:
+        """Bytes that it may take: nine tenths of a device's where they are an estimate, all where they are known."""
+        return self.capacity if self.compiled else int(0.9 * self.capacity)
+
+    @property
     def fits(self) -> bool:
-        """Whether it fits: with a tenth to spare where bytes are an estimate, at all where they are known."""
-        return self.margin >= (0 if self.compiled else 0.1)
+        """Whether it takes no more than the limit."""
+        return self.device_bytes.total <= self.limit
 
     @property
     def in_short(self) -> str:
@@ -276,6 +295,12 @@ class Plan:
         if self.cost is not None:
             out["cost"] = " to ".join(map(_price, self.cost))
         return out
+
+    def _changed(self) -> str:
+        options = self.options
+        parts = [f"accumulate={options.accumulate}"] if options.accumulate > 1 else []
+        parts += [f"remat={options.remat}"] if options.remat != "none" else []
+        return "".join(f" with {part}" if not number else f", {part}" for number, part in enumerate(parts))
 
     def _batch(self) -> str:
         options = self.options

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 from mms_sdk.compute.planning.plan import Plan, Suggestion
 from mms_sdk.compute.sharding.mesh import BATCH_AXES
-from mms_sdk.errors import InvalidRequest
 
 _FASTER = 0.9  # of the time, from which on a change is worth being said
 _SMALLER = 0.99  # of the bytes, likewise
-_HALVINGS = 12
 
 
 def suggest(plan: Plan) -> tuple[Suggestion, ...]:
@@ -54,16 +53,23 @@ def _divided(mesh: Mapping[str, int]) -> dict[str, int] | None:
 
 
 def _first_that_fits(plan: Plan, option: str, why: str) -> Iterator[Suggestion]:
-    # Halved again and again, until it fits or cannot be halved; without any that fits, the last.
+    # Halved until it fits; without any that fits, as far as it goes. Each is a trace, so the first that is planned is
+    # the first that would fit if what depends on the rows shrank as they do.
+    options = plan.options
+    rows = options.batch_size // (options.accumulate * prod(options.mesh.get(axis, 1) for axis in BATCH_AXES))
+    most = (rows & -rows).bit_length() - 1
     found = None
-    for power in range(1, _HALVINGS):
-        options = plan.options
+    for power in range(_first(plan, most), most + 1):
         value = options.accumulate * 2**power if option == "accumulate" else options.batch_size // 2**power
-        try:
-            found = _of(plan, {option: value}, why)
-        except InvalidRequest:  # it does not divide any further
-            break
+        found = _of(plan, {option: value}, why)
         if found.plan.fits:
             break
     if found is not None:
         yield found
+
+
+def _first(plan: Plan, most: int) -> int:
+    own = plan.device_bytes
+    shrinking = own.activations + own.batch
+    would_fit = (power for power in range(1, most) if own.total - shrinking + shrinking / 2**power <= plan.limit)
+    return next(would_fit, max(1, most))

@@ -201,7 +201,7 @@ class Program:
         """
         import jax
 
-        state: State = jax.eval_shape(self._init, dict(self.model.given))
+        state: State = jax.eval_shape(self._beginning, *self.model.shapes)
         row = jax.ShapeDtypeStruct((2, *self.input_shape), self.input_dtype)
         forward = partial(self._forward, key=None)
         try:
@@ -322,14 +322,20 @@ class Program:
 
     def _init(self, given: Arrays) -> State:
         import jax
-        import jax.numpy as jnp
 
-        options = self.options
         # What is replaced is never computed: the compiler finds that nobody asks for it.
         params, rest = (
             {path: given.get(path, value) for path, value in arrays.items()}
             for arrays in self.model.init(jax.random.key(self.seed))
         )
+        return self._beginning(params, rest)
+
+    def _beginning(self, params: Arrays, rest: Arrays) -> State:
+        # The state with what the options and the optimiser add to a model's initial values.
+        import jax
+        import jax.numpy as jnp
+
+        options = self.options
         if options.lora is not None:
             params = {**params, **options.lora.init(params, jax.random.fold_in(jax.random.key(self.seed), 1))}
         learnt = {path: params[path] for path in options.learnt(params)}
