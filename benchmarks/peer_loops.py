@@ -222,9 +222,8 @@ def _layers(params: Arrays) -> Iterator[list[Array]]:
 
 
 def _place(name: str) -> tuple[bool, Sequence[int]]:
-    _, *numbered = name.split("/")
-    places = [int(part) if part.isdigit() else _IN_A_STAGE.index(part) for part in numbered]
-    return name == "head", places
+    parts = [part for part in name.split("/") if part.isdigit() or part in _IN_A_STAGE]
+    return name == "head", [int(part) if part.isdigit() else _IN_A_STAGE.index(part) for part in parts]
 
 
 def _torch_net(model: MLP | ConvNet, params: Arrays, shape: tuple[int, ...]) -> Any:
