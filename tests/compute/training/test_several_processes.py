@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,8 +52,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def together(workspace: Path, into: Path, *, count: int = 2, deaths: dict[int, int] | None = None, **more: Any) -> Run:
-    """Runs all processes to their ends."""
+def together(
+    workspace: Path,
+    into: Path,
+    *,
+    count: int = 2,
+    deaths: dict[int, int] | None = None,
+    terminated: dict[int, int] | None = None,
+    **more: Any,
+) -> Run:
+    """Runs all processes to their ends, of which some are killed, or terminated, by themselves after a step."""
     into.mkdir()
     coordinator = f"127.0.0.1:{free_port()}"
     options = {"mesh": {"data": 2, "fsdp": 2}, "epochs": EPOCHS, "every": "3steps", **more}
@@ -62,6 +71,7 @@ def together(workspace: Path, into: Path, *, count: int = 2, deaths: dict[int, i
     running = []
     for index in range(count):
         told = {**asked, "index": index, "die_at": (deaths or {}).get(index)}
+        told["terminate_at"] = (terminated or {}).get(index)
         log = (into / f"{index}.log").open("w")
         command = [sys.executable, "-W", "error", str(DRIVER), json.dumps(told)]
         running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
@@ -145,6 +155,28 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on_bit_for_bit(
         for mine, whole in zip(resumed.state(index), unbroken[1].state(index), strict=True):
             np.testing.assert_array_equal(mine, whole)
     assert resumed.told()["history"] == unbroken[1].told()["history"]
+
+
+@pytest.mark.parametrize(("asked", "step", "saved"), [(0, 1, 5), (1, 6, 8)])
+def test_when_one_process_is_terminated_all_end_after_the_same_step_and_go_on_bit_for_bit(
+    unbroken: tuple[Path, Run], tmp_path: Path, asked: int, step: int, saved: int
+) -> None:
+    make_data(tmp_path / "ws").workspace.close()
+
+    ended = together(tmp_path / "ws", tmp_path / "ended", terminated={asked: step}, every="epoch")
+
+    assert ended.codes == [128 + signal.SIGTERM] * 2, "\n".join(ended.said)
+    workspace = Workspace(tmp_path / "ws")
+    (job,) = workspace.catalog.jobs.list()
+    kept = CheckpointFolder(workspace.job_folder(job.id) / "checkpoints", keep=3).all()
+    workspace.close()
+    assert (job.state, (job.error or {})["title"]) == ("cancelled", "terminated")
+    assert kept[-1].step == saved  # the next at which they ask one another: every eighth, and the end of an epoch
+    kept[-1].verify()
+    resumed = together(tmp_path / "ws", tmp_path / "resumed", resume=job.id)
+    for index in range(2):
+        for mine, whole in zip(resumed.state(index), unbroken[1].state(index), strict=True):
+            np.testing.assert_array_equal(mine, whole)
 
 
 def test_parameters_over_processes_with_the_whole_batch_in_each(tmp_path: Path, unbroken: tuple[Path, Run]) -> None:

@@ -50,6 +50,8 @@ def main(told: dict[str, Any]) -> None:
     fitting = Fitting(trainer, data, resume=told.get("resume"))
     for step in fitting.steps():
         print("step", step.number, flush=True)
+        if step.number == told.get("terminate_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
         if step.number == told.get("die_at"):
             fitting.run.checkpoints.wait()
             os.kill(os.getpid(), signal.SIGKILL)
