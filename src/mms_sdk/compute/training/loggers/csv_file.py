@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,16 +12,16 @@ from typing import TextIO
 import orjson
 
 from mms_sdk.compute.training.callbacks import Begun, Ending, Record
+from mms_sdk.compute.training.loggers.on_disk import OnDisk
 from mms_sdk.compute.training.loggers.records import numbers
 from mms_sdk.errors import InvalidRequest, NotWritable
 from mms_sdk.storage import metric_log
 
 _FIRST = ("step", "time", "epoch")
-_log = logging.getLogger("mms.training")
 
 
 @dataclass
-class CSV:
+class CSV(OnDisk):
     """A file with a row for each record, and a column for each metric; empty where a record has none.
 
     What is not finite is `nan`, `inf` or `-inf`. Beside the file, `metrics.run.json` holds the job, the options and how
@@ -37,10 +36,8 @@ class CSV:
     """
 
     path: str | Path
-    _run: Begun | None = field(default=None, init=False, repr=False)
     _names: list[str] = field(default_factory=list, init=False, repr=False)
     _file: TextIO | None = field(default=None, init=False, repr=False)
-    _missed: OSError | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if Path(self.path).suffix != ".csv":
@@ -64,32 +61,6 @@ class CSV:
                 f"{self._at} cannot be written: {error.strerror}; give CSV() another path, or this user the permission"
             ) from error
 
-    def log(self, record: Record) -> None:
-        """Adds a row; a column too, for a name that is new."""
-        if self._missed and "epoch" not in record:  # an epoch's end is often enough to try again
-            return
-        try:
-            if self._missed or self._file is None or not record.keys() <= set(self._names):
-                self._write_anew()
-            else:
-                self._add(self._file, record)
-                self._file.flush()
-            self._missed = None
-        except OSError as error:
-            if not self._missed:
-                _log.warning("%s cannot be written (%s); the run goes on, and its own log is whole", self._at, error)
-            self._missed = error
-
-    def end(self, state: Ending, why: str) -> None:
-        """Writes what could not be written before, and how the run ended."""
-        try:
-            if self._missed:
-                self._write_anew()
-            self._tell(state, why)
-        except OSError as error:
-            _log.warning("%s lacks the last of the run (%s); job.log_to(…) writes it later", self._at, error)
-        self._close()
-
     @property
     def _at(self) -> Path:
         assert self._run is not None
@@ -106,7 +77,6 @@ class CSV:
             )
 
     def _write_anew(self) -> None:
-        # From the metric log, which has each record before a callback is told of it.
         assert self._run is not None
         self._close()
         self._names = list(_FIRST)
@@ -117,15 +87,25 @@ class CSV:
             with draft.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(self._names)
                 for record in metric_log.records(self._run.log):
-                    self._add(file, record)
+                    self._row(file, record)
             os.replace(draft, self._at)
         finally:
             draft.unlink(missing_ok=True)
         self._file = self._at.open("a", newline="", encoding="utf-8")
 
-    def _add(self, file: TextIO, record: Record) -> None:
+    def _add(self, record: Record) -> None:
+        if self._file is None or not record.keys() <= set(self._names):  # a name that is new makes a column
+            self._write_anew()
+        else:
+            self._row(self._file, record)
+            self._file.flush()
+
+    def _row(self, file: TextIO, record: Record) -> None:
         row = {"step": record["step"], "time": record["time"], **numbers(record)}
         csv.writer(file).writerow([row.get(name, "") for name in self._names])
+
+    def _tell_end(self, state: Ending, why: str) -> None:
+        self._tell(state, why)
 
     def _tell(self, state: str, why: str) -> None:
         assert self._run is not None

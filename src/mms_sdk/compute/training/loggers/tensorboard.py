@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import textwrap
 import time
 from contextlib import suppress
@@ -13,15 +12,14 @@ from typing import Any
 import orjson
 
 from mms_sdk.compute.training.callbacks import Begun, Ending, Options, Record
+from mms_sdk.compute.training.loggers.on_disk import OnDisk
 from mms_sdk.compute.training.loggers.records import flat, numbers
 from mms_sdk.errors import MissingExtra, NotWritable
 from mms_sdk.storage import metric_log
 
-_log = logging.getLogger("mms.training")
-
 
 @dataclass
-class TensorBoard:
+class TensorBoard(OnDisk):
     """Event files in `folder/RUN`, where RUN is the id of the job that the run began as.
 
     Metrics are scalars, the options a text and what the HParams page shows, with how the run ended. A run that is
@@ -36,9 +34,7 @@ class TensorBoard:
     """
 
     folder: str | Path
-    _run: Begun | None = field(default=None, init=False, repr=False)
     _file: _EventFile | None = field(default=None, init=False, repr=False)
-    _missed: OSError | None = field(default=None, init=False, repr=False)
     _step: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,46 +62,31 @@ class TensorBoard:
                 f"permission"
             ) from error
 
-    def log(self, record: Record) -> None:
-        """Writes a scalar for each metric."""
-        if self._missed and "epoch" not in record:  # an epoch's end is often enough to try again
-            return
-        try:
-            if self._missed or self._file is None:
-                self._write_anew()
-            else:
-                self._write(self._file, record)
-                self._file.flush()  # so that a kill loses nothing
-            self._missed = None
-        except OSError as error:
-            if not self._missed:
-                _log.warning("%s cannot be written (%s); the run goes on, and its own log is whole", self._at, error)
-            self._missed = error
-
-    def end(self, state: Ending, why: str) -> None:
-        """Writes what could not be written before, and how the run ended."""
-        try:
-            if self._missed or self._file is None:
-                self._write_anew()
-            assert self._file is not None
-            self._file.ending(state, why, step=self._step)
-            self._file.flush()
-        except OSError as error:
-            _log.warning("%s lacks the last of the run (%s); job.log_to(…) writes it later", self._at, error)
-        self._close()
-
     @property
     def _at(self) -> Path:
         assert self._run is not None
         return Path(self.folder).expanduser() / self._run.run
 
     def _write_anew(self) -> None:
-        # From the metric log, which has each record before a callback is told of it.
         assert self._run is not None
         self._open(from_step=0)
         assert self._file is not None
         for record in metric_log.records(self._run.log):
             self._write(self._file, record)
+        self._file.flush()
+
+    def _add(self, record: Record) -> None:
+        if self._file is None:
+            self._write_anew()
+        else:
+            self._write(self._file, record)
+            self._file.flush()  # so that a kill loses nothing
+
+    def _tell_end(self, state: Ending, why: str) -> None:
+        if self._file is None:
+            self._write_anew()
+        assert self._file is not None
+        self._file.ending(state, why, step=self._step)
         self._file.flush()
 
     def _write(self, file: _EventFile, record: Record) -> None:
