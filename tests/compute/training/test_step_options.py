@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small_pictures import noisy
-from test_program import batches_of, make_program, run
+from small_pictures import metrics_of, noisy
+from test_program import SHAPE, batches_of, make_program, run
 
 from mms_sdk.compute.sharding.mesh import make_mesh
 from mms_sdk.compute.training.lora import LoRA
@@ -86,6 +86,35 @@ def test_running_averages_of_frozen_layers_stay_as_they_are() -> None:
 
     assert all(np.array_equal(still.rest[path], value) for path, value in before.items())
     assert any(not np.array_equal(moved.rest[path], value) for path, value in before.items())
+
+
+class Normalised(nnx.Module):
+    """A batch normalisation of all values of a picture, then one linear layer."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        size = int(np.prod(SHAPE))
+        self.norm = nnx.BatchNorm(size, rngs=rngs)
+        self.head = nnx.Linear(size, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.norm(x.reshape(len(x), -1)))
+
+
+@pytest.mark.parametrize(("freeze", "by_the_batch"), [(("norm",), False), ((), True)])
+def test_a_frozen_batch_normalisation_uses_its_running_averages(freeze: tuple[str, ...], by_the_batch: bool) -> None:
+    program, batch = make_program(model=Normalised, options=StepOptions(freeze=freeze)), batches_of(1)[0]
+    state = program.init()
+    kept = {path: np.asarray(value, np.float64) for path, value in {**state.params, **state.rest}.items()}
+
+    _, (loss,) = run(program, [batch])
+
+    pictures = batch[0].reshape(len(batch[0]), -1) / 255
+    if by_the_batch:
+        mean, var = pictures.mean(0), pictures.var(0)
+    else:
+        mean, var = kept["norm/mean"], kept["norm/var"]
+    scores = (pictures - mean) / np.sqrt(var + 1e-5) @ kept["head/kernel"] + kept["head/bias"]
+    assert loss == pytest.approx(metrics_of(scores, batch[1], "train")["train/loss"], rel=1e-4)
 
 
 def test_a_low_rank_adaptation_learns_a_product_and_serves_the_sum() -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Arrays: TypeAlias = dict[str, Any]
 """Arrays by path, e.g. `features/stages/0/conv1/kernel`."""
+Apply: TypeAlias = "Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]"
+Stays: TypeAlias = Callable[[str], bool]
+"""Whether what lies at a path stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,23 @@ class Functional:
         rules: How the model's family divides its parameters where nothing else is asked for.
         given: NumPy arrays by path that stand for what `init` makes there, because weights are there already.
         known: Shapes and dtypes of what `init` gives, where making the model has told them already.
+        applied: Which paths stay as they are → `apply`, where the layers of a model can be told apart.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
-    apply: Callable[[Arrays, Arrays, jax.Array, jax.Array | None], tuple[jax.Array, Arrays]]
+    apply: Apply
     names: Names = field(default_factory=dict)
     rules: tuple[tuple[str, Spec], ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
     known: tuple[Arrays, Arrays] | None = None
+    applied: Callable[[Stays], Apply] | None = None
+
+    def frozen(self, stays: Stays) -> Functional:
+        """The same model, in which batch normalisations that stay as they are use their running averages in training.
+
+        By those of a batch the rest would learn from features that evaluation and serving never show it.
+        """
+        return self if self.applied is None else replace(self, apply=self.applied(stays))
 
     @property
     def shapes(self) -> tuple[Arrays, Arrays]:
@@ -146,13 +158,18 @@ def _of_factory(factory: Callable[[Any], Any]) -> Functional:
 
     abstract = nnx.eval_shape(lambda: make(0))
     _, params, _, rest = _split(abstract)
-    return Functional(init=init, apply=_apply(abstract), names=_names(abstract), known=(_flat(params), _flat(rest)))
+    return _of_template(abstract, init, known=(_flat(params), _flat(rest)))
 
 
 def _of_instance(module: Any) -> Functional:
     _, params, _, rest = _split(module)
     values = _flat(params), _flat(rest)
-    return Functional(init=lambda key: values, apply=_apply(module), names=_names(module))
+    return _of_template(module, lambda key: values)
+
+
+def _of_template(template: Any, init: Callable[[jax.Array], tuple[Arrays, Arrays]], **more: Any) -> Functional:
+    applied = partial(_apply, template)
+    return Functional(init=init, apply=_apply(template), names=_names(template), applied=applied, **more)
 
 
 def _of_linen(module: Any, input_shape: tuple[int, ...], dtype: Any) -> Functional:
@@ -189,7 +206,7 @@ def _of_linen(module: Any, input_shape: tuple[int, ...], dtype: Any) -> Function
     return Functional(init=init, apply=apply, names=names())
 
 
-def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
+def _apply(template: Any, stays: Stays = lambda path: False) -> Apply:
     import jax
     from flax import nnx
 
@@ -198,11 +215,20 @@ def _apply(template: Any) -> Callable[..., tuple[jax.Array, Arrays]]:
     def apply(params: Arrays, rest: Arrays, batch: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Arrays]:
         rngs = _reseeded(rng_template, jax.random.key(0) if key is None else key)
         module = nnx.merge(graph, _filled(params_template, params), rngs, _filled(rest_template, rest))
-        module.train() if key is not None else module.eval()
+        module.eval() if key is None else _train(module, stays)
         output = module(batch)
         return output, _flat(_split(module)[3])
 
     return apply
+
+
+def _train(module: Any, stays: Stays) -> None:
+    from flax import nnx
+
+    module.train()
+    for path, layer in nnx.iter_modules(module):
+        if isinstance(layer, nnx.BatchNorm) and stays(_name((*path, "mean"))):
+            layer.set_attributes(use_running_average=True)
 
 
 def _names(module: Any) -> Names:

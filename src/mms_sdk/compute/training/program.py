@@ -347,6 +347,10 @@ class Program:
         return State(params, rest, self.optimizer.init(learnt), jnp.zeros((), jnp.int32), extra)
 
     @cached_property
+    def _model(self) -> Functional:
+        return self.model.frozen(self.options.is_frozen)
+
+    @cached_property
     def _learnt(self) -> tuple[str, ...]:
         return self.options.learnt(self.abstract.params)
 
@@ -370,7 +374,7 @@ class Program:
         cast = self.options.precision.cast
         # Codes of categories stand beside numbers in the rows of a table, and are exact in float32 alone.
         coded = any(step.name.startswith("table.") for step in self.pipeline.host)
-        outputs, rest = self.model.apply(cast(params), rest, inputs if coded else cast(inputs), key)
+        outputs, rest = self._model.apply(cast(params), rest, inputs if coded else cast(inputs), key)
         return jax.tree.map(lambda x: x.astype(jnp.float32), outputs), rest
 
     def _refuse_other_outputs(self, shape: tuple[int, ...] | None) -> None:
