@@ -7,12 +7,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from small_pictures import SmallData, make_data
 from test_trainer import RANDOM, SMALL
 
+import mms_sdk as mms
+import small_kinds
 from mms_sdk.errors import InvalidRequest, TrainingFailed
+from mms_sdk.schema.dataset import Column
+from mms_sdk.storage.workspace import Workspace
 
 
 def test_a_check_goes_through_all_that_a_run_does_and_records_nothing(pets: SmallData) -> None:
@@ -68,6 +73,25 @@ class Wild(HalfDead):
 def test_a_loss_that_is_not_finite_fails_a_check(pets: SmallData) -> None:
     with pytest.raises(TrainingFailed, match="the first batch are finite; the loss is nan"):
         replace(SMALL, model=Wild).check(pets)
+
+
+def test_inputs_that_are_no_numbers_are_counted_where_they_spoil_the_loss(tmp_path: Path) -> None:
+    vectors = np.ones((180, 6), np.float32)
+    vectors[:, 2] = np.nan
+    column = Column(name="vector", kind="embedding", dtype="float32", shape=(6,))
+    data = small_kinds.write(Workspace(tmp_path / "ws"), "spoilt", (column,), {"vector": vectors})
+
+    with pytest.raises(TrainingFailed, match="8 of 48 inputs of the first batch are not finite"):
+        replace(SMALL, preprocess=[]).check(data)
+
+
+def test_a_batch_of_one_class_is_said(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "ws", labels=("ant", "bee"), rows={"train": 8}, seed=45)
+    assert len(np.unique(data.open().values("label"))) == 1
+
+    warnings = replace(SMALL, model=mms.models.MLP(num_classes=2, widths=(4,))).check(data).warnings
+
+    assert "all 8 rows of the first batch are of one class; is the split mixed?" in warnings
 
 
 class Counting(HalfDead):

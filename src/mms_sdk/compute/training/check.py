@@ -115,6 +115,7 @@ class _Looking:
                 raise TrainingFailed(
                     f"the loss and the gradient of the first batch are finite; the loss is {loss}; look at the inputs "
                     f"for values that are no numbers, and lower the learning rate"
+                    + "".join(f"; {warning}" for warning in self.warnings)
                 )
             before = {path: np.asarray(value) for path, value in program.tree(self._state).params.items()}
             began = time.perf_counter()
