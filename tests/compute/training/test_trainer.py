@@ -26,6 +26,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 from small_pictures import SHAPE, SmallData, make_data, metrics_of, mlp_scores, noisy
 
+import mms_sdk as mms
 from mms_sdk.compute.data.preprocess.image import Normalize, RandomFlip, RandomShift
 from mms_sdk.compute.models import MLP
 from mms_sdk.compute.training import trainer as trainer_module
@@ -570,15 +571,15 @@ class Asked:
         self.fails = fails
         self.seen: list[str] = []
 
-    def begin(self, job: str, options: Any) -> None:
+    def begin(self, run: mms.Begun) -> None:
         if self.fails:
             raise ConnectionError("nobody takes my logs")
-        self.seen.append(f"began {job}")
+        self.seen.append(f"began {run.job}")
 
     def log(self, record: Any) -> None: ...
 
-    def end(self, why: str) -> None:
-        self.seen.append("ended")
+    def end(self, state: str, why: str) -> None:
+        self.seen.append(f"{state}: {why}")
 
 
 def test_a_callback_that_cannot_begin_fails_the_job_and_those_before_it_are_told_of_the_end(pets: SmallData) -> None:
@@ -589,7 +590,7 @@ def test_a_callback_that_cannot_begin_fails_the_job_and_those_before_it_are_told
 
     job = newest_job(pets)
     assert (job.state, job.error) == ("failed", {"title": "ConnectionError", "detail": "nobody takes my logs"})
-    assert told.seen == [f"began {job.id}", "ended"]
+    assert told.seen == [f"began {job.id}", "failed: nobody takes my logs"]
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mms-checkpoint")]
 
 
