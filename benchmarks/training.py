@@ -216,7 +216,7 @@ def _accuracies(case: Case, told: dict[str, list[float]], tolerance: float) -> I
         if name == "MMS":
             continue
         yield Row(
-            what=f"{case.what}: accuracy on the test rows after {runs}; ratio of the difference to {tolerance}",
+            what=f"{case.what}: accuracy on the test rows after {runs}; the difference in units of {tolerance}",
             mms=f"{ours:.4f}",
             beside=f"{name} {fmean(each):.4f}",
             ratio=abs(ours - fmean(each)) / tolerance,
