@@ -100,6 +100,15 @@ def test_it_goes_on_behind_the_last_position_whatever_was_committed_meanwhile(da
     assert dataset.snapshot().values("row_source").tolist() == [0] * 6 + [1] * 3 + [0] * 2
 
 
+def test_rows_of_a_stream_are_not_placed_by_a_column_and_nothing_is_read(dataset, begin) -> None:
+    stream = Listed(numbers(3))
+
+    with pytest.raises(InvalidRequest, match=r"rows of a stream are placed by class or content; use mms\.Split"):
+        asyncio.run(begin(stream, split=Split(by="time", column="number")))
+
+    assert not dataset.snapshots()
+
+
 def test_nothing_new_makes_no_snapshot(dataset, begin) -> None:
     asyncio.run(begin(Listed([])))
     assert dataset.snapshots() == []

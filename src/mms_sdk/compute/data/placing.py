@@ -89,6 +89,3 @@ def times_of(column: Column, values: pa.ChunkedArray) -> Array:
             f"out with mms.drop_missing({column.name!r})"
         )
     return plain.astype(np.float64 if plain.dtype.kind == "f" else np.int64)
-
-
-__all__ = ["column_to_place_by", "group_digests", "rule_of", "times_of"]

@@ -135,6 +135,3 @@ def _search(cosines: Array, same: Array) -> tuple[list[bool], float]:
     among = len(hits) - np.searchsorted(hits[::-1], hits, side="left")
     others = int(rows[0] - among[0])
     return [others < count for count in NEAREST], float((among / rows).mean())
-
-
-__all__ = ["NEAREST", "Neighbours", "neighbours"]
