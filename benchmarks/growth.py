@@ -126,7 +126,7 @@ def _make_large(folder: Path, pictures: int) -> None:
     # Black pictures: of each the checksum is written, and all else is a hole in the file.
     dataset = Dataset.create(LocalStore(folder), "large")
     assert PICTURE.row_bytes is not None
-    stride = PICTURE.row_bytes + parts.CRC_BYTES
+    stride = parts.row_stride(PICTURE.row_bytes)
     with dataset.writer((PICTURE,)) as writer:  # a small part, for its metadata
         writer.write({"image": np.zeros((1, *PICTURE.fixed), np.uint8)})
         part = writer.close()
@@ -141,8 +141,10 @@ def _make_large(folder: Path, pictures: int) -> None:
     for shard, first in enumerate(range(0, pictures, shard_rows)):
         path = array / "c" / str(shard) / "0" / "0" / "0"
         path.parent.mkdir(parents=True, exist_ok=True)
+        rows = min(shard_rows, pictures - first)
         with path.open("wb") as file:
-            for row in range(min(shard_rows, pictures - first)):
+            os.truncate(file.fileno(), rows * stride)
+            for row in range(rows):
                 os.pwrite(file.fileno(), checksum, row * stride + PICTURE.row_bytes)
     (root / manifest.NAME).unlink()
     entries = [

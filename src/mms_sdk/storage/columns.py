@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,12 +15,12 @@ from mms_sdk.errors import Damaged
 from mms_sdk.schema.dataset import Column
 from mms_sdk.storage.chunks import Chunks, MappedChunks, read_table, refuse_beyond_memory
 from mms_sdk.storage.part_files import PartFiles
-from mms_sdk.storage.parts import CRC_BYTES, crc32c
+from mms_sdk.storage.parts import LARGE_ROW_BYTES, crc32c, row_stride
 from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.types import Array, Rows
 
 _PIECE_BYTES = 2**20
-_LARGE_ROW_BYTES = 2**14
+_COPIERS = 4  # threads that copy large rows: two get a quarter more out of memory than one, and a disk likes several
 
 
 class Gatherer(Protocol):
@@ -41,6 +45,27 @@ def _pieces(where: Rows, row_bytes: int) -> Iterator[tuple[int, Rows]]:
             yield place, found[start : start + step]
 
 
+class _Shard(NamedTuple):
+    """A mapped file of raw rows.
+
+    Attributes:
+        values: The rows, each one element, so that fancy indexing copies it as a whole: void, shape (rows,).
+        bytes: The same, uint8, shape (rows, row_bytes).
+        sums: Their checksums.
+    """
+
+    values: Array
+    bytes: Array
+    sums: Array
+
+
+@cache
+def _copiers(process: int) -> tuple[ThreadPoolExecutor, int]:
+    # Threads, and how many with the caller's; of a process that was forked off there are none of its parent's.
+    threads = min(_COPIERS, os.cpu_count() or 1)
+    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="mms-copy"), threads
+
+
 class RawColumn:
     """Shards of checksummed rows, mapped; a row's checksum is compared the first time it is touched."""
 
@@ -51,16 +76,16 @@ class RawColumn:
         self._shape = column.fixed
         self._row_bytes = column.row_bytes
         self._shard_rows = part.lies_as(column.stored, part.rows, column.fixed, column.dtype).file_rows
-        self._shards: dict[int, tuple[Array, Array]] = {}
+        self._shards: dict[int, _Shard] = {}
         self._unverified = np.ones(part.rows, bool)
         self._left = True  # whether any is unverified
 
     def gather(self, rows: Rows) -> Array:
         """See `Gatherer`; shape (rows, *column.shape)."""
-        if len(rows) and self._part.rows <= self._shard_rows:
-            values, sums = self._mapped(0)
-            out = values[rows]
-            self._verify(out, sums, rows, first=0)
+        if len(rows) and self._part.rows <= self._shard_rows and self._row_bytes < LARGE_ROW_BYTES:
+            shard = self._mapped(0)
+            out = shard.values[rows]
+            self._verify(out, shard.sums, rows, first=0)
         else:
             out = np.empty(len(rows), f"V{self._row_bytes}")
             self.copy(rows, out, np.arange(len(rows)))
@@ -68,14 +93,14 @@ class RawColumn:
 
     def copy(self, rows: Rows, out: Array, places: Rows) -> None:
         """See `Gatherer`."""
-        if self._row_bytes >= _LARGE_ROW_BYTES:
-            self._copy_one_by_one(rows, out, places)
+        if self._row_bytes >= LARGE_ROW_BYTES:
+            self._copy_side_by_side(rows, out, places)
             return
-        for shard, some in _pieces(rows // self._shard_rows, self._row_bytes):
-            values, sums = self._mapped(shard)
-            first = shard * self._shard_rows
-            found = values[rows[some] - first]
-            self._verify(found, sums, rows[some], first=first)
+        for number, some in _pieces(rows // self._shard_rows, self._row_bytes):
+            shard = self._mapped(number)
+            first = number * self._shard_rows
+            found = shard.values[rows[some] - first]
+            self._verify(found, shard.sums, rows[some], first=first)
             out[places[some]] = found
 
     def warm_up(self) -> int:
@@ -83,16 +108,28 @@ class RawColumn:
         step = max(1, _PIECE_BYTES // self._row_bytes)
         for start in range(0, self._part.rows, step):
             self.gather(np.arange(start, min(start + step, self._part.rows)))
-        return self._part.rows * (self._row_bytes + CRC_BYTES)
+        return self._part.rows * row_stride(self._row_bytes)
+
+    def _copy_side_by_side(self, rows: Rows, out: Array, places: Rows) -> None:
+        pool, threads = _copiers(os.getpid())
+        pieces = max(1, min(threads, len(rows) * self._row_bytes // _PIECE_BYTES))
+        cuts = [len(rows) * piece // pieces for piece in range(pieces + 1)]
+        mine, *others = [slice(*cut) for cut in pairwise(cuts)]
+        work = [pool.submit(self._copy_one_by_one, rows[some], out, places[some]) for some in others]
+        self._copy_one_by_one(rows[mine], out, places[mine])
+        for each in work:
+            each.result()
 
     def _copy_one_by_one(self, rows: Rows, out: Array, places: Rows) -> None:
-        # Straight to its place: a second copy of a large row costs more than a step of Python.
+        # Straight to its place: a second copy of a large row costs more than a step of Python. As bytes, not as void:
+        # NumPy copies those without holding Python's lock.
+        found = out.view(np.uint8).reshape(len(out), self._row_bytes)
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            shard, local = divmod(row, self._shard_rows)
-            values, sums = self._mapped(shard)
-            out[place : place + 1] = values[local : local + 1]
+            number, local = divmod(row, self._shard_rows)
+            shard = self._mapped(number)
+            found[place] = shard.bytes[local]
             if self._left and self._unverified[row]:
-                self._verify(out[place : place + 1], sums, np.array([row]), first=row - local)
+                self._verify(out[place : place + 1], shard.sums, np.array([row]), first=row - local)
 
     def _verify(self, values: Array, sums: Array, rows: Rows, *, first: int) -> None:
         if not self._left:
@@ -116,34 +153,36 @@ class RawColumn:
         return None
 
     def _read_anew(self, values: Array, rows: Rows, first: int) -> None:
-        shard = first // self._shard_rows
+        number = first // self._shard_rows
 
         def read() -> None:
-            mapped, sums = self._mapped(shard)
-            values[:] = mapped[rows - first]
-            if (wrong := self._wrong(values, sums, rows, np.arange(len(rows)), first)) is not None:
-                self._shards.pop(shard, None)
+            shard = self._mapped(number)
+            values[:] = shard.values[rows - first]
+            if (wrong := self._wrong(values, shard.sums, rows, np.arange(len(rows)), first)) is not None:
+                self._shards.pop(number, None)
                 self._unverified, self._left = np.ones(self._part.rows, bool), True  # of another copy, none is verified
                 raise wrong
 
-        self._part.of_sound_copy(self._column.stored, shard, 1 + len(self._shape), read)
+        self._part.of_sound_copy(self._column.stored, number, 1 + len(self._shape), read)
 
-    def _mapped(self, shard: int) -> tuple[Array, Array]:
-        if shard not in self._shards:
-            rows = min(self._shard_rows, self._part.rows - shard * self._shard_rows)
-            stride = self._row_bytes + CRC_BYTES
+    def _mapped(self, number: int) -> _Shard:
+        found = self._shards.get(number)
+        if found is None:
+            rows = min(self._shard_rows, self._part.rows - number * self._shard_rows)
+            stride = row_stride(self._row_bytes)
             dimensions = 1 + len(self._shape)
             data = self._part.of_sound_copy(
                 self._column.stored,
-                shard,
+                number,
                 dimensions,
-                lambda: self._part.chunk(self._column.stored, shard, dimensions, size=rows * stride),
+                lambda: self._part.chunk(self._column.stored, number, dimensions, size=rows * stride),
             )
-            # A void dtype makes one row one element, so that fancy indexing copies whole rows.
-            values = np.ndarray((rows,), f"V{self._row_bytes}", data, 0, (stride,))
-            sums = np.ndarray((rows,), "<u4", data, self._row_bytes, (stride,))
-            self._shards[shard] = values, sums
-        return self._shards[shard]
+            found = self._shards[number] = _Shard(
+                values=np.ndarray((rows,), f"V{self._row_bytes}", data, 0, (stride,)),
+                bytes=np.ndarray((rows, self._row_bytes), np.uint8, data, 0, (stride, 1)),
+                sums=np.ndarray((rows,), "<u4", data, self._row_bytes, (stride,)),
+            )
+        return found
 
 
 class CompressedColumn:

@@ -3,7 +3,8 @@
 Three layouts, chosen by the column:
 
 - *rows*: fixed shape, at least `RAW_ROW_BYTES` a row. Shards whose inner chunks are single uncompressed rows, each
-  followed by its crc32c, so that a batch is gathered straight from an mmap.
+  followed by its crc32c, so that a batch is gathered straight from an mmap. Large ones begin where a processor likes to
+  copy from.
 - *table*: fixed shape, small rows. Chunks of many rows, each followed by its crc32c; read whole into memory.
 - *ragged*: rows of varying length. `<name>_data`, the items of all rows end to end in such chunks, and
   `<name>_offsets`, uint64 of rows + 1.
@@ -38,6 +39,8 @@ from mms_sdk.types import Array
 
 GROUP = "data.zarr"  # beside the manifest, not around it: Zarr warns of files in a group that are not its own
 RAW_ROW_BYTES = 64
+LARGE_ROW_BYTES = 2**14
+_ALIGNED_BYTES = 64  # a cache line: copies of rows that begin anywhere else take a fifth longer
 SHARD_BYTES = 16 * 2**30  # rows of one shard are gathered in one go, those of several one shard after the other
 SHARD_ROWS = 2**22  # bounds a shard's index, 16 bytes a row
 CHUNK_BYTES = 2**20
@@ -75,10 +78,16 @@ def laid_out(columns: Sequence[Column], profile: Profile | None, *, remote: bool
     )
 
 
+def row_stride(row_bytes: int) -> int:
+    """Bytes from the beginning of a row of a raw column to that of the next."""
+    framed = row_bytes + CRC_BYTES
+    return framed if row_bytes < LARGE_ROW_BYTES else -(-framed // _ALIGNED_BYTES) * _ALIGNED_BYTES
+
+
 def rows_per_shard(column: Column) -> int:
     """Rows in a full shard of a raw column."""
     assert column.row_bytes is not None
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // (column.row_bytes + CRC_BYTES)))
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // row_stride(column.row_bytes)))
 
 
 def crc32c(data: bytes) -> int:
@@ -308,14 +317,15 @@ class _RawWriter:
     def write(self, values: Array) -> None:
         row_bytes = self._column.row_bytes
         assert row_bytes is not None
+        end, stride = row_bytes + CRC_BYTES, row_stride(row_bytes)
         rows = values.view(np.uint8).reshape(len(values), row_bytes)
         while len(rows):
             taken = rows[: self._shards.room]
-            framed = np.empty((len(taken), row_bytes + CRC_BYTES), np.uint8)
+            framed = np.zeros((len(taken), stride), np.uint8)
             framed[:, :row_bytes] = taken
             sums = np.fromiter((crc32c(row.tobytes()) for row in taken), "<u4", len(taken))
-            framed[:, row_bytes:] = sums.view(np.uint8).reshape(-1, CRC_BYTES)
-            self._shards.write(framed.data, np.full(len(taken), row_bytes + CRC_BYTES))
+            framed[:, row_bytes:end] = sums.view(np.uint8).reshape(-1, CRC_BYTES)
+            self._shards.write(framed.data, np.full(len(taken), end), stride=stride)
             rows = rows[len(taken) :]
 
     def finish(self, rows: int) -> list[dict[str, Any]]:
@@ -442,6 +452,7 @@ class _Shards:
         self._most = chunks
         self._file: BinaryIO | None = None
         self._sizes: list[Array] = []
+        self._taken: list[Array] = []  # with what lies between a chunk and the next
         self._shards = 0
         self.room = chunks
 
@@ -450,12 +461,13 @@ class _Shards:
         """Chunks written so far."""
         return self._shards * self._most + self._most - self.room
 
-    def write(self, data: bytes | memoryview, sizes: Array) -> None:
-        """Adds as many chunks as there is room for, end to end, of sizes in bytes."""
+    def write(self, data: bytes | memoryview, sizes: Array, *, stride: int | None = None) -> None:
+        """Adds as many chunks as there is room for, of sizes in bytes: end to end, or each so far from the last."""
         if self._file is None:
             self._file = _chunk_file(self._folder, self._array, self._column, self._shards)
         self._file.write(data)
         self._sizes.append(sizes)
+        self._taken.append(sizes if stride is None else np.full_like(sizes, stride))
         self.room -= len(sizes)
         if not self.room:
             self._end(self._most)
@@ -474,15 +486,15 @@ class _Shards:
 
     def _end(self, declared: int) -> None:
         assert self._file is not None
-        sizes = np.concatenate(self._sizes).astype("<u8")
+        sizes, taken = np.concatenate(self._sizes), np.concatenate(self._taken)
         index = np.full((declared, 2), _MISSING, "<u8")
-        index[: len(sizes), 0] = np.cumsum(sizes) - sizes
+        index[: len(sizes), 0] = np.cumsum(taken) - taken
         index[: len(sizes), 1] = sizes
         encoded = index.tobytes()
         self._file.write(encoded + struct.pack("<I", crc32c(encoded)))
         self._file.close()
         self._file = None
-        self._sizes = []
+        self._sizes, self._taken = [], []
         self._shards += 1
         self.room = self._most
 

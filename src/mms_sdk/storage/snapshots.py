@@ -144,13 +144,17 @@ class OpenSnapshot:
         """
         column = self.column(name)
         rows = self._numbers(rows)
-        if name in self._tables or not (column.varies or is_raw(column) or is_compressed(column)):
+        if name in self._tables or not self._large(column):
             return self.values(name)[rows]
         return self.masked(column, self._gather(column, rows), rows)
 
+    def _large(self, column: Column) -> bool:
+        # Asked for every batch.
+        return column.name in self._gatherers or column.varies or is_raw(column) or is_compressed(column)
+
     def _numbers(self, rows: Rows | Sequence[int]) -> Rows:
         rows = row_numbers(rows)
-        if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
+        if rows.size and int(rows.view(np.uint64).max()) >= self.rows:  # as such a negative one is beyond all others
             raise InvalidRequest(
                 f"row numbers of {self.ref} are 0 to {self.rows - 1}; got {rows.min()} to {rows.max()}"
             )
