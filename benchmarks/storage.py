@@ -5,8 +5,10 @@ Beside them, in the same run, the peers that are installed: see `benchmarks.peer
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,12 +20,16 @@ from benchmarks import peers
 from benchmarks.data import CLASSES
 from benchmarks.table import Row, in_turns, speedup
 from mms_sdk.schema.dataset import SPLITS, Column, Profile
+from mms_sdk.storage import codecs
 from mms_sdk.storage.changes import Addition
+from mms_sdk.storage.parts import COMPRESSED_CHUNK_BYTES
 from mms_sdk.storage.reader import Memory, Reader
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.types import Array
 
 WINDOW_BYTES = 64 * 2**20
+IN_A_ROW = 4  # epochs, so that the window that is decoded ahead at the end of one is no gift to the next
+PAUSE_S = 0.25  # before them, so that what one reader decodes ahead is done before another is measured
 _AT_ONCE_BYTES = 2**25
 _PEER_ROUNDS = 3  # some of them take a hundred times as long
 
@@ -73,8 +79,9 @@ def _measured(folder: Path, case: Case, *, rounds: int) -> list[Row]:
     }
     for reader in readers.values():
         _epoch(reader)  # compares each raw row's checksum, and decodes what is decoded once
-    runs = {name: lambda reader=reader: _epoch(reader) for name, reader in readers.items()}  # type: ignore[misc]
-    runs["memmap"] = lambda: _gathered(memmap, labels, case)
+    runs = {name: _in_a_row(lambda reader=reader: _epoch(reader)) for name, reader in readers.items()}  # type: ignore[misc]
+    runs["memmap"] = _in_a_row(lambda: _gathered(memmap, labels, case))
+    runs["decoded and copied"] = _in_a_row(_decoding(memmap))
     runs["first"] = lambda: _epoch(_reader(workspace, "raw", case, Memory()))
     others = peers.epochs(memmap, labels, batch=case.batch)
     seen = in_turns(runs, rounds) | in_turns({**others, "raw, beside peers": runs["raw"]}, min(rounds, _PEER_ROUNDS))
@@ -91,6 +98,12 @@ def _measured(folder: Path, case: Case, *, rounds: int) -> list[Row]:
                 target=case.targets.get(name, ""),
             )
         )
+    limit = Row(
+        what=f"{case.what}; blosc window, beside decoding chunks on all cores and copying each row once",
+        mms=speed["blosc window"],
+        beside=f"no more than that {speed['decoded and copied']}",
+        ratio=speedup(seen["blosc window"], seen["decoded and copied"]),
+    )
     first = Row(
         what=f"{case.what}; raw, first epoch, which checks each row's crc32c",
         mms=speed["first"],
@@ -106,7 +119,7 @@ def _measured(folder: Path, case: Case, *, rounds: int) -> list[Row]:
         )
         for name in others
     ]
-    return [*found, first, *beside]
+    return [*found, limit, first, *beside]
 
 
 def _saved(path: Path, case: Case) -> Array:
@@ -160,6 +173,44 @@ def _epoch(reader: Reader) -> float:
     for batch in reader.epoch():
         assert len(batch.columns["image"]) == reader.batch_size
     return time.perf_counter() - began
+
+
+def _in_a_row(epoch: Callable[[], float]) -> Callable[[], float]:
+    def several() -> float:
+        time.sleep(PAUSE_S)
+        return sum(epoch() for _ in range(IN_A_ROW)) / IN_A_ROW
+
+    return several
+
+
+def _decoding(pictures: Array) -> Callable[[], float]:
+    # What a window costs at least: chunks are decoded where a core's cache holds them, rows are copied to their places.
+    row_bytes = pictures[0].nbytes
+    chunk = max(1, COMPRESSED_CHUNK_BYTES // row_bytes)
+    rows = pictures.reshape(len(pictures), row_bytes)
+    starts = range(0, len(rows) - chunk + 1, chunk)
+    encoded = [codecs.encode("blosc", rows[start : start + chunk].tobytes(), item_bytes=1) for start in starts]
+    windows = [np.empty((WINDOW_BYTES // 2 // row_bytes, row_bytes), np.uint8) for _ in range(2)]
+    in_window = len(windows[0]) // chunk
+    cores = os.cpu_count() or 1
+
+    def some(window: Array, number: int, core: int, places: Array) -> None:
+        scratch = np.empty((chunk, row_bytes), np.uint8)
+        for at in range(core, len(encoded[number : number + in_window]), cores):
+            codecs.decode("blosc", encoded[number + at], scratch)
+            window[places[at * chunk : (at + 1) * chunk]] = scratch
+
+    def epoch() -> float:
+        began = time.perf_counter()
+        with ThreadPoolExecutor(cores) as pool:
+            for turn, number in enumerate(range(0, len(encoded), in_window)):
+                places = np.random.default_rng(number).permutation(in_window * chunk)
+                work = [pool.submit(some, windows[turn % 2], number, core, places) for core in range(cores)]
+                for each in work:
+                    each.result()
+        return time.perf_counter() - began
+
+    return epoch
 
 
 def _gathered(pictures: Any, labels: Any, case: Case) -> float:

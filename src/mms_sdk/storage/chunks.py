@@ -133,7 +133,7 @@ class Chunks:
         framed = self._framed(number)
         data = framed[:-CRC_BYTES]
         if number not in verified:
-            if crc32c(data.tobytes()) != int.from_bytes(framed[-CRC_BYTES:], "little"):
+            if crc32c(data) != int.from_bytes(framed[-CRC_BYTES:], "little"):
                 raise bad_sum(self._part, self._array, number)
             verified.add(number)
         return data
@@ -268,7 +268,7 @@ def checked_chunk(part: PartFiles, array: str, number: int, dimensions: int, siz
     def read() -> memoryview:
         whole = memoryview(part.chunk(array, number, dimensions, size=size + CRC_BYTES))
         data, stored = whole[:size], whole[size : size + CRC_BYTES]
-        if crc32c(bytes(data)) != int.from_bytes(stored, "little"):
+        if crc32c(data) != int.from_bytes(stored, "little"):
             raise bad_sum(part, array, number)
         return data
 

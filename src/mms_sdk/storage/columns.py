@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -113,10 +112,12 @@ class RawColumn:
     def _copy_side_by_side(self, rows: Rows, out: Array, places: Rows) -> None:
         pool, threads = _copiers(os.getpid())
         pieces = max(1, min(threads, len(rows) * self._row_bytes // _PIECE_BYTES))
-        cuts = [len(rows) * piece // pieces for piece in range(pieces + 1)]
-        mine, *others = [slice(*cut) for cut in pairwise(cuts)]
+        mine, *others = np.array_split(np.arange(len(rows)), pieces)
         work = [pool.submit(self._copy_one_by_one, rows[some], out, places[some]) for some in others]
-        self._copy_one_by_one(rows[mine], out, places[mine])
+        try:
+            self._copy_one_by_one(rows[mine], out, places[mine])
+        finally:
+            wait(work)
         for each in work:
             each.result()
 
@@ -144,8 +145,9 @@ class RawColumn:
             self._left = bool(unverified.any())
 
     def _wrong(self, values: Array, sums: Array, rows: Rows, places: Rows, first: int) -> Damaged | None:
+        found = values.view(np.uint8).reshape(len(values), self._row_bytes)
         for place in places.tolist():
-            if crc32c(values[place].tobytes()) != sums[rows[place] - first]:
+            if crc32c(found[place]) != sums[rows[place] - first]:
                 return Damaged(
                     f"row {rows[place]} of column {self._column.name!r} in {self._part.what} is damaged: its checksum "
                     f"does not fit its bytes; {RESTORE}"
