@@ -49,6 +49,12 @@ class Row:
         """As JSON."""
         return {**asdict(self), "ratio": None if math.isnan(self.ratio) else self.ratio, "met": self.met}
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Row:
+        """What `told` said."""
+        ratio = math.nan if told["ratio"] is None else told["ratio"]
+        return cls(what=told["what"], mms=told["mms"], beside=told["beside"], ratio=ratio, target=told["target"])
+
 
 def not_measured(what: str, needs: str) -> Row:
     """A row that says what its measurement lacks, and how that is installed."""

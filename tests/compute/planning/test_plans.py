@@ -17,7 +17,7 @@ import pytest
 
 from mms_sdk import told
 from mms_sdk.compute.data.preprocess.image import Normalize, RandomFlip
-from mms_sdk.compute.models import MLP
+from mms_sdk.compute.models import MLP, ConvNet
 from mms_sdk.compute.planning import devices
 from mms_sdk.compute.planning.devices import DEVICES, Device, parse_target
 from mms_sdk.compute.planning.plan import Plan
@@ -395,6 +395,23 @@ def test_without_the_compiler_a_plan_says_how_to_get_it(data: Dataset, monkeypat
     assert not plan.compiled
     assert any("pip install" in note for note in plan.notes)
     assert any("only programs for v5e" in note for note in BASE.plan(data, "h100", compile=True).notes)
+
+
+def test_where_convolutions_would_run_on_one_core_a_plan_says_how_they_run_on_all(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(trainer: Trainer, target: str = "local") -> list[str]:
+        return [note for note in trainer.plan(data, target).notes if "JAX_NUM_CPU_DEVICES" in note]
+
+    convolving = replace(BASE, model=ConvNet(num_classes=3, widths=(8,)))
+    assert not told(convolving)  # the tests' devices are several
+
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    (note,) = told(convolving)
+    assert "one core of 6; JAX_NUM_CPU_DEVICES=6" in note
+    assert not told(convolving, "h100")
+    assert not told(BASE)
 
 
 @pytest.mark.slow

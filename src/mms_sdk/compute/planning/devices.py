@@ -6,6 +6,7 @@ mantissa are enough for it, so GPUs take TF32 and TPUs one pass of bfloat16.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -220,6 +221,14 @@ def local_device() -> Device:
         kernel_s=3e-5,
         source=f"measured on {here[0].device_kind}",
     )
+
+
+def idle_cores() -> int:
+    """Cores of this machine, if JAX makes one device of several; 0 otherwise."""
+    import jax
+
+    cores = os.cpu_count() or 1
+    return cores if jax.default_backend() == "cpu" and jax.local_device_count() == 1 and cores > 1 else 0
 
 
 def _fastest(run: Callable[[Any], Any], value: Any) -> float:

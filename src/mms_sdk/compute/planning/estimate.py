@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mms_sdk.compute.planning.case import Case, Traced, abstract_mesh, axes_of
 from mms_sdk.compute.planning.choose import choose
 from mms_sdk.compute.planning.collectives import for_parameters, joined, seconds, sent_bytes
-from mms_sdk.compute.planning.devices import TAKEN_ON_GPU, parse_target
+from mms_sdk.compute.planning.devices import TAKEN_ON_GPU, idle_cores, parse_target
 from mms_sdk.compute.planning.division import Dims, Division, Exchange, divide
 from mms_sdk.compute.planning.flops import Work, count, flops
 from mms_sdk.compute.planning.memory import Memory, memory
@@ -304,6 +304,11 @@ def _notes(case: Case, layout: _Layout, work: Work, compiled: bool) -> list[str]
     if not device.tpu and device.name != "local":
         notes.append(
             f"JAX takes {TAKEN_ON_GPU:.0%} of a GPU's memory; XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 gives arrays more"
+        )
+    if device.name == "local" and work.convolutions > work.products / 2 and (cores := idle_cores()):
+        notes.append(
+            f"XLA runs a convolution of few channels on one core of {cores}; JAX_NUM_CPU_DEVICES={cores}, set before "
+            f"JAX starts, divides each batch over all of them"
         )
     notes.append(f"rates: {device.source}")
     return notes

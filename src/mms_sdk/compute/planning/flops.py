@@ -61,11 +61,13 @@ class Work:
 
     Attributes:
         matmul: FLOPs of matrix products and convolutions, by the dtype of what is multiplied.
+        convolutions: Of these, FLOPs of convolutions.
         elementwise: Everything else, one for each element that comes out, or goes into a sum.
         unknown: What could not be counted in full, in words.
     """
 
     matmul: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    convolutions: float = 0.0
     elementwise: float = 0.0
     unknown: tuple[str, ...] = ()
 
@@ -83,6 +85,7 @@ class Work:
         dtypes = dict.fromkeys((*self.matmul, *other.matmul))
         return Work(
             matmul={dtype: self.matmul.get(dtype, 0.0) + other.matmul.get(dtype, 0.0) for dtype in dtypes},
+            convolutions=self.convolutions + other.convolutions,
             elementwise=self.elementwise + other.elementwise,
             unknown=tuple(dict.fromkeys((*self.unknown, *other.unknown))),
         )
@@ -90,6 +93,7 @@ class Work:
     def __mul__(self, times: float) -> Work:
         return Work(
             matmul={dtype: count * times for dtype, count in self.matmul.items()},
+            convolutions=self.convolutions * times,
             elementwise=self.elementwise * times,
             unknown=self.unknown,
         )
@@ -108,7 +112,7 @@ def count(traced: Operations, ways: Ways = whole) -> Work:
         ways: Over how many devices each is divided; the work of one device is counted.
     """
     products: dict[str, float] = {}
-    elementwise = 0.0
+    convolutions = elementwise = 0.0
     bodies = Work()
     for each in traced.list:
         if each.bodies:
@@ -118,9 +122,10 @@ def count(traced: Operations, ways: Ways = whole) -> Work:
         if each.name in ("dot_general", "conv_general_dilated"):
             dtype = _multiplied(each)
             products[dtype] = products.get(dtype, 0.0) + own
+            convolutions += own if each.name == "conv_general_dilated" else 0.0
         else:
             elementwise += own
-    return Work(matmul=products, elementwise=elementwise) + bodies
+    return Work(matmul=products, convolutions=convolutions, elementwise=elementwise) + bodies
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> Work:
