@@ -10,8 +10,8 @@ from flax import nnx
 class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` (Ioffe and Szegedy 2015), which layers that are given the same shapes trace once for all of them.
 
-    The numbers are those of `nnx.BatchNorm` in a compiled function: XLA puts what is called in its place. Without this
-    a third of the time that a ResNet-50 takes to trace goes into its 53 normalisations.
+    The numbers are those of `nnx.BatchNorm` in a compiled function: XLA puts what is called in its place. The gradient
+    of a ResNet-50 is traced and lowered in a third of the time.
 
     Args:
         channels: Of what comes in, along its last axis.
