@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mms_sdk.compute.models.decoder import Decoder
 from mms_sdk.compute.models.functional import functional
 from mms_sdk.compute.models.moe import MoE
 from mms_sdk.compute.sharding.mesh import make_mesh, using
@@ -20,7 +21,7 @@ FEATURES, HIDDEN, EXPERTS, TOKENS = 6, 10, 4, 32
 X = np.random.default_rng(0).normal(size=(2, TOKENS // 2, FEATURES)).astype(np.float32)
 
 
-def layer(*, top_k: int = 2, capacity_factor: float | None = None, gated: bool = False) -> MoE:
+def layer(*, top_k: int = 2, capacity_factor: float | None = None, gated: bool = False, z_loss: bool = False) -> MoE:
     made = MoE(
         FEATURES,
         HIDDEN,
@@ -28,6 +29,7 @@ def layer(*, top_k: int = 2, capacity_factor: float | None = None, gated: bool =
         top_k=top_k,
         capacity_factor=capacity_factor,
         gated=gated,
+        router_z_loss=z_loss,
         rngs=nnx.Rngs(0),
     )
     made.router[...] = made.router[...] * 3
@@ -182,6 +184,59 @@ def test_padding_is_sent_to_no_expert_and_does_not_count(sizes: dict[str, int] |
     np.testing.assert_allclose(made.balance_loss[...], balance, rtol=1e-5)
     np.testing.assert_array_equal(again, out)
     assert other.balance_loss[...] == made.balance_loss[...]
+
+
+@pytest.mark.parametrize("sizes", [None, {"expert": 2}, {"data": 2, "fsdp": 2, "expert": 2}], ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_z_loss_is_the_mean_square_of_the_log_of_the_sum_of_exponentials(
+    sizes: dict[str, int] | None, padded: bool
+) -> None:
+    keep = np.random.default_rng(3).random(X.shape[:2]) < (0.7 if padded else 1.0)
+    made = layer(z_loss=True)
+
+    out = called(made, X, keep if padded else None, sizes=sizes)
+
+    scores = X[keep].astype(float) @ np.asarray(made.router[...], float)
+    expected = np.mean(np.log(np.exp(scores).sum(-1)) ** 2)
+    np.testing.assert_allclose(made.router_z_loss[...], expected, rtol=1e-5)
+    np.testing.assert_array_equal(out, called(layer(), X, keep if padded else None, sizes=sizes))
+
+
+def test_the_z_loss_of_very_large_scores_is_finite_and_that_of_no_tokens_is_zero() -> None:
+    made = layer(z_loss=True)
+    made.router[...] = made.router[...] * 1000
+
+    called(made, X)
+    largest = (X @ np.asarray(made.router[...])).max(-1)
+    np.testing.assert_allclose(made.router_z_loss[...], np.mean(largest**2), rtol=1e-4)
+
+    called(made, X, np.zeros(X.shape[:2], bool))
+    assert made.router_z_loss[...] == 0
+
+
+@pytest.mark.parametrize("sizes", [{"expert": 1}, {"data": 2, "expert": 2}], ids=str)
+def test_the_gradient_of_the_z_loss_is_its_derivative_by_hand(sizes: dict[str, int]) -> None:
+    def loss(made: MoE) -> Any:
+        made(X, mesh=mesh_of(sizes))
+        return made.router_z_loss[...]
+
+    made = layer(z_loss=True)
+    grads = nnx.jit(nnx.grad(loss))(made)
+
+    tokens = X.reshape(-1, FEATURES).astype(float)
+    scores = tokens @ np.asarray(made.router[...], float)
+    logs = np.log(np.exp(scores).sum(-1, keepdims=True))
+    expected = tokens.T @ (2 * logs * softmax(scores)) / len(tokens)
+    np.testing.assert_allclose(grads["router"].get_value(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_block_of_a_decoder_has_a_z_loss_if_asked_for() -> None:
+    def told(**options: Any) -> set[str]:
+        family = Decoder(vocab_size=8, width=8, layers=2, heads=2, experts=EXPERTS, **options)
+        return {path for path in functional(family, (4,), dtype="int32").shapes[1] if path.endswith("router_z_loss")}
+
+    assert told() == set()
+    assert told(router_z_loss=True) == {f"features/blocks/{block}/feed_forward/router_z_loss" for block in (0, 1)}
 
 
 def test_padding_takes_no_room() -> None:

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Any, tuple[int, ...], tuple[int | str, ...]]] = {
     "decoder": (Decoder(vocab_size=32, kv_heads=2, tied=False, pad_id=0, **BLOCKS), (6,), (6, 32)),
     "decoder with experts": (Decoder(vocab_size=32, experts=4, **BLOCKS), (6,), (6, 32)),
     "stacked decoder with experts": (
-        Decoder(vocab_size=32, experts=4, capacity_factor=0.5, scan_layers=True, **BLOCKS),
+        Decoder(vocab_size=32, experts=4, capacity_factor=0.5, router_z_loss=True, scan_layers=True, **BLOCKS),
         (6,),
         (6, 32),
     ),

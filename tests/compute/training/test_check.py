@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,24 @@ def test_a_batch_of_one_class_is_said(tmp_path: Path) -> None:
     warnings = replace(SMALL, model=mms.models.MLP(num_classes=2, widths=(4,))).check(data).warnings
 
     assert "all 8 rows of the first batch are of one class; is the split mixed?" in warnings
+
+
+class Vast(HalfDead):
+    """Sorts 64 TiB on its way: what JAX says of that is real."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        counted = jax.lax.broadcasted_iota(jnp.float32, (2**20, 2**24), 1)
+        return super().__call__(x) + jnp.sort(jax.lax.stop_gradient(x).max() * counted)[0, 0]
+
+
+def test_memory_that_runs_out_in_a_check_is_told_with_what_to_change(pets: SmallData) -> None:
+    with pytest.raises(TrainingFailed) as failed:
+        replace(SMALL, model=Vast).check(pets)
+
+    told = failed.value.message
+    assert re.match(r"a step fits into the memory of the devices; one with batch_size=8 did not: RESOURCE_EXHAUS", told)
+    assert all(word in told for word in ("accumulate=2", "remat='dots'", "lower batch_size", "fsdp"))
+    assert "checkpoints" not in told
 
 
 class Counting(HalfDead):

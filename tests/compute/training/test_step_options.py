@@ -241,6 +241,27 @@ class Lopsided(nnx.Module):
         return self.linear(x.reshape(x.shape[0], 12))
 
 
+class Loud(Lopsided):
+    """Says also how large the scores of two routers are: here, the cube of the same parameter, and none at all."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs=rngs)
+        self.router_z_loss = nnx.BatchStat(jnp.zeros(()))
+        self.second = nnx.Dict(router_z_loss=nnx.BatchStat(jnp.zeros(())))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.router_z_loss.set_value(self.share.get_value() ** 3)
+        return super().__call__(x)
+
+
+def test_a_thousandth_of_the_mean_z_loss_is_part_of_what_is_minimised_too() -> None:
+    program = make_program(model=Loud, optimizer=optax.sgd(1.0))
+
+    state, _ = run(program, batches_of(1))
+
+    assert float(state.params["share"]) == pytest.approx(3.0 - 0.01 * 2 * 3.0 - 0.001 * 3 * 3.0**2 / 2)
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_hundredth_of_how_unevenly_experts_are_used_is_part_of_what_is_minimised(accumulate: int) -> None:
     program = make_program(model=Lopsided, optimizer=optax.sgd(1.0), options=StepOptions(accumulate=accumulate))

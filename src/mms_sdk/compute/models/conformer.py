@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mms_sdk.compute.models.attention import MultiHeadAttention, check_heads
+from mms_sdk.compute.models.batch_norm import BatchNorm
 from mms_sdk.compute.models.blocks import make_blocks, through, transformer_rules
 from mms_sdk.compute.models.feedforward import FeedForward
 from mms_sdk.compute.models.options import check_at_least, check_choice, check_odd, check_shape, check_share
@@ -96,8 +97,8 @@ class _Convolution(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.up = nnx.Linear(width, 2 * width, use_bias=False, rngs=rngs)
         self.depthwise = nnx.Conv(width, width, (family.kernel,), feature_group_count=width, use_bias=False, rngs=rngs)
-        batch = partial(nnx.BatchNorm, momentum=0.9)
-        self.inner_norm = (batch if family.norm == "batch" else nnx.LayerNorm)(width, epsilon=1e-5, rngs=rngs)
+        kind = BatchNorm if family.norm == "batch" else nnx.LayerNorm
+        self.inner_norm = kind(width, epsilon=1e-5, rngs=rngs)
         self.down = nnx.Linear(width, width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from mms_sdk.compute.models.batch_norm import BatchNorm
+
 
 class ConvNorm(nnx.Module):
     """A convolution, then batch normalisation (Ioffe and Szegedy 2015).
@@ -52,7 +54,7 @@ class ConvNorm(nnx.Module):
             use_bias=bias,
             rngs=rngs,
         )
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=epsilon, rngs=rngs)
+        self.norm = BatchNorm(outputs, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, height, width, inputs) → (batch, height / stride, width / stride, outputs)."""

@@ -27,7 +27,8 @@ class Decoder:
 
     With `experts` the feed-forward layers are mixtures (`MoE`; Jiang et al. 2024), whose experts lie on the devices of
     the mesh's `expert` axis where it has one. How unevenly they are used stands in the state that is not trained, one
-    value a block under `…/feed_forward/balance_loss`. In training a hundredth of their mean is added to the loss.
+    value a block under `…/feed_forward/balance_loss`. In training a hundredth of their mean is added to the loss, and a
+    thousandth of the mean of `…/feed_forward/router_z_loss` where there is one.
 
     Attributes:
         vocab_size: Number of token ids. A row with an id from there on gives NaN.
@@ -44,6 +45,8 @@ class Decoder:
         experts_per_token: How many of them a token goes through.
         capacity_factor: Room of an expert in training, in multiples of what it would get if all were used alike; what
             comes later passes it by. None for room for all, for experts / experts_per_token times the work.
+        router_z_loss: Whether large scores of the routers cost something, which keeps large models stable (Zoph et al.
+            2022, "ST-MoE", section 3.2).
         pad_id: An id that is not seen by others; None if padding stands behind the text only, where nothing sees it.
         dropout: Share dropped in training: of the embedded tokens, of attention, and of what each half of a block adds.
         norm_eps: Added to the mean square in normalisation.
@@ -64,6 +67,7 @@ class Decoder:
     experts: int = 0
     experts_per_token: int = 2
     capacity_factor: float | None = None
+    router_z_loss: bool = False
     pad_id: int | None = None
     dropout: float = 0.0
     norm_eps: float = 1e-6
@@ -150,6 +154,7 @@ class _Block(nnx.Module):
                 top_k=family.experts_per_token,
                 capacity_factor=family.capacity_factor,
                 gated=True,
+                router_z_loss=family.router_z_loss,
                 rngs=rngs,
             )
         else:

@@ -124,7 +124,9 @@ def module_of(factory: Callable[[Any], Any], arrays: Arrays, key: jax.Array) -> 
     """
     from flax import nnx
 
-    graph, params, rngs, rest = _split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))))
+    from mms_sdk.compute.models.streams import random_streams
+
+    graph, params, rngs, rest = _split(nnx.eval_shape(lambda: factory(random_streams(0))))
     module = nnx.merge(graph, _filled(params, arrays), _reseeded(rngs, key), _filled(rest, arrays))
     module.eval()
     return module
@@ -146,11 +148,13 @@ def _of_family(family: Any, input_shape: tuple[int, ...]) -> Functional:
 def _of_factory(factory: Callable[[Any], Any]) -> Functional:
     from flax import nnx
 
+    from mms_sdk.compute.models.streams import random_streams
+
     def make(key: Any) -> Any:
         # Flax would lay out named parameters at once, on a mesh there is none of yet.
         eager: Any = nnx.use_eager_sharding
         with eager(False):
-            return factory(nnx.Rngs(key))
+            return factory(random_streams(key))
 
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
         _, params, _, rest = _split(make(key))

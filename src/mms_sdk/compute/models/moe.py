@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 _TOKEN_AXES = ("data", "fsdp", "sequence", "expert")
-Said: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
-"""The balance, the share of dropped choices, and the load."""
+Said: TypeAlias = dict[str, jax.Array]
+"""What a mixture says of a call, by the variable it is kept in."""
 
 
 class Routed(nnx.Variable[jax.Array]):
@@ -40,7 +40,8 @@ class MoE(nnx.Module):
 
     Probabilities are float32; of several choices the weights add up to 1, of a single one it is the probability: a
     share of the only choice would teach the router nothing. The trainer adds a hundredth of `balance_loss`, the mean
-    over the mixtures of a model, to the loss, or a few experts would get all tokens.
+    over the mixtures of a model, to the loss, or a few experts would get all tokens; and a thousandth of
+    `router_z_loss`, where there is one.
 
     Args:
         features: Numbers of a token, in and out.
@@ -51,6 +52,7 @@ class MoE(nnx.Module):
             for room for every token, so that none is dropped, for experts / top_k times the work. Outside training
             there is room for every token: a row gets the same scores whatever stands beside it.
         gated: Whether an expert is `(silu(x·gate) ⊙ x·up)·down` instead (SwiGLU; Shazeer 2020).
+        router_z_loss: Whether large scores of the router cost something, which keeps large models stable.
         rngs: For initial values.
 
     Attributes:
@@ -59,6 +61,8 @@ class MoE(nnx.Module):
             up to their number otherwise.
         dropped: Scalar: share of the choices for which an expert had no room.
         load: Shape (experts,): fᵢ.
+        router_z_loss: Scalar: mean over the tokens of (log Σ exp of the router's scores)² (Zoph et al. 2022, "ST-MoE",
+            equation 5); None if it was not asked for.
 
     Raises:
         InvalidRequest: Numbers that do not fit together.
@@ -73,6 +77,7 @@ class MoE(nnx.Module):
         top_k: int = 2,
         capacity_factor: float | None = 1.25,
         gated: bool = False,
+        router_z_loss: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         check_at_least(1, features=features, hidden=hidden)
@@ -92,6 +97,7 @@ class MoE(nnx.Module):
         self.balance_loss = Routed(jnp.ones((), jnp.float32))
         self.dropped = Routed(jnp.zeros((), jnp.float32))
         self.load = Routed(jnp.full((experts,), 1 / experts, jnp.float32))
+        self.router_z_loss = Routed(jnp.zeros((), jnp.float32)) if router_z_loss else None
 
     def __call__(self, x: jax.Array, keep: jax.Array | None = None, *, mesh: Mesh | None = None) -> jax.Array:
         """The weighted answers of the experts.
@@ -111,8 +117,8 @@ class MoE(nnx.Module):
         kept = jnp.ones(tokens.shape[:1], bool) if keep is None else keep.reshape(-1)
         kernels = [self.up[...], self.down[...], *([] if self.gate is None else [self.gate[...]])]
         out, said = self._routed(mesh or current_mesh(), tokens, kept, self.router[...], *kernels)
-        for variable, value in zip((self.balance_loss, self.dropped, self.load), said, strict=True):
-            variable.set_value(value)
+        for name, value in said.items():
+            getattr(self, name).set_value(value)
         return out.reshape(x.shape)
 
     def _routed(self, mesh: Mesh | None, tokens: jax.Array, *given: jax.Array) -> tuple[jax.Array, Said]:
@@ -150,7 +156,8 @@ class MoE(nnx.Module):
         # What one device does with its tokens and its experts.
         experts = router.shape[1]
         # In float32: a choice between two experts that are almost equal must not hang on the precision of the rest.
-        probabilities = jax.nn.softmax(x.astype(jnp.float32) @ router.astype(jnp.float32), axis=-1)
+        scores = x.astype(jnp.float32) @ router.astype(jnp.float32)
+        probabilities = jax.nn.softmax(scores, axis=-1)
         weights, chosen = lax.top_k(probabilities, self.top_k)
         if self.top_k > 1:
             weights /= weights.sum(-1, keepdims=True)
@@ -167,7 +174,10 @@ class MoE(nnx.Module):
         answers = _exchanged(_experts(_exchanged(sent, over, out=True), *kernels), over, out=False)
         answered = answers.at[where].get(mode="fill", fill_value=0).astype(jnp.float32)
         out = (answered * weights.T.reshape(-1, 1)).reshape(self.top_k, *x.shape).sum(0)
-        return out.astype(x.dtype), _said(axes, probabilities, keep, came.sum(0), counted & ~goes)
+        said = _said(axes, probabilities, keep, came.sum(0), counted & ~goes)
+        if self.router_z_loss is not None:
+            said["router_z_loss"] = _mean(axes, jnp.square(jax.nn.logsumexp(scores, axis=-1)), keep)
+        return out.astype(x.dtype), said
 
     def _room(self, tokens: int, experts: int) -> int:
         if self.capacity_factor is None or self.deterministic:
@@ -216,4 +226,12 @@ def _said(
     choices = jnp.maximum(fell.sum(), 1)
     load = fell / choices
     balance = probabilities.shape[1] * (load * probable).sum() / jnp.maximum(tokens, 1)
-    return balance, lost / choices, load
+    return {"balance_loss": balance, "dropped": lost / choices, "load": load}
+
+
+def _mean(axes: tuple[str, ...], values: jax.Array, keep: jax.Array) -> jax.Array:
+    # Over the tokens of all devices that count.
+    sums = jnp.where(keep, values, 0).sum(), keep.sum(dtype=jnp.float32)
+    total, tokens = lax.psum(sums, axes) if axes else sums
+    mean: jax.Array = total / jnp.maximum(tokens, 1)
+    return mean

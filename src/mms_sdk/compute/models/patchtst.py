@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mms_sdk.compute.models.attention import MultiHeadAttention, check_heads
+from mms_sdk.compute.models.batch_norm import BatchNorm
 from mms_sdk.compute.models.blocks import make_blocks, through, transformer_rules
 from mms_sdk.compute.models.feedforward import FeedForward, gelu
 from mms_sdk.compute.models.options import check_at_least, check_choice, check_shape, check_share
@@ -95,7 +96,7 @@ class PatchTST:
 
 class _Block(nnx.Module):
     def __init__(self, family: PatchTST, rngs: nnx.Rngs) -> None:
-        kind = partial(nnx.BatchNorm, momentum=0.9) if family.norm == "batch" else nnx.LayerNorm
+        kind = BatchNorm if family.norm == "batch" else nnx.LayerNorm
         norm = partial(kind, family.width, epsilon=1e-5, rngs=rngs)
         inner = family.inner or 2 * family.width
         self.attention = MultiHeadAttention(family.width, family.heads, dropout=family.dropout, rngs=rngs)

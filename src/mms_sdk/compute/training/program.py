@@ -67,7 +67,9 @@ class State(NamedTuple):
 
 
 _EMA = "ema/"
-_BALANCE = 0.01
+# What mixtures of experts say of their routers, and its weight in the loss: Fedus et al. 2022, section 2.2, and Zoph et
+# al. 2022 ("ST-MoE"), section 3.2.
+_ROUTERS = {"balance_loss": 0.01, "router_z_loss": 0.001}
 _LEFT_OUT = "left_out"
 
 
@@ -450,7 +452,7 @@ class Program:
             outputs, after, targets = forward({**state.params, **learnt}, rest, inputs, labels, key)
             sums = self.task.sums(outputs, targets, weight)
             weight = jnp.where(sums["weight"] > 0, sums["weight"], 1)
-            mean = sums["loss"] / weight + _balance(after)
+            mean = sums["loss"] / weight + _of_routers(after)
             return mean * scale * (weight if part else 1), (self._kept(rest, after), sums)
 
         gradient = jax.grad(loss, has_aux=True)
@@ -531,12 +533,12 @@ class Program:
         return self._added(totals, sums)
 
 
-def _balance(rest: Arrays) -> Any:
-    # How unevenly experts are used, where a model says so; weighed as by Fedus et al. 2022, section 2.2.
+def _of_routers(rest: Arrays) -> Any:
+    # What routers add to the loss, where a model has some: the mean over its mixtures.
     import jax.numpy as jnp
 
-    said = [value.mean() for path, value in rest.items() if path.endswith("balance_loss")]
-    return _BALANCE * jnp.stack(said).mean() if said else 0.0
+    said = {name: [value.mean() for path, value in rest.items() if path.endswith(name)] for name in _ROUTERS}
+    return sum(_ROUTERS[name] * jnp.stack(values).mean() for name, values in said.items() if values)
 
 
 def _named(tree: Any) -> dict[str, Any]:

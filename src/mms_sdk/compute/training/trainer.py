@@ -406,7 +406,7 @@ class Fitting:
             contextlib.ExitStack() as endings,
             contextlib.ExitStack() as last,
             self._end_recorded(),
-            memory_told(self.batch_size),
+            memory_told(self.batch_size, more="; the checkpoints made before are intact"),
         ):
             self.job = self._recorded()
             run = self.run = self._made(last, termination)
