@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.cleaning import Impute as impute
     from mms_sdk.schema.cleaning import KeepWhere as keep_where
     from mms_sdk.schema.dataset import Column
+    from mms_sdk.schema.job import Resources, Retry
     from mms_sdk.schema.sources import (
         CSV,
         HTTP,
@@ -127,7 +128,9 @@ _HOME = {
     "Reconstruction": "compute.training.tasks",
     "Record": "compute.data.streams",
     "Regression": "compute.training.tasks",
+    "Resources": "schema.job",
     "Result": "compute.training.trainer",
+    "Retry": "schema.job",
     "SQL": "schema.sources",
     "Split": "schema.specs",
     "Step": "compute.training.loop",
@@ -219,7 +222,9 @@ __all__ = [
     "Reconstruction",
     "Record",
     "Regression",
+    "Resources",
     "Result",
+    "Retry",
     "Split",
     "Step",
     "Stream",

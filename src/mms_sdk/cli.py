@@ -28,6 +28,7 @@ from mms_sdk.told import on_its_lines
 
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
+    from mms_sdk.client.jobs import Job
     from mms_sdk.client.studies import Study
     from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
@@ -206,9 +207,33 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     study.add_argument("study", metavar="ID")
     study.add_argument("--trial", type=_whole, metavar="NUMBER", help="only that trial, with what its script printed")
 
+    run = verb("run", _run, "run a script as a job, which goes on without this terminal")
+    run.add_argument("--cpus", type=_positive, help="cores it takes; all if left out, so that jobs run one by one")
+    run.add_argument("--gpus", type=_whole, help="GPUs it takes; all if left out")
+    run.add_argument("--memory", metavar="SIZE", help="the most it may hold, e.g. 8GB")
+    run.add_argument("--time", metavar="TIME", help="the most an attempt may take, e.g. 2h, 30min or 90s")
+    run.add_argument("--retries", type=_whole, default=3, help="further attempts after what was not its doing (3)")
+    run.add_argument("--priority", type=int, default=0, help="of those that wait, the highest is next (0)")
+    run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
+    run.add_argument("--folder", help="a folder of code that goes along; the script lies in it")
+    run.add_argument("--name", help="for people; the script's name if left out")
+    run.add_argument("--key", help="asked again with the same key, nothing runs twice")
+    run.add_argument("--watch", action="store_true", help="show what it prints until it ends")
+    run.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
+    run.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
+
     jobs = verb("jobs", _jobs, "list jobs, or show one")
     jobs.add_argument("job", nargs="?", help="id of one to show")
     jobs.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
+
+    logs = verb("logs", _logs, "what a job printed")
+    logs.add_argument("job", metavar="JOB", help="its id")
+    logs.add_argument("--attempt", type=_positive, help="of which attempt; of the newest if left out")
+    logs.add_argument("--follow", action="store_true", help="and what it prints, until it ends")
+    stop = verb("stop", _stop, "stop a job, with all that it started")
+    stop.add_argument("job", metavar="JOB", help="its id")
+    again = verb("retry", _retry, "run a job that has ended anew")
+    again.add_argument("job", metavar="JOB", help="its id")
 
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
@@ -694,12 +719,57 @@ def _pruner(text: str) -> Any:
     raise argparse.ArgumentTypeError(f"poor trials are ended by asha or hyperband:EPOCHS; got {text!r}")
 
 
+def _run(asked: argparse.Namespace) -> Any:
+    from mms_sdk.schema.job import Resources, Retry
+
+    variables = dict(_variable(each) for each in asked.env)
+    job = _connect(asked, make=True).jobs.submit(
+        asked.script,
+        args=asked.args,
+        folder=asked.folder,
+        name=asked.name,
+        resources=Resources(cpus=asked.cpus, gpus=asked.gpus, memory=asked.memory, time=asked.time),
+        retry=Retry(times=asked.retries),
+        environment=variables,
+        priority=asked.priority,
+        key=asked.key,
+    )
+    return _shown(job.watch() if asked.watch else job, asked)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise UsageProblem(f"a variable is NAME=VALUE; got {text!r}")
+    return name, value
+
+
+def _logs(asked: argparse.Namespace) -> Any:
+    job = _connect(asked).jobs.get(asked.job)
+    if asked.follow:
+        job.watch()
+        return None
+    text = job.log(attempt=asked.attempt)
+    return text if asked.json else text.removesuffix("\n")
+
+
+def _stop(asked: argparse.Namespace) -> Any:
+    return _shown(_connect(asked).jobs.get(asked.job).cancel(), asked)
+
+
+def _retry(asked: argparse.Namespace) -> Any:
+    return _shown(_connect(asked).jobs.get(asked.job).retry(), asked)
+
+
+def _shown(job: Job, asked: argparse.Namespace) -> Any:
+    return job if asked.json or _in_notebook(asked) else _Facts(job.facts())
+
+
 def _jobs(asked: argparse.Namespace) -> Any:
     workspace = _connect(asked)
     if asked.job is None:
         return _listed(workspace.jobs.list(asked.limit), workspace, asked)
-    job = workspace.jobs.get(asked.job)
-    return job if asked.json or _in_notebook(asked) else _Facts(job.facts())
+    return _shown(workspace.jobs.get(asked.job), asked)
 
 
 def _models(asked: argparse.Namespace) -> Any:

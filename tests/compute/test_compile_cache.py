@@ -15,7 +15,7 @@ import pytest
 
 from mms_sdk.compute import compile_cache
 from mms_sdk.compute.compile_cache import cpu, trim, use_compile_cache
-from mms_sdk.compute.tuning.devices import environment
+from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import InvalidRequest
 
 PROGRAM = Path(__file__).with_name("compiles_with_a_cache.py")

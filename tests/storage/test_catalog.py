@@ -21,9 +21,10 @@ from mms_sdk.schema.job import JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef, parse_model_ref
 from mms_sdk.storage import databases, tables
-from mms_sdk.storage.catalog import Catalog, owner_of
+from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import new_id
+from mms_sdk.storage.owners import owner_of
 from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
 

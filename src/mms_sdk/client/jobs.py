@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
+from mms_sdk.client.code import code_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
-from mms_sdk.schema.job import JobPage
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
 
@@ -40,7 +42,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """`queued`, `running`, `succeeded`, `failed`, `cancelled` or `lost`."""
+        """`queued`, `starting`, `running`, `succeeded`, `failed`, `cancelled` or `lost`."""
         return self.record.state
 
     @property
@@ -77,8 +79,84 @@ class Job:
             problem = self.record.error or {}
             if "type" in problem:
                 raise from_problem(problem)
-            raise JobFailed(f"job {self.id} ended as {self.state}: {problem.get('detail', 'no reason recorded')}")
+            log = "; what it printed: job.log()" if self.record.engine else ""
+            why = problem.get("detail", "no reason recorded")
+            raise JobFailed(f"job {self.id} ended as {self.state}: {why}{log}")
         return self
+
+    def watch(self) -> Job:
+        """Prints what it prints, as it does, until it ends. An interrupt leaves it running.
+
+        Raises:
+            JobFailed: It did not succeed.
+        """
+        try:
+            for text in self._printed():
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            sys.stderr.write(f"job {self.id} goes on; come back with ws.jobs.get({self.id!r}).watch()\n")
+            return self
+        return self.wait(progress=False)
+
+    def log(self, *, attempt: int | None = None) -> str:
+        """What it printed so far.
+
+        Args:
+            attempt: Of which attempt, from 1; of the newest if left out.
+
+        Raises:
+            NotFound: There is no such attempt.
+        """
+        pieces, offset = [], 0
+        while (piece := self._log_from(offset, attempt)).text:
+            pieces.append(piece.text)
+            offset = piece.offset
+        return "".join(pieces)
+
+    def cancel(self) -> Job:
+        """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
+
+        Raises:
+            Conflict: It has ended, or runs where it was begun.
+        """
+        self.record = self._api.send("POST", f"/v1/jobs/{self.id}:cancel", JobRecord)
+        return self
+
+    def retry(self) -> Job:
+        """Runs the same anew, as a job of its own.
+
+        Raises:
+            Conflict: It has not ended, or no engine ran it.
+        """
+        return Job(self._api, self._api.send("POST", f"/v1/jobs/{self.id}:retry", JobRecord))
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Each try at it, the first one first, with how it ended."""
+        return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
+
+    def _printed(self) -> Iterator[str]:
+        number, offset, pause = 1, 0, _POLL_S[0]
+        while True:
+            ended = self.refresh().record.ended
+            count = len(self.attempts)
+            piece = self._log_from(offset, number if count else None)
+            offset = piece.offset
+            if piece.text:
+                yield piece.text
+                pause = _POLL_S[0]
+            elif piece.ended and number < count:
+                number, offset = number + 1, 0
+                yield f"--- attempt {number} ---\n"
+            elif ended:
+                return
+            else:
+                time.sleep(pause)
+                pause = min(_POLL_S[1], pause * 1.5)
+
+    def _log_from(self, offset: int, attempt: int | None) -> LogPiece:
+        return self._api.get(f"/v1/jobs/{self.id}/log", LogPiece, offset=offset, attempt=attempt)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of its metric log, oldest first."""
@@ -169,6 +247,57 @@ class Jobs:
     def __iter__(self) -> Iterator[Job]:
         """All jobs, newest first, page by page."""
         return (Job(self._api, record) for record in records(self._api))
+
+    def submit(
+        self,
+        script: str | os.PathLike[str],
+        *,
+        args: Sequence[str] = (),
+        folder: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        resources: Resources | None = None,
+        retry: Retry | None = None,
+        environment: Mapping[str, str] | None = None,
+        priority: int = 0,
+        key: str | None = None,
+    ) -> Job:
+        """Runs a script, or the text of a cell, in a process of its own, which goes on without this one.
+
+        It begins as soon as there is room; `connect()` within it opens this workspace. It runs in a folder of its own
+        that holds what was packed, so that paths to anything else are absolute.
+
+        Args:
+            script: A path, or the text of a cell: what has more than one line.
+            args: What the script finds in `sys.argv`.
+            folder: What goes along beside the script, which lies in it: code, not data. Hidden files and what
+                `.mmsignore` there names stay behind.
+            name: For people; the script's name if left out.
+            resources: What it takes of the machine; all cores and GPUs if left out, so that jobs run one by one.
+            retry: When it is tried again; three times after what was none of its own doing, if left out.
+            environment: Variables that it sees beside the usual ones.
+            priority: Of those that wait, the highest is next; among equals the oldest.
+            key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
+
+        Raises:
+            NotFound: There is no such script.
+            InvalidRequest: It is no Python, or asks for more than there is.
+            TooLarge: The folder is more than a bundle holds.
+            Conflict: The key stands for another job.
+        """
+        code = code_of(script, folder)
+        headers = {"content-type": "application/zip"}
+        kept = self._api.post_bytes("/v1/bundles", code.bundle, dict[str, str], headers=headers)
+        spec: dict[str, Any] = {
+            "bundle": kept["bundle"],
+            "entrypoint": code.entrypoint,
+            "args": [str(each) for each in args],
+            "environment": dict(environment or {}),
+            "resources": (resources or Resources()).model_dump(),
+            "retry": (retry or Retry()).model_dump(),
+            "priority": priority,
+        }
+        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec}
+        return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:
         """The newest jobs."""

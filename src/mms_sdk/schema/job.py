@@ -1,12 +1,17 @@
-"""Jobs: one piece of work with one recorded end."""
+"""Jobs: one piece of work with one recorded end, and the attempts at it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from mms_sdk.schema.base import Schema
+from pydantic import Field, field_validator
+
+from mms_sdk.schema.base import Asked, Schema
 
 JobKind = Literal[
+    "script",
+    "cell",
     "ingest",
     "clean",
     "join",
@@ -21,8 +26,17 @@ JobKind = Literal[
     "evaluate",
     "predict",
 ]
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "lost"]
+JobState = Literal["queued", "starting", "running", "succeeded", "failed", "cancelled", "lost"]
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "lost"})
+Reason = Literal["succeeded", "user", "oom", "timeout", "infra", "lost", "cancelled"]
+"""How an attempt ended. `user`: the code raised, or ended with an exit code. `oom`: it took more memory than it may.
+`timeout`: more time. `infra`: something ended it that was none of its own doing. `lost`: nobody saw it end, since the
+machine or whatever looked after it went down. The last two are worth another attempt."""
+_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|min|h|d)")
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)(MB|GB|TB|MiB|GiB|TiB)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_RESERVED = re.compile(r"MMS_\w*")
 
 
 class Progress(Schema):
@@ -39,6 +53,170 @@ class Progress(Schema):
     what: str = ""
 
 
+class Resources(Asked):
+    """What a job takes of a machine while it runs. Jobs wait in a queue until it is free.
+
+    Attributes:
+        cpus: Cores; None for all, so that no other job runs beside it.
+        gpus: GPUs, which nobody else's job sees meanwhile; None for all.
+        memory: Most it may hold in all its processes, e.g. `8GB` or `512MiB`, or bytes; beyond, it is ended. None for
+            as much as there is.
+        time: Most that one attempt may take, e.g. `2h`, `30min`, `90s`, or seconds; beyond, it is ended.
+    """
+
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    memory: Annotated[int, Field(gt=0)] | None = None
+    time: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, asked: Any) -> Any:
+        return _in_units(asked, _MEMORY, _BYTES, "memory is bytes, or a number with MB, GB, TB, MiB, GiB or TiB")
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _seconds(cls, asked: Any) -> Any:
+        return _in_units(asked, _TIME, _SECONDS, "time is seconds, or a number with s, min, h or d")
+
+
+def _in_units(asked: Any, pattern: re.Pattern[str], units: dict[str, int], rule: str) -> Any:
+    if not isinstance(asked, str):
+        return asked
+    found = pattern.fullmatch(asked.replace(" ", ""))
+    if found is None:
+        raise ValueError(f"{rule}; got {asked!r}")
+    return round(float(found[1]) * units[found[2]])
+
+
+class Retry(Asked):
+    """When a job is tried again: after what was none of its own doing, such as a machine that went down.
+
+    What the code itself raised would come again, and so would a limit that it ran into; neither is tried again.
+
+    Attributes:
+        times: At most so often, after the first attempt.
+        wait_s: Seconds before the second attempt, and twice as many before each one after it.
+    """
+
+    by_place = ("times",)
+
+    times: Annotated[int, Field(ge=0, le=100)] = 3
+    wait_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
+
+
+class JobSpec(Schema):
+    """What is run, and how.
+
+    Attributes:
+        spec_version: Of this description.
+        bundle: SHA-256 of the code, by which the workspace keeps it.
+        entrypoint: The script within it.
+        args: What the script finds in `sys.argv` behind its name.
+        environment: Variables that it sees beside the usual ones; none whose name begins with `MMS_`.
+        resources: What it takes of the machine.
+        retry: When it is tried again.
+        priority: Of those that wait, the highest is next; among equals the oldest.
+        grace_s: Seconds between asking it to stop and ending it.
+        python: The interpreter that runs it; the workspace's own fills it in.
+        inherited: What it sees of the variables where it was submitted; likewise.
+    """
+
+    spec_version: Literal[1] = 1
+    bundle: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    entrypoint: Annotated[str, Field(min_length=1, max_length=500)]
+    args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
+    environment: dict[str, str] = {}
+    resources: Resources = Resources()
+    retry: Retry = Retry()
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    python: str = ""
+    inherited: dict[str, str] = {}
+
+    @field_validator("environment")
+    @classmethod
+    def _own_names(cls, asked: dict[str, str]) -> dict[str, str]:
+        for name, value in asked.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(f"a variable has a name without '=', and no byte 0; got {name!r}")
+            if _RESERVED.fullmatch(name):
+                raise ValueError(f"variables that begin with MMS_ are the engine's; got {name!r}")
+        return asked
+
+
+class Ended(Schema):
+    """How an attempt ended.
+
+    Attributes:
+        reason: The class of it, which decides whether it is tried again.
+        detail: In words.
+        exit_code: Of its process, if it ended by itself.
+        signal: The name of the signal that ended it, e.g. `SIGKILL`.
+        lines: Last lines of its log.
+        error: Type and message of what its code raised.
+        at: When.
+    """
+
+    reason: Reason
+    detail: str = ""
+    exit_code: int | None = None
+    signal: str | None = None
+    lines: tuple[str, ...] = ()
+    error: dict[str, str] | None = None
+    at: str
+
+
+class Attempt(Schema):
+    """One try at a job.
+
+    Attributes:
+        number: From 1.
+        owner: The process that looks after it.
+        given: What of the machine it was given: cores, and names of GPUs.
+        ended: How it ended; None while it runs.
+    """
+
+    job: str
+    number: int
+    owner: str
+    given: dict[str, Any] = {}
+    started_at: str
+    ended: Ended | None = None
+
+
+class JobRequest(Schema):
+    """A job that is to be run.
+
+    Attributes:
+        kind: A script, or the text of a cell.
+        name: What it is called in lists.
+        key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
+        spec: What is run.
+        parent: The job it is a part of.
+    """
+
+    kind: Literal["script", "cell"]
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    spec: JobSpec
+    parent: str | None = None
+
+
+class LogPiece(Schema):
+    """A piece of a log.
+
+    Attributes:
+        text: What was written since the offset; a byte that is no UTF-8 is shown as `�`.
+        offset: Where to go on.
+        ended: Whether nothing will be added.
+    """
+
+    text: str
+    offset: int
+    ended: bool
+
+
 class Job(Schema):
     """A job as the catalog keeps it.
 
@@ -50,6 +228,10 @@ class Job(Schema):
         error: A problem+json object, once it failed.
         owner: Process that does the work, `pid:start time`; how a lost job is recognised.
         parent: The job it is a part of: of a trial, its study.
+        engine: What runs it: `local`; None for work that is done by whoever asked for it.
+        priority: Of those that wait, the highest is next.
+        key: By which whoever asks again finds it.
+        not_before: When the next attempt may begin.
     """
 
     id: str
@@ -65,6 +247,10 @@ class Job(Schema):
     error: dict[str, Any] | None = None
     owner: str = ""
     parent: str | None = None
+    engine: str | None = None
+    priority: int = 0
+    key: str | None = None
+    not_before: str | None = None
 
     @property
     def ended(self) -> bool:

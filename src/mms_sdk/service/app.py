@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import mms_sdk
+from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
 from mms_sdk.schema.findings import reasons
@@ -21,12 +22,25 @@ from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
-from mms_sdk.service.routes import ROLE_KEY, datasets, deployments, evaluations, health, jobs, models, predictions
+from mms_sdk.service.routes import (
+    BODY_KEY,
+    ROLE_KEY,
+    bundles,
+    datasets,
+    deployments,
+    evaluations,
+    health,
+    jobs,
+    models,
+    predictions,
+)
 from mms_sdk.service.state import ServiceState
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
-_ROUTERS = tuple(module.router for module in (datasets, deployments, evaluations, health, jobs, models, predictions))
+_ROUTERS = tuple(
+    module.router for module in (bundles, datasets, deployments, evaluations, health, jobs, models, predictions)
+)
 
 
 def create_app(
@@ -52,6 +66,7 @@ def create_app(
         workspace,
         settings,
         JobRunner(workspace),
+        LocalEngine(workspace),
         deployments or Deployments(workspace, settings, keep=False),
     )
     control = _control_plane(service)
@@ -64,6 +79,8 @@ def _control_plane(service: ServiceState) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.workspace.catalog.jobs.reconcile()
+        service.engine.reconcile()
+        service.engine.start_waiting()
         service.deployments.restore()
         yield
         service.jobs.close()
@@ -87,12 +104,14 @@ def _rules(app: FastAPI) -> list[Rule]:
     for route in (*app.routes, *(route for router in _ROUTERS for route in router.routes)):
         if not isinstance(route, APIRoute):
             continue
-        role = (route.openapi_extra or {}).get(ROLE_KEY)
+        told = route.openapi_extra or {}
+        role = told.get(ROLE_KEY)
         if role != "open" and role not in ROLES:
             raise RuntimeError(f"route {route.path} declares no role; pass **needs(…) to it")
         # No name has a colon in it, so `{name}:ingest` is not also a `{name}`.
         path = re.compile(route.path_regex.pattern.replace("[^/]+", "[^/:]+"))
-        rules.append(Rule(methods=frozenset(route.methods or ()), path=path, role=role))
+        body = told.get(BODY_KEY, "json")
+        rules.append(Rule(methods=frozenset(route.methods or ()), path=path, role=role, body=body))
     return rules
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from mms_sdk.compute.engines.base import Engine
 from mms_sdk.errors import Forbidden, InvalidRequest
 from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, Union, WebDataset
 from mms_sdk.service.deployments import Deployments
@@ -23,11 +24,12 @@ from mms_sdk.storage.workspace import Workspace
 
 @dataclass(frozen=True)
 class ServiceState:
-    """Workspace, running jobs and deployments of one app."""
+    """Workspace, jobs of this process, the engine of those that outlive it, and deployments of one app."""
 
     workspace: Workspace
     settings: ServerSettings
     jobs: JobRunner
+    engine: Engine
     deployments: Deployments
 
     def check_source(self, source: Source | Union) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import sqlalchemy as sa
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
@@ -24,8 +23,10 @@ from mms_sdk.schema.job import Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef
 from mms_sdk.storage import migrations, tables
+from mms_sdk.storage.attempts import Attempts
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import new_id, now
+from mms_sdk.storage.owners import is_alive, owner_of
 
 _FINISH_WITHIN_S = 60.0  # a server that is restarted or replaced is back by then
 _FINISH_AGAIN_S = 0.5
@@ -56,6 +57,7 @@ class Catalog:
             self.close()
             raise
         self.jobs = Jobs(self)
+        self.attempts = Attempts(self)
         self.models = Models(self)
         self.deployments = Deployments(self)
         self.tokens = Tokens(self)
@@ -267,13 +269,15 @@ class Jobs:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def reconcile(self) -> Sequence[str]:
-        """Ends as `lost` every running job whose process is gone.
+        """Ends as `lost` every running job whose process is gone; for those that an engine runs, it does so.
 
         Returns:
             Ids of the jobs found lost.
         """
         columns = tables.jobs.c
-        query = sa.select(columns.id, columns.kind, columns.owner).where(columns.state.in_(("queued", "running")))
+        query = sa.select(columns.id, columns.kind, columns.owner).where(
+            columns.state.in_(("queued", "running")), columns.engine.is_(None)
+        )
         with self._catalog.reading() as connection:
             rows = connection.execute(query).all()
         return [row.id for row in rows if not is_alive(row.owner) and self.finish(row.id, "lost", error=_lost(row))]
@@ -449,22 +453,3 @@ def _lost(job: Any) -> dict[str, str]:
 
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def owner_of(pid: int) -> str:
-    """What a process is known by: its number and its start time, since a number is used again."""
-    return f"{pid}:{psutil.Process(pid).create_time():.2f}"
-
-
-def is_alive(owner: str) -> bool:
-    """Whether a process, by `owner_of`, still runs."""
-    # A process number is used again; together with its start time it is not.
-    pid, _, started = owner.partition(":")
-    try:
-        process = psutil.Process(int(pid))
-        # A process that ended but that nobody has waited for still has its number and start time.
-        return process.status() != psutil.STATUS_ZOMBIE and f"{process.create_time():.2f}" == started
-    except (psutil.NoSuchProcess, ValueError):
-        return False
-    except psutil.AccessDenied:
-        return True

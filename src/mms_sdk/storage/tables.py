@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKeyConstraint, Index, Integer, MetaData, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+)
 
 metadata = MetaData()
 
@@ -31,9 +42,25 @@ jobs = Table(
     Column("error", JSON),
     Column("owner", text(64), nullable=False),
     Column("parent", text(26)),
+    Column("engine", text(16)),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("key", text(64)),
+    Column("not_before", text(32)),
     Index("jobs_by_state", "state"),
+    Index("jobs_by_key", "key", unique=True),
     Index("jobs_by_parent", "parent", "id"),
     Index("jobs_by_kind", "kind", "id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job", text(26), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("owner", text(64), nullable=False),
+    Column("given", JSON, nullable=False),
+    Column("started_at", text(32), nullable=False),
+    Column("ended", JSON),
 )
 
 model_versions = Table(

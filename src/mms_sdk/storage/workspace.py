@@ -11,6 +11,7 @@ from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFou
 from mms_sdk.schema.names import check_name
 from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage import files, manifest
+from mms_sdk.storage.bundles import Bundles
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.datasets import Dataset
@@ -126,6 +127,11 @@ class Workspace:
     def open_or_create_dataset(self, name: str) -> Dataset:
         """Opens a dataset to write to, making it if it is not there."""
         return Dataset.open_or_create(self._dataset_store(name), name)
+
+    @property
+    def bundles(self) -> Bundles:
+        """Code of jobs."""
+        return Bundles(self.root / "bundles")
 
     def job_folder(self, job: str) -> Path:
         """The folder of a job's files."""

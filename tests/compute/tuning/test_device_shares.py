@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mms_sdk.compute.tuning.devices import environment, gpus_here, share
+from mms_sdk.compute.engines.machine import environment, gpus_here
+from mms_sdk.compute.tuning.devices import share
 
 
 def test_secrets_stay_behind() -> None:

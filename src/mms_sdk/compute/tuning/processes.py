@@ -16,7 +16,7 @@ import psutil
 
 from mms_sdk.compute.tuning.trial import LOG
 from mms_sdk.storage import files
-from mms_sdk.storage.catalog import is_alive, owner_of
+from mms_sdk.storage.owners import is_alive, owner_of
 
 _PROCESS = "process.json"
 _GRACE_S = 10.0  # to write down that it was stopped; XLA compiles for seconds without looking at signals

@@ -13,9 +13,10 @@ from typing import Any
 import orjson
 
 from mms_sdk import told
+from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
 from mms_sdk.compute.tuning import code as codes
 from mms_sdk.compute.tuning.asking import Asker, Ended
-from mms_sdk.compute.tuning.devices import cores_here, environment, gpus_here, share
+from mms_sdk.compute.tuning.devices import share
 from mms_sdk.compute.tuning.history import attempts_of, past_of
 from mms_sdk.compute.tuning.processes import TrialProcess, end_orphan, stop
 from mms_sdk.compute.tuning.reports import Reports

@@ -1,7 +1,9 @@
-"""Jobs, their metrics and the files they made."""
+"""Jobs: submitted, watched, cancelled; their metrics, logs and the files they made."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -9,14 +11,17 @@ from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from mms_sdk.errors import InvalidRequest, NotFound
-from mms_sdk.schema.job import Job, JobKind, JobPage, JobState
+from mms_sdk.compute.engines.folder import LOG, attempt_folder
+from mms_sdk.compute.engines.machine import environment
+from mms_sdk.errors import Conflict, InvalidRequest, NotFound
+from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
 from mms_sdk.storage import metric_log
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+_PIECE_BYTES = 2**20
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
 JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json"]
 
@@ -30,6 +35,7 @@ def list_jobs(
     parent: str | None = None,
 ) -> JobPage:
     """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before."""
+    service.engine.reconcile()
     found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
     page = found[:limit]
     return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
@@ -41,10 +47,74 @@ def count_jobs(service: Service) -> dict[JobState, int]:
     return service.workspace.catalog.jobs.counts()
 
 
+@router.post("", status_code=202, **needs("editor"))
+def submit_job(service: Service, asked: JobRequest) -> Job:
+    """Runs code: puts a job into the queue, and starts it if there is room."""
+    return _submitted(service, asked)
+
+
 @router.get("/{job}", **needs("viewer"))
 def get_job(service: Service, job: str) -> Job:
     """One job."""
+    found = service.workspace.catalog.jobs.get(job)
+    if found.engine is None or found.ended:
+        return found
+    service.engine.reconcile()
     return service.workspace.catalog.jobs.get(job)
+
+
+@router.post("/{job}:cancel", **needs("editor"))
+def cancel_job(service: Service, job: str) -> Job:
+    """Takes a job from the queue, or asks it to stop; after its grace it is ended."""
+    return service.engine.cancel(job)
+
+
+@router.post("/{job}:retry", status_code=202, **needs("editor"))
+def retry_job(service: Service, job: str) -> Job:
+    """Runs a job that has ended anew, as a job of its own."""
+    found = service.workspace.catalog.jobs.get(job)
+    if found.engine is None:
+        raise Conflict(f"what an engine ran is run anew; job {job} is a {found.kind}; start it again as it was started")
+    if not found.ended:
+        raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
+    spec = JobSpec.model_validate(found.spec)
+    asked = JobRequest.model_validate({"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent})
+    return _submitted(service, asked)
+
+
+@router.get("/{job}/attempts", **needs("viewer"))
+def list_attempts(service: Service, job: str) -> list[Attempt]:
+    """The attempts at a job, the first one first."""
+    service.workspace.catalog.jobs.get(job)
+    return service.workspace.catalog.attempts.of(job)
+
+
+@router.get("/{job}/log", **needs("viewer"))
+def get_log(
+    service: Service,
+    job: str,
+    offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
+    attempt: Annotated[int | None, Query(ge=1, le=1000)] = None,
+) -> LogPiece:
+    """What an attempt printed from a byte offset on, at most a MiB of it; of the newest attempt if none is named."""
+    found = service.workspace.catalog.jobs.get(job)
+    attempts = service.workspace.catalog.attempts.of(job)
+    numbers = [each.number for each in attempts]
+    if attempt is not None and attempt not in numbers:
+        raise NotFound(f"job {job} has no attempt {attempt}; there are {numbers or 'none yet'}")
+    if not attempts:
+        return LogPiece(text="", offset=0, ended=found.ended)
+    asked = attempts[-1] if attempt is None else attempts[attempt - 1]
+    # Asked before it is read: what is written between would else be taken for nothing.
+    over = asked.ended is not None
+    path = attempt_folder(service.workspace.job_folder(found.id), asked.number) / LOG
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            piece = _whole_characters(file.read(_PIECE_BYTES))
+    except FileNotFoundError:
+        piece = b""
+    return LogPiece(text=piece.decode(errors="replace"), offset=offset + len(piece), ended=over and not piece)
 
 
 @router.get("/{job}/metrics", **needs("viewer"))
@@ -67,6 +137,27 @@ def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
     if not path.is_file():
         raise NotFound(f"job {job} has no file {name}; it is {recorded.state}")
     return _WholeFile(path, media_type="application/octet-stream", filename=name, headers={"accept-ranges": "none"})
+
+
+def _submitted(service: Service, asked: JobRequest) -> Job:
+    filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
+    service.engine.check(filled)
+    if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
+        raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
+    request = asked.model_copy(update={"spec": filled})
+    job = service.workspace.catalog.attempts.submit(request, engine=service.engine.name)
+    service.engine.start_waiting()
+    return service.workspace.catalog.jobs.get(job.id)
+
+
+def _whole_characters(piece: bytes) -> bytes:
+    # What follows a character's first byte begins with the bits 10; of one that is cut off, the first is left for next.
+    for back in range(1, min(4, len(piece)) + 1):
+        byte = piece[-back]
+        if byte & 0xC0 != 0x80:
+            needed = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return piece[:-back] if needed > back and len(piece) > back else piece
+    return piece
 
 
 class _WholeFile(FileResponse):

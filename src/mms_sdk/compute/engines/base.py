@@ -1,0 +1,62 @@
+"""What an engine does: it runs the jobs of a workspace's queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mms_sdk.schema.job import Job, JobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What there is to run jobs on.
+
+    Attributes:
+        cpus: Cores.
+        gpus: Names of GPUs.
+        memory: Bytes.
+    """
+
+    cpus: int
+    gpus: tuple[str, ...]
+    memory: int
+
+
+class Engine(Protocol):
+    """Runs jobs. The catalog says what is to run and what became of it; an engine can be made anew at any time.
+
+    Any number of processes may hold an engine of the same workspace, and call it from several threads. All calls are
+    idempotent, and each may be cut off at any point: `reconcile` mends what was left. `mms_sdk.testing.engines` has
+    the tests that an engine passes.
+    """
+
+    name: str
+    """As it is called in `on=` and in the catalog."""
+
+    def room(self) -> Room:
+        """What there is to run jobs on, taken or not."""
+
+    def check(self, spec: JobSpec) -> None:
+        """Refuses what could never run.
+
+        Raises:
+            InvalidRequest: It wants more than there is.
+        """
+
+    def start_waiting(self) -> list[str]:
+        """Starts jobs from the head of the queue while there is room for them; returns their ids."""
+
+    def cancel(self, job: str) -> Job:
+        """Takes a job from the queue, or asks it to stop, and ends it with all it started after its grace.
+
+        Returns:
+            The job as it is now; one that runs ends later.
+
+        Raises:
+            JobNotFound: There is none of that id.
+            Conflict: It has ended, or no engine runs it.
+        """
+
+    def reconcile(self) -> None:
+        """Brings the catalog and what runs together: records what ended, ends what nobody looks after any more."""

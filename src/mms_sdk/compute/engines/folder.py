@@ -1,0 +1,75 @@
+"""The folder of an attempt: what the engine, its supervisor and the worker tell one another.
+
+Each file is written once and by one of them, whole or not at all, so that any of them may die at any moment. Imports
+little, since a supervisor holds all of it for as long as its job runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+GIVEN = "attempt.json"
+"""What is to be run, by the engine before anything is started."""
+CLAIM = "supervisor.json"
+"""Who looks after it. Whoever makes this file owns the attempt: a supervisor, or the engine that declares it lost."""
+CANCEL = "cancel"
+"""It is to be cancelled."""
+ERROR = "error.json"
+"""What the code raised, by the worker."""
+ENDED = "ended.json"
+"""How it ended, by the supervisor."""
+LOG = "log.txt"
+"""All that it printed."""
+CODE = "code"
+"""The bundle, unpacked; where it runs."""
+COOKIE = "MMS_ATTEMPT"
+"""The variable that all processes of an attempt inherit, whatever else they do to get away."""
+
+
+def attempt_folder(job_folder: Path, number: int) -> Path:
+    """Where an attempt at a job lies."""
+    return job_folder / "attempts" / str(number)
+
+
+def cookie(job: str, number: int) -> str:
+    """What `COOKIE` says in the processes of an attempt."""
+    return f"{job}/{number}"
+
+
+def create(path: Path, told: Any) -> bool:
+    """Writes a file that is not there yet, for good; False if it is there already."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "w", encoding="utf-8", opener=_private) as file:
+            json.dump(told, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a file says; None if it is not there."""
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return told
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,237 @@
+"""Jobs on this machine: each has a process that looks after it, which ends neither with a notebook nor with a server.
+
+There is no daemon. Whoever submits a job starts it if there is room; whoever's job has ended starts the next. What an
+attempt leaves in its folder says what became of it, and whoever comes along writes it into the catalog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from mms_sdk.compute.engines import folder as names
+from mms_sdk.compute.engines.base import Room
+from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
+from mms_sdk.compute.engines.supervisor import last_lines
+from mms_sdk.errors import Conflict, InvalidRequest, MmsError
+from mms_sdk.schema.job import ENDED, Attempt, Ended, Job, JobSpec, Reason
+from mms_sdk.storage import files
+from mms_sdk.storage.attempts import Given
+from mms_sdk.storage.ids import now
+from mms_sdk.storage.owners import is_alive, owner_of, pid_of
+from mms_sdk.storage.workspace import Workspace
+
+NAME = "local"
+_OURS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+_started: set[int] = set()  # children of this process that were not waited for yet
+_starting = threading.Lock()
+
+
+class LocalEngine:
+    """See `Engine`.
+
+    Args:
+        workspace: Whose jobs.
+    """
+
+    name = NAME
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._attempts = workspace.catalog.attempts
+
+    def room(self) -> Room:
+        """See `Engine`."""
+        memory = psutil.virtual_memory().total
+        return Room(cpus=cores_here(), gpus=tuple(gpus_here(os.environ)), memory=memory)
+
+    def check(self, spec: JobSpec) -> None:
+        """See `Engine`."""
+        asked, room = spec.resources, self.room()
+        for what, wanted, there in (
+            ("cores", asked.cpus, room.cpus),
+            ("GPUs", asked.gpus, len(room.gpus)),
+            ("bytes of memory", asked.memory, room.memory),
+        ):
+            if wanted is not None and wanted > there:
+                raise InvalidRequest(
+                    f"a job takes no more than there is; it asks for {wanted:,} {what}, and this machine has "
+                    f"{there:,}; ask for less"
+                )
+
+    def start_waiting(self) -> list[str]:
+        """See `Engine`."""
+        _wait_for_ended()
+        started = []
+        while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=self._fits):
+            self._start(*taken)
+            started.append(taken[0].id)
+        return started
+
+    def cancel(self, job: str) -> Job:
+        """See `Engine`."""
+        jobs = self._workspace.catalog.jobs
+        if self._attempts.cancel_waiting(job):
+            return jobs.get(job)
+        found = jobs.get(job)
+        if found.state in ENDED or found.engine is None:
+            told = f"it is {found.state}" if found.state in ENDED else "whoever began it runs it; stop it there"
+            raise Conflict(f"a job is cancelled while it waits or runs on an engine; {job}: {told}")
+        attempt = self._attempts.of(job)[-1]
+        folder = self._folder(attempt)
+        names.create(folder / names.CANCEL, {"at": now()})
+        claim = names.read(folder / names.CLAIM)
+        if claim and is_alive(claim["owner"]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid_of(claim["owner"]), signal.SIGTERM)
+        else:
+            self._look_at(attempt)
+        return jobs.get(job)
+
+    def reconcile(self) -> None:
+        """See `Engine`."""
+        _wait_for_ended()
+        for job, attempt in self._attempts.at_work(NAME):
+            self._look_at(attempt, starting=job.state == "starting")
+
+    def _fits(self, spec: JobSpec, taken: Sequence[Given]) -> Given | None:
+        asked, room = spec.resources, self.room()
+        cpus = room.cpus if asked.cpus is None else asked.cpus
+        free = [gpu for gpu in room.gpus if not any(gpu in given["gpus"] for given in taken)]
+        gpus = room.gpus if asked.gpus is None else free[: asked.gpus]
+        memory = asked.memory or 0
+        fits = (
+            cpus + sum(given["cpus"] for given in taken) <= room.cpus
+            and set(gpus) <= set(free)
+            and len(gpus) == (len(room.gpus) if asked.gpus is None else asked.gpus)
+            and memory + sum(given["memory"] for given in taken) <= room.memory
+        )
+        # What a machine has less of than when the job was submitted, it has to itself: it waits for nobody then.
+        return {"cpus": cpus, "gpus": list(gpus), "memory": memory} if fits or not taken else None
+
+    def _start(self, job: Job, attempt: Attempt) -> None:
+        spec = JobSpec.model_validate(job.spec)
+        folder = self._folder(attempt)
+        try:
+            self._lay_out(spec, folder, attempt)
+            owner = self._supervised(spec, folder, attempt)
+        except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged, too many processes
+            self._attempts.end(attempt, Ended(reason="infra", detail=f"it could not be started: {error}", at=now()))
+        else:
+            self._attempts.runs(attempt, owner)
+
+    def _lay_out(self, spec: JobSpec, folder: Path, attempt: Attempt) -> None:
+        code = files.make_folder(folder / names.CODE)
+        self._workspace.bundles.unpack(spec.bundle, code)
+        told = {
+            "job": attempt.job,
+            "number": attempt.number,
+            "entrypoint": spec.entrypoint,
+            "args": list(spec.args),
+            "environment": self._own_variables(spec, attempt),
+            "time_s": spec.resources.time,
+            "memory_bytes": spec.resources.memory,
+            "grace_s": spec.grace_s,
+        }
+        names.create(folder / names.GIVEN, told)
+
+    def _own_variables(self, spec: JobSpec, attempt: Attempt) -> dict[str, str]:
+        room, given = self.room(), attempt.given
+        told = dict(spec.environment)
+        if room.gpus:
+            told["CUDA_VISIBLE_DEVICES"] = ",".join(given["gpus"])
+        if given["cpus"] < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads
+            told = {"NPROC": str(given["cpus"]), "OMP_NUM_THREADS": str(given["cpus"]), **told}
+        told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
+        return {**told, "MMS_JOB": attempt.job, "PYTHONUNBUFFERED": "1"}
+
+    def _supervised(self, spec: JobSpec, folder: Path, attempt: Attempt) -> str:
+        # Those by which object stores know a person are written nowhere: they go from process to process.
+        stores = not self._workspace.datasets.local
+        seen = {name: os.environ[name] for name in environment(os.environ, stores=stores) if stores}
+        variables = {**seen, **spec.inherited, **self._workspace.variables()}
+        log = str(folder / "supervisor.txt")
+        words = [spec.python, "-P", "-m", "mms_sdk.compute.engines.supervisor", str(folder)]
+        with _starting:  # so that its number is not waited for, and used again, before it is looked up
+            pid = os.posix_spawn(
+                spec.python,
+                words,
+                variables,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, log, _OURS, files.FILE_MODE),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
+            )
+            owner = owner_of(pid)
+            _started.add(pid)
+        return owner
+
+    def _look_at(self, attempt: Attempt, *, starting: bool = False) -> None:
+        folder = self._folder(attempt)
+        if self._ended(attempt, folder):
+            return
+        claim = names.read(folder / names.CLAIM)
+        if claim is None:
+            if is_alive(attempt.owner):
+                return  # who starts it, or a supervisor that is about to claim it
+            files.make_folder(folder)
+            if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
+                claim = names.read(folder / names.CLAIM)
+        if claim is not None and is_alive(claim["owner"]):
+            if starting:
+                self._attempts.runs(attempt, claim["owner"])
+        elif not self._ended(attempt, folder):  # it may have written down the end, and gone, since
+            _end_orphans(names.cookie(attempt.job, attempt.number))
+            self._attempts.end(attempt, self._lost(folder))
+
+    def _ended(self, attempt: Attempt, folder: Path) -> bool:
+        told = names.read(folder / names.ENDED)
+        if told is not None:
+            self._attempts.end(attempt, Ended.model_validate(told))
+        return told is not None
+
+    def _lost(self, folder: Path) -> Ended:
+        reason: Reason = "lost"
+        detail = "what looked after it is gone: it was killed, or the machine went down"
+        if (folder / names.CANCEL).exists():
+            reason, detail = "cancelled", "it was cancelled"
+        return Ended(reason=reason, detail=detail, lines=tuple(last_lines(folder / names.LOG)), at=now())
+
+    def _folder(self, attempt: Attempt) -> Path:
+        return names.attempt_folder(self._workspace.job_folder(attempt.job), attempt.number)
+
+
+def _wait_for_ended() -> None:
+    # A child that ended keeps its number until it is waited for.
+    with _starting:
+        for pid in list(_started):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            _started.discard(pid)
+
+
+def _end_orphans(cookie: str) -> None:
+    # They died with their supervisor, but for those that they started; these know whose they are.
+    while left := [process for process in psutil.process_iter() if _has(process, cookie)]:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
+
+
+def _has(process: psutil.Process, cookie: str) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(process.environ().get(names.COOKIE) == cookie)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return False

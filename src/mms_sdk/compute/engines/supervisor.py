@@ -1,0 +1,234 @@
+"""What looks after one attempt: `python -m mms_sdk.compute.engines.supervisor FOLDER`.
+
+A process in a session of its own, which nothing ends with a notebook or a server. It starts the worker, keeps it within
+its limits, stops it when asked, ends all that it leaves behind, writes down how it ended and starts what waits next. It
+speaks to the catalog only through a process that comes and goes, so that it holds little memory for as long as the job
+takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from mms_sdk.compute.engines import folder as files
+from mms_sdk.storage.owners import owner_of
+
+_LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
+_LOOK_AT_MEMORY_S = 0.1  # a process takes a gigabyte or so meanwhile
+_LINES = 20
+_LINE_BYTES = 500
+_SETTLE_AGAIN_S = 1.0, 60.0  # first and longest pause while the catalog is away
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(folder: Path) -> None:
+    """Looks after the attempt of a folder, unless somebody else does."""
+    if not files.create(folder / files.CLAIM, {"owner": owner_of(os.getpid())}):
+        return
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _pass)  # not ignored: the worker would inherit that
+    os.chdir("/")  # holds no folder that somebody may want to remove
+    ended = Supervised(folder).run()
+    with contextlib.suppress(OSError):  # a full disk: whoever reconciles sees that nobody looks after it any more
+        files.create(folder / files.ENDED, ended)
+    _settle()
+
+
+class Supervised:
+    """One attempt's worker, and everything that it starts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._given: dict[str, Any] = files.read(folder / files.GIVEN) or {}
+        self._stop_at: float | None = None  # when what was asked to stop is ended
+        self._why: tuple[str, str] | None = None  # reason and detail, once we end it
+        self._terminated = False
+        self._woken, self._wake = os.pipe()
+        for end in (self._woken, self._wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._wake)
+        signal.signal(signal.SIGTERM, self._asked)
+        _become_subreaper()
+
+    def run(self) -> dict[str, Any]:
+        """Runs the worker to its end.
+
+        Returns:
+            What `mms_sdk.schema.job.Ended` holds.
+        """
+        try:
+            worker = self._started()
+        except OSError as error:
+            return self._told("infra", f"the worker could not be started: {error}", None)
+        code = self._waited(worker)
+        _end_all_below()
+        return self._how_it_ended(code)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        # To cancel, if the file is there; the signal only wakes it then.
+        self._terminated = True
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        log = os.open(self._folder / files.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return subprocess.Popen(
+                # -P: what lies in the working folder does not stand in for a library.
+                [sys.executable, "-P", "-m", "mms_sdk.compute.worker", str(self._folder), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder / files.CODE,
+                env={**os.environ, **self._given["environment"]},
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+
+    def _waited(self, worker: subprocess.Popen[bytes]) -> int:
+        began = time.monotonic()
+        watched = [self._woken]
+        if hasattr(os, "pidfd_open"):
+            watched.append(os.pidfd_open(worker.pid))
+        watches_memory = self._given["memory_bytes"] is not None
+        look_s = _LOOK_AT_MEMORY_S if watches_memory or len(watched) == 1 else _LOOK_S
+        while (code := worker.poll()) is None:
+            if self._why is None and (why := self._reason_to_stop(worker, began)):
+                self._why = why
+                self._stop_at = time.monotonic() + self._given["grace_s"]
+                _signal_group(worker.pid, signal.SIGTERM)
+            if self._stop_at is not None and time.monotonic() >= self._stop_at:
+                _end_all_below()
+            wait_s = look_s if self._stop_at is None else max(0.0, min(look_s, self._stop_at - time.monotonic()))
+            ready, _, _ = select.select(watched, [], [], wait_s)
+            if self._woken in ready:
+                os.read(self._woken, 1024)
+        return code
+
+    def _reason_to_stop(self, worker: subprocess.Popen[bytes], began: float) -> tuple[str, str] | None:
+        if (self._folder / files.CANCEL).exists():
+            return "cancelled", "it was cancelled"
+        if self._terminated:
+            return "infra", "what looked after it was asked to end, as when a machine goes down"
+        limit_s, limit_bytes = self._given["time_s"], self._given["memory_bytes"]
+        if limit_s is not None and (took := time.monotonic() - began) > limit_s:
+            return "timeout", f"an attempt takes at most {limit_s:g} s; this one took {took:.0f} s; give it more time"
+        if limit_bytes is not None and (held := _held_bytes()) > limit_bytes:
+            return "oom", f"it may hold {limit_bytes:,} bytes; it held {held:,}; give it more memory"
+        return None
+
+    def _how_it_ended(self, code: int) -> dict[str, Any]:
+        error = files.read(self._folder / files.ERROR)
+        if self._why is not None:
+            reason, detail = self._why
+            return self._told(reason, detail, code, error)
+        if code == 0:
+            return self._told("succeeded", "", code)
+        if code < 0:
+            name = signal.Signals(-code).name
+            guess = ", as Linux does with what takes the machine's last memory" if name == "SIGKILL" else ""
+            return self._told("infra", f"{name} ended it{guess}", code, error)
+        if error is not None:
+            return self._told("user", f"{error['type']}: {error['message']}", code, error)
+        return self._told("user", f"it ended with exit code {code}", code)
+
+    def _told(self, reason: str, detail: str, code: int | None, error: dict[str, Any] | None = None) -> dict[str, Any]:
+        by_signal = code is not None and code < 0
+        return {
+            "reason": reason,
+            "detail": detail,
+            "exit_code": None if by_signal else code,
+            "signal": signal.Signals(-code).name if code is not None and by_signal else None,
+            "lines": last_lines(self._folder / files.LOG),
+            "error": error,
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
+
+
+def last_lines(log: Path) -> list[str]:
+    """The end of a log, which may be of any size."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LINES * _LINE_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line[:_LINE_BYTES] for line in lines[-_LINES:]]
+
+
+def _become_subreaper() -> None:
+    # What a worker's children leave behind becomes a child of this process, however they were started: prctl(2).
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _pass(number: int, frame: FrameType | None) -> None: ...
+
+
+def _below() -> Sequence[psutil.Process]:
+    found: Sequence[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
+
+
+def _held_bytes() -> int:
+    held = 0
+    for each in _below():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            held += each.memory_info().rss
+    return held
+
+
+def _end_all_below() -> None:
+    # Until none is left: one that is killed in the middle of a fork leaves another.
+    pause_s = 0.005
+    while alive := [each for each in _below() if _runs(each)]:
+        for each in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        time.sleep(pause_s)
+        pause_s = min(1.0, pause_s * 1.5)  # one that waits for a disk ends only once it has answered
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _settle() -> None:
+    # The process says when it is to be asked again: a job that failed may wait to be tried once more.
+    pause_s, longest_s = _SETTLE_AGAIN_S
+    while True:
+        command = [sys.executable, "-P", "-m", "mms_sdk.compute.engines.settle"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            told = done.stdout.strip()
+            if not told:
+                return
+            time.sleep(min(float(told) + 0.01, longest_s))
+        else:
+            time.sleep(pause_s)
+            pause_s = min(longest_s, pause_s * 2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,208 @@
+"""Jobs that an engine runs: the queue they wait in, and the attempts at them.
+
+The catalog says what is to run and what became of it. Every change is a compare-and-set, so that of those who believe
+that a job is theirs to start or to end, one is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from mms_sdk.errors import Conflict
+from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobState, Reason
+from mms_sdk.storage import tables
+from mms_sdk.storage.ids import new_id, now
+
+if TYPE_CHECKING:
+    from mms_sdk.storage.catalog import Catalog
+
+Given = dict[str, Any]
+_AT_WORK: tuple[JobState, ...] = ("starting", "running")
+_AGAIN: frozenset[Reason] = frozenset({"infra", "lost"})
+
+
+class Attempts:
+    """The queue of jobs, and the attempts at them."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def submit(self, asked: JobRequest, *, engine: str) -> Job:
+        """Puts a job at its place in the queue of an engine; the job of the first time if its key was used before.
+
+        Raises:
+            Conflict: Another job was asked for with that key.
+        """
+        job = Job(
+            id=new_id(),
+            kind=asked.kind,
+            name=asked.name,
+            state="queued",
+            created_at=now(),
+            spec=asked.spec.model_dump(mode="json"),
+            parent=asked.parent,
+            engine=engine,
+            priority=asked.spec.priority,
+            key=asked.key,
+        )
+        with self._catalog.writing() as connection:
+            if asked.key is not None:
+                first = _one(connection, tables.jobs.c.key == asked.key)
+                if first is not None:
+                    return _same(first, job)
+            connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
+        return job
+
+    def take(
+        self, *, engine: str, owner: str, fits: Callable[[JobSpec, Sequence[Given]], Given | None]
+    ) -> tuple[Job, Attempt] | None:
+        """Makes the next job of the queue a starting one, if there is room for it.
+
+        Only the next one: those behind it, however small, do not keep it waiting for ever.
+
+        Args:
+            engine: Whose queue.
+            owner: Who starts it.
+            fits: Says what of the machine a job is given beside what others have; None if there is too little left.
+        """
+        columns = tables.jobs.c
+        mine = columns.engine == engine
+        due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
+        waiting = sa.select(tables.jobs).where(columns.state == "queued", mine, due)
+        with self._catalog.writing() as connection:
+            first = waiting.order_by(columns.priority.desc(), columns.id).limit(1)
+            row = connection.execute(first).mappings().first()
+            if row is None:
+                return None
+            job = Job.model_validate(dict(row))
+            given = fits(JobSpec.model_validate(job.spec), [each.given for _, each in _at_work(connection, engine)])
+            if given is None:
+                return None
+            attempts = tables.attempts.c
+            last = connection.execute(sa.select(sa.func.max(attempts.number)).where(attempts.job == job.id)).scalar()
+            attempt = Attempt(job=job.id, number=(last or 0) + 1, owner=owner, given=given, started_at=now())
+            connection.execute(sa.insert(tables.attempts).values(attempt.model_dump(mode="json")))
+            started = {"state": "starting", "owner": owner, "started_at": job.started_at or attempt.started_at}
+            connection.execute(sa.update(tables.jobs).where(columns.id == job.id).values(**started))
+        return job.model_copy(update=started), attempt
+
+    def runs(self, attempt: Attempt, owner: str) -> bool:
+        """Records who looks after an attempt that has been started; False if it has ended meanwhile."""
+        columns, jobs = tables.attempts.c, tables.jobs.c
+        this = (columns.job == attempt.job, columns.number == attempt.number, _open(columns))
+        with self._catalog.writing() as connection:
+            if not connection.execute(sa.update(tables.attempts).where(*this).values(owner=owner)).rowcount:
+                return False
+            query = sa.update(tables.jobs).where(jobs.id == attempt.job, jobs.state.in_(_AT_WORK))
+            return connection.execute(query.values(state="running", owner=owner)).rowcount == 1
+
+    def end(self, attempt: Attempt, ended: Ended) -> JobState | None:
+        """Records how an attempt ended, and with it the job, or puts the job back into the queue.
+
+        Returns:
+            The job's state now; None if the attempt had ended before.
+        """
+        columns, jobs = tables.attempts.c, tables.jobs.c
+        this = (columns.job == attempt.job, columns.number == attempt.number, _open(columns))
+        with self._catalog.writing() as connection:
+            told = {"ended": ended.model_dump(mode="json")}
+            if not connection.execute(sa.update(tables.attempts).where(*this).values(**told)).rowcount:
+                return None
+            job = _one(connection, jobs.id == attempt.job)
+            if job is None or job.state not in _AT_WORK:
+                return None
+            values = _after(JobSpec.model_validate(job.spec), attempt.number, ended)
+            connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
+        state: JobState = values["state"]
+        return state
+
+    def cancel_waiting(self, job: str) -> bool:
+        """Takes a job out of the queue for good; False if it does not wait there."""
+        columns = tables.jobs.c
+        query = sa.update(tables.jobs).where(columns.id == job, columns.state == "queued", columns.engine.is_not(None))
+        error = {"title": "cancelled", "detail": "it was cancelled while it waited"}
+        with self._catalog.writing() as connection:
+            return connection.execute(query.values(state="cancelled", ended_at=now(), error=error)).rowcount == 1
+
+    def of(self, job: str) -> list[Attempt]:
+        """All attempts at a job, the first one first."""
+        columns = tables.attempts.c
+        query = sa.select(tables.attempts).where(columns.job == job).order_by(columns.number)
+        with self._catalog.reading() as connection:
+            return [Attempt.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def at_work(self, engine: str) -> list[tuple[Job, Attempt]]:
+        """Jobs of an engine that have been started and have not ended, with their attempts."""
+        with self._catalog.reading() as connection:
+            return list(_at_work(connection, engine))
+
+    def next_due_s(self, engine: str) -> float | None:
+        """Seconds until a job that waits to be tried again is due; 0 if one is, None if none waits."""
+        columns = tables.jobs.c
+        query = sa.select(columns.not_before).where(columns.state == "queued", columns.engine == engine)
+        with self._catalog.reading() as connection:
+            times = [row.not_before for row in connection.execute(query)]
+        if not times:
+            return None
+        first = min(time or "" for time in times)
+        left = datetime.fromisoformat(first) - datetime.now(UTC) if first else timedelta()
+        return max(0.0, left.total_seconds())
+
+
+def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
+    if ended.reason in _AGAIN and number <= spec.retry.times:
+        wait = timedelta(seconds=spec.retry.wait_s * 2 ** (number - 1))
+        due = (datetime.now(UTC) + wait).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return {"state": "queued", "owner": "", "not_before": due}
+    error = None
+    if ended.reason != "succeeded":
+        error = {"title": ended.reason, "detail": ended.detail}
+    return {"state": _STATES[ended.reason], "ended_at": ended.at, "error": error, "not_before": None}
+
+
+_STATES: dict[Reason, JobState] = {
+    "succeeded": "succeeded",
+    "cancelled": "cancelled",
+    "lost": "lost",
+    "user": "failed",
+    "oom": "failed",
+    "timeout": "failed",
+    "infra": "failed",
+}
+
+
+def _open(columns: Any) -> Any:
+    # JSON's null and SQL's are two things; a row without an end has either.
+    return sa.or_(columns.ended.is_(None), sa.cast(columns.ended, sa.String) == "null")
+
+
+def _one(connection: sa.Connection, which: Any) -> Job | None:
+    row = connection.execute(sa.select(tables.jobs).where(which)).mappings().first()
+    return None if row is None else Job.model_validate(dict(row))
+
+
+def _at_work(connection: sa.Connection, engine: str) -> Iterator[tuple[Job, Attempt]]:
+    jobs = sa.select(tables.jobs).where(tables.jobs.c.engine == engine, tables.jobs.c.state.in_(_AT_WORK))
+    for row in connection.execute(jobs).mappings().all():
+        columns = tables.attempts.c
+        newest = sa.select(tables.attempts).where(columns.job == row["id"]).order_by(columns.number.desc()).limit(1)
+        attempt = connection.execute(newest).mappings().one()
+        yield Job.model_validate(dict(row)), Attempt.model_validate(dict(attempt))
+
+
+def _same(first: Job, again: Job) -> Job:
+    if (first.kind, first.name, _asked(first)) != (again.kind, again.name, _asked(again)):
+        raise Conflict(
+            f"a key stands for one job; {first.key!r} is that of job {first.id}, which runs something else; give this "
+            f"one a key of its own"
+        )
+    return first
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    # Without what the workspace filled in.
+    return {name: value for name, value in job.spec.items() if name not in ("python", "inherited")}
