@@ -21,6 +21,7 @@ from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
 from mms_sdk.compute.engines.supervisor import last_lines
 from mms_sdk.errors import Conflict, InvalidRequest, MmsError
 from mms_sdk.schema.job import ENDED, Attempt, Ended, Job, JobSpec, Reason
+from mms_sdk.settings import JOB_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.ids import now
@@ -149,7 +150,7 @@ class LocalEngine:
         if given["cpus"] < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads
             told = {"NPROC": str(given["cpus"]), "OMP_NUM_THREADS": str(given["cpus"]), **told}
         told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
-        return {**told, "MMS_JOB": attempt.job, "PYTHONUNBUFFERED": "1"}
+        return {**told, JOB_VARIABLE: attempt.job, "PYTHONUNBUFFERED": "1"}
 
     def _supervised(self, spec: JobSpec, folder: Path, attempt: Attempt) -> str:
         # Those by which object stores know a person are written nowhere: they go from process to process.

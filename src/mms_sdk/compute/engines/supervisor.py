@@ -33,6 +33,7 @@ _LINES = 20
 _LINE_BYTES = 500
 _SETTLE_AGAIN_S = 1.0, 60.0  # first and longest pause while the catalog is away
 _PR_SET_CHILD_SUBREAPER = 36
+_TERMINATED = 143  # what a process says that SIGTERM ended and that put its things in order first
 
 
 def main(folder: Path) -> None:
@@ -137,8 +138,8 @@ class Supervised:
             return self._told(reason, detail, code, error)
         if code == 0:
             return self._told("succeeded", "", code)
-        if code < 0:
-            name = signal.Signals(-code).name
+        if code < 0 or code == _TERMINATED:
+            name = signal.Signals(-code).name if code < 0 else "SIGTERM"
             guess = ", as Linux does with what takes the machine's last memory" if name == "SIGKILL" else ""
             return self._told("infra", f"{name} ended it{guess}", code, error)
         if error is not None:

@@ -38,6 +38,7 @@ from mms_sdk.compute.training.progress import make_progress
 from mms_sdk.compute.training.step_options import OnNan, Remat, StepOptions
 from mms_sdk.compute.training.tasks import Classification, Task
 from mms_sdk.compute.training.termination import Terminated, Termination
+from mms_sdk.compute.training.within import within
 from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Progress
@@ -174,7 +175,8 @@ class Trainer:
 
         Args:
             data: A dataset with rows in `train`, and in `val` if the best epoch or an early stop depends on it.
-            resume: Id of an earlier train job to continue from its newest good checkpoint.
+            resume: Id of an earlier train job to continue from its newest good checkpoint. In a job that is tried again
+                after it was cut off, `fit` continues what the attempt before began, without being told.
             progress: `auto` shows a live bar on a terminal or in a notebook, and a line an epoch elsewhere.
 
         Raises:
@@ -379,9 +381,10 @@ class Fitting:
         self._began = time.monotonic()
         self.notes: list[str] = []
         self._ended: tuple[Ending, str] = ("failed", "")
-        self._resume = resume
+        self._within = within(self.workspace)
+        self._resume = resume or self._within.resume
         self._options = self.trainer.describe()
-        self._earlier = self._found(resume) if resume else []
+        self._earlier = self._found(self._resume) if self._resume else []
         self._loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
         with memory_told(self.batch_size):
             *first, self._kept = self._state()
@@ -480,8 +483,14 @@ class Fitting:
         # One job, whatever the number of processes.
         if not processes.is_first():
             return processes.agreed_text("")
-        spec = {"trainer": self._options, "dataset": self.snapshot.ref, "resumed_from": self._resume}
-        self.job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec).id
+        job, place, _ = self._within
+        spec: dict[str, Any] = {
+            "trainer": self._options,
+            "dataset": self.snapshot.ref,
+            "resumed_from": self._resume,
+        }
+        spec |= {"place": place} if job else {}
+        self.job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec, parent=job).id
         return processes.agreed_text(self.job)
 
     def result(self) -> Result:
