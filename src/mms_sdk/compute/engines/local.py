@@ -128,7 +128,7 @@ class LocalEngine:
             self._attempts.runs(attempt, owner)
 
     def _lay_out(self, spec: JobSpec, folder: Path, attempt: Attempt) -> None:
-        code = files.make_folder(folder / names.CODE)
+        code = names.make(folder / names.CODE)
         self._workspace.bundles.unpack(spec.bundle, code)
         told = {
             "job": attempt.job,
@@ -183,7 +183,7 @@ class LocalEngine:
         if claim is None:
             if is_alive(attempt.owner):
                 return  # who starts it, or a supervisor that is about to claim it
-            files.make_folder(folder)
+            names.make(folder)
             if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
                 claim = names.read(folder / names.CLAIM)
         if claim is not None and is_alive(claim["owner"]):
@@ -207,7 +207,7 @@ class LocalEngine:
         return Ended(reason=reason, detail=detail, lines=tuple(last_lines(folder / names.LOG)), at=now())
 
     def _folder(self, attempt: Attempt) -> Path:
-        return names.attempt_folder(self._workspace.job_folder(attempt.job), attempt.number)
+        return names.attempt_folder(self._workspace.root / "jobs" / attempt.job, attempt.number)
 
 
 def _wait_for_ended() -> None:

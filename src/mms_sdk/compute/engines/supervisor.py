@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     os.chdir("/")  # holds no folder that somebody may want to remove
     ended = Supervised(folder).run()
     with contextlib.suppress(OSError):  # a full disk: whoever reconciles sees that nobody looks after it any more
-        files.create(folder / files.ENDED, ended)
+        files.create(folder / files.ENDED, ended, durable=True)
     _settle()
 
 
