@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mms_sdk.storage.catalog import Catalog
 
 Given = dict[str, Any]
+_LONGEST_WAIT_S = 3600.0  # doubled a hundred times, it would be no time that there is
 _AT_WORK: tuple[JobState, ...] = ("starting", "running")
 _AGAIN: frozenset[Reason] = frozenset({"infra", "lost"})
 
@@ -155,7 +156,7 @@ class Attempts:
 
 def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
     if ended.reason in _AGAIN and number <= spec.retry.times:
-        wait = timedelta(seconds=spec.retry.wait_s * 2 ** (number - 1))
+        wait = timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
         due = (datetime.now(UTC) + wait).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"state": "queued", "owner": "", "not_before": due}
     error = None
