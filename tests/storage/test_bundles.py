@@ -170,7 +170,7 @@ def test_the_longest_names_that_are_let_in_can_be_written(kept: Bundles, tmp_pat
 
 
 def test_a_path_that_stands_twice_is_refused(kept: Bundles) -> None:
-    with pytest.raises(InvalidRequest, match="holds each path once; 'a.py' is there twice"):
+    with pytest.raises(InvalidRequest, match=r"holds each path once; 'a\.py' is there twice"):
         kept.keep(archive(("a.py", b"1"), ("a.py", b"2")))
 
 
@@ -282,7 +282,7 @@ def test_a_bomb_that_says_it_is_small_takes_little_memory(kept: Bundles, tmp_pat
 
 
 def test_a_file_that_is_smaller_than_it_says_is_refused(kept: Bundles) -> None:
-    with pytest.raises(InvalidRequest, match="says how large its files are; 'a.py' is not"):
+    with pytest.raises(InvalidRequest, match=r"says how large its files are; 'a\.py' is not"):
         kept.keep(lying(bytes(10), says=1000))
 
 

@@ -189,6 +189,6 @@ def _check_path(path: str) -> None:
 
 def _too_large(limit: str, seen: int) -> TooLarge:
     return TooLarge(
-        f"a bundle holds at most {limit}; this one has {seen:,}; leave out what is no code, e.g. in .mmsignore, and put "
+        f"a bundle holds at most {limit}; this one has {seen:,}; leave out what is no code (.mmsignore) and put "
         f"data into a dataset"
     )
