@@ -504,7 +504,7 @@ def test_what_the_caller_says_of_the_interpreter_and_its_surroundings_does_not_c
 def test_neither_tokens_nor_passwords_of_this_process_are_written_anywhere(
     ws: Client, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("MMS_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "HF_TOKEN"):
+    for name in ("MMS_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "HF_TOKEN", "NVIDIA_API_KEY", "CONDA_TOKEN"):
         monkeypatch.setenv(name, "very-secret-words")
     job = ws.jobs.submit("import os\nprint(sorted(os.environ))\n", resources=SMALL)
     told = job.wait(timeout_s=TIMEOUT_S, progress=False).log()
