@@ -21,7 +21,7 @@ from rich.cells import cell_len
 
 import mms_sdk as mms
 from mms_sdk import cli
-from mms_sdk.errors import NotWritable
+from mms_sdk.errors import JobFailed, NotWritable
 from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
 
@@ -98,6 +98,19 @@ def test_an_empty_workspace_says_so_and_is_an_empty_list_in_json(
         (["datasets", "ingest", "flowers", "nowhere"], 1, "is not there"),
         (["models", "flowers"], 1, "no model 'flowers'"),
         (["jobs", "01ABC"], 1, "no job '01ABC'"),
+        (["logs", "01ABC"], 1, "no job '01ABC'"),
+        (["stop", "01ABC"], 1, "no job '01ABC'"),
+        (["retry", "01ABC"], 1, "no job '01ABC'"),
+        (["logs"], 2, "usage: mms logs JOB"),
+        (["logs", "01ABC", "--attempt", "0"], 2, "a whole number from 1"),
+        (["run"], 2, "usage: mms run SCRIPT"),
+        (["run", "nowhere.py"], 1, "nowhere.py; give its path"),
+        (["run", "--env", "A", "x.py"], 2, "a variable is NAME=VALUE; got 'A'"),
+        (["run", "--memory", "8 parrots", "x.py"], 1, "Resources does not fit: memory: memory is bytes, or a number"),
+        (["run", "--time", "soon", "x.py"], 1, "got 'soon'"),
+        (["run", "--cpus", "0", "x.py"], 2, "a whole number from 1"),
+        (["run", "--retries", "101", "x.py"], 1, "Retry does not fit: times"),
+        (["run", "--prioritty", "1", "x.py"], 2, "--prioritty is no option of mms run; did you mean --priority?"),
         (["predict", "flowers", "x.png"], 1, "no model 'flowers'"),
         (["predict", "flowers", "a", "b", "--to", "x.parquet"], 2, "--to takes one"),
         (["train", "flowers", "--epochs", "0"], 2, "a whole number from 1"),
@@ -176,6 +189,65 @@ def test_status_counts_all_jobs(capsys: pytest.CaptureFixture[str], workspace: P
     opened.catalog.jobs.start("ingest", "x", {})
     opened.close()
     assert json.loads(run(capsys, "status", "--json")[1])["jobs"] == "1 running, 131 recorded"
+
+
+def test_a_script_is_run_watched_and_its_log_is_read_again(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "say.py"
+    script.write_text("import os, sys\nprint(*sys.argv[1:], os.environ['COLOUR'])\n")
+    words = ("run", "--cpus", "1", "--gpus", "0", "--env", "COLOUR=green=blue", "--watch")
+    code, out, err = run(capsys, *words, str(script), "--lr", "1e-3", "--json", "-h")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "--lr 1e-3 --json -h green=blue"
+    assert "script say" in out
+    assert "succeeded" in out
+    code, out, _ = run(capsys, *words, "--json", "--key", "k", str(script), "x")
+    told = json.loads(out)
+    assert (code, told["state"], told["kind"], told["spec"]["args"]) == (0, "succeeded", "script", ["x"])
+    assert json.loads(run(capsys, *words, "--json", "--key", "k", str(script), "x")[1])["id"] == told["id"]
+
+    assert run(capsys, "logs", told["id"])[:2] == (0, "x green=blue\n")
+    assert run(capsys, "logs", told["id"], "--follow")[:2] == (0, "x green=blue\n")
+    assert json.loads(run(capsys, "logs", told["id"], "--json")[1]) == "x green=blue\n"
+    assert run(capsys, "logs", told["id"], "--attempt", "1")[0] == 0
+    code, _, err = run(capsys, "logs", told["id"], "--attempt", "2")
+    assert (code, "has no attempt 2; there are [1]" in err) == (1, True)
+
+    again = json.loads(run(capsys, "retry", told["id"], "--json")[1])
+    assert (again["id"] != told["id"], again["spec"]["args"]) == (True, ["x"])
+    assert run(capsys, "logs", again["id"], "--follow")[:2] == (0, "x green=blue\n")
+    code, _, err = run(capsys, "stop", again["id"])
+    assert (code, "it is succeeded" in err) == (1, True)
+    assert [job["state"] for job in json.loads(run(capsys, "jobs", "--json")[1])] == ["succeeded"] * 3
+
+
+def test_a_job_that_fails_ends_the_watching_with_its_reason_and_1(
+    capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "fails.py").write_text("raise ValueError('the rule')\n")
+    code, out, err = run(capsys, "run", "--watch", str(tmp_path / "fails.py"))
+    assert code == 1
+    assert "ValueError: the rule" in out
+    assert err.startswith("mms: job ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_job_that_runs_is_stopped(capsys: pytest.CaptureFixture[str], workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(60)\n")
+    runs, waits = (json.loads(run(capsys, "run", "--json", str(tmp_path / "sleeps.py"))[1])["id"] for _ in range(2))
+    for job in (waits, runs):
+        code, out, _ = run(capsys, "stop", job)
+        assert (code, job in out) == (0, True)
+        with mms.connect() as ws, pytest.raises(JobFailed, match="it was cancelled"):
+            ws.jobs.get(job).wait(timeout_s=60, progress=False)
+
+
+def test_a_run_makes_its_workspace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("print(1)\n")
+    words = ("run", "--watch", "--workspace", str(tmp_path / "new"), str(tmp_path / "x.py"))
+    code, out, _ = run(capsys, *words)
+    assert (code, out.splitlines()[0]) == (0, "1")
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -734,7 +734,9 @@ def _run(asked: argparse.Namespace) -> Any:
         priority=asked.priority,
         key=asked.key,
     )
-    return _shown(job.watch() if asked.watch else job, asked)
+    if asked.watch:
+        job = job.wait(progress=False) if asked.json else job.watch()
+    return _shown(job, asked)
 
 
 def _variable(text: str) -> tuple[str, str]:

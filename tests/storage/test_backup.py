@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,17 +17,19 @@ from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy as sa
 from s3_buckets import make_bucket
 from small_datasets import add, content_of
 from small_versions import CARD
 
 from mms_sdk.errors import BackupNotFound, Conflict, Damaged, InvalidRequest, Unavailable
-from mms_sdk.schema.job import Progress
-from mms_sdk.storage import manifest, records
+from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, Progress, Reason, Resources, Retry
+from mms_sdk.storage import manifest, records, tables
 from mms_sdk.storage.backup import catalog_rows, contents, copies
 from mms_sdk.storage.backup.copies import Copies
 from mms_sdk.storage.backup.replicating import replicate
 from mms_sdk.storage.backup.restoring import promote, restore
+from mms_sdk.storage.bundles import pack
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.edits import compact, delete_rows
 from mms_sdk.storage.metric_log import MetricLog
@@ -523,3 +527,122 @@ def test_a_copy_that_would_leave_its_folder_is_not_restored(workspace: Workspace
         with pytest.raises(Damaged, match="what a backup holds lies in its workspace"):
             call()
     assert not list(tmp_path.rglob("outside*"))
+
+
+# Jobs of an engine -------------------------------------------------------------------------------------------------
+
+
+def submitted(workspace: Workspace, name: str, *, bundle: str | None = None, times: int = 3) -> Job:
+    digest = bundle or workspace.bundles.keep(pack({"train.py": name.encode()}))
+    spec = JobSpec(bundle=digest, entrypoint="train.py", retry=Retry(times, wait_s=0), resources=Resources(cpus=1))
+    return workspace.catalog.attempts.submit(JobRequest(kind="script", name=name, spec=spec), engine="local")
+
+
+def begun(workspace: Workspace) -> Attempt:
+    """Takes the next job as an engine does, with what lies in the folder of one that runs."""
+    found = workspace.catalog.attempts.take(engine="local", owner="1:1@here", fits=lambda *_: {"cpus": 1})
+    assert found is not None
+    job, attempt = found
+    workspace.catalog.attempts.runs(attempt, "2:2@here")
+    folder = workspace.job_folder(job.id) / "attempts" / str(attempt.number)
+    workspace.bundles.unpack(job.spec["bundle"], folder / "code")
+    for name, told in {
+        "attempt.json": "{}",
+        "supervisor.json": '{"owner": "2:2@here"}',
+        "log.txt": "half a li",
+    }.items():
+        (folder / name).write_text(told)
+    return attempt
+
+
+def ended_of(reason: Reason) -> Ended:
+    return Ended(reason=reason, detail="why", at="2026-01-01T00:00:00.000Z", lines=("last",))
+
+
+def test_a_copy_has_attempts_bundles_and_logs_and_runs_nothing_by_itself(workspace: Workspace, tmp_path: Path) -> None:
+    done, tried, runs, over, waits = (submitted(workspace, name) for name in ("done", "tried", "runs", "over", "waits"))
+    attempts = workspace.catalog.attempts
+    attempts.end(begun(workspace), ended_of("succeeded"))
+    attempts.end(begun(workspace), ended_of("lost"))  # and waits to be tried again
+    with workspace.catalog.writing() as connection:
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == tried.id).values(priority=-1))
+    begun(workspace)
+    ends = begun(workspace)
+    folder = workspace.job_folder(over.id) / "attempts" / "1"
+    (folder / "ended.json").write_text(ended_of("user").model_dump_json())  # which nobody has recorded yet
+    place = Copies(LocalStore(tmp_path / "place"))
+
+    place.take(workspace)
+    restore(place, tmp_path / "again")
+    promote(place, tmp_path / "next")
+
+    again, following = Workspace(tmp_path / "again"), Workspace(tmp_path / "next")
+    assert rows(following) == rows(workspace)
+    states = {job.name: job.state for job in again.catalog.jobs.list() if job.engine}
+    assert states == {"done": "succeeded", "tried": "lost", "runs": "lost", "over": "failed", "waits": "lost"}
+    told = {job.name: (job.error or {}).get("detail", "") for job in again.catalog.jobs.list()}
+    assert "it waited when the backup was made" in told["waits"]
+    assert "it waited when the backup was made" in told["tried"]
+    assert "it ran when the backup was made" in told["runs"]
+    assert told["over"] == "why"
+    assert again.catalog.attempts.at_work("local") == []
+    assert again.catalog.attempts.take(engine="local", owner="", fits=lambda *_: {}) is None
+    assert again.catalog.attempts.of(ends.job)[0].ended == ended_of("user")
+    for job in (done, tried, waits):
+        assert again.catalog.attempts.of(job.id) == attempts.of(job.id)
+    (lost,) = again.catalog.attempts.of(runs.id)
+    assert lost.ended is not None
+    assert lost.ended.reason == "lost"
+    for copied in (again, following):
+        names = {path.name for path in (copied.root / "jobs" / runs.id / "attempts" / "1").iterdir()}
+        assert names == {"attempt.json", "log.txt", "code"}  # and not who looks after it on this machine
+        assert copied.bundles.names(waits.spec["bundle"]) == ["train.py"]
+        contents.verify(copied)
+        copied.close()
+
+
+def test_what_a_script_made_where_it_runs_is_copied_as_far_as_it_is_files(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submitted(workspace, "odd")
+    begun(workspace)
+    code = workspace.job_folder(job.id) / "attempts" / "1" / "code"
+    (code / "out").mkdir()
+    (code / "out" / "numbers.txt").write_text("1 2 3")
+    (code / "link").symlink_to("/etc/hostname")
+    (code / "folder").symlink_to("/etc")
+    (code / "dead").symlink_to("nowhere")
+    os.mkfifo(code / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(code)
+        listening.bind("s")  # its whole path would be too long for one
+        place = Copies(LocalStore(tmp_path / "place"))
+        place.take(workspace)
+
+    restore(place, tmp_path / "again")
+
+    again = tmp_path / "again" / "jobs" / job.id / "attempts" / "1" / "code"
+    assert sorted(path.relative_to(again).as_posix() for path in again.rglob("*")) == [
+        "out",
+        "out/numbers.txt",
+        "train.py",
+    ]
+
+
+def test_a_bundle_that_is_damaged_or_gone_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    digest = submitted(workspace, "first").spec["bundle"]
+    submitted(workspace, "second", bundle=digest)
+    kept = workspace.root / "bundles" / f"{digest}.zip"
+    right = kept.read_bytes()
+    place = Copies(LocalStore(tmp_path / "place"))
+    for wrong in (right[:-1] + b"x", right[:-1], None):
+        if wrong is None:
+            kept.unlink()
+        else:
+            kept.write_bytes(wrong)
+        with pytest.raises(Damaged, match=rf"1 files are gone or are not, e\.g\. .*{digest}\.zip"):
+            place.take(workspace)
+        with pytest.raises(Damaged, match=rf"{digest}\.zip"):
+            contents.verify(workspace)
+    kept.write_bytes(right)
+    place.take(workspace)

@@ -93,6 +93,23 @@ def test_a_catalog_keeps_what_it_was_told_when_it_is_opened_again(catalog_at: Pa
     second.close()
 
 
+def test_a_catalog_opened_twice_in_one_process_sees_what_others_did_that_came_and_went(catalog_at: Path | str) -> None:
+    first = Catalog(catalog_at)
+    made = [first.jobs.start("train", "flowers", {}).id]
+    second = Catalog(catalog_at)
+    code = "import sys; from mms_sdk.storage.catalog import Catalog; catalog = Catalog(sys.argv[1]);"
+    code += "print(catalog.jobs.start('train', 'flowers', {}).id); catalog.close()"
+    url = f"sqlite:///{catalog_at}" if isinstance(catalog_at, Path) else catalog_at
+    for _ in range(2):
+        made.append(subprocess.check_output([sys.executable, "-c", code, url], text=True).strip())
+        made.append(second.jobs.start("train", "flowers", {}).id)
+
+        assert sorted(job.id for job in first.jobs.list()) == sorted(made)
+        assert sorted(job.id for job in second.jobs.list()) == sorted(made)
+    first.close()
+    second.close()
+
+
 @pytest.mark.parametrize("body", [b"garbage " * 1000, b"SQLite format 3\0" + bytes(4080)])
 def test_a_file_that_is_no_catalog_is_damage(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "catalog.sqlite"

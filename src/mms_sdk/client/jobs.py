@@ -296,6 +296,10 @@ class Jobs:
             TooLarge: The folder is more than a bundle holds.
             Conflict: The key stands for another job.
         """
+        if isinstance(args, str):
+            raise InvalidRequest(
+                f"arguments of a script are a list of texts; got the text {args[:60]!r}; put it into [ ]"
+            )
         code = script if isinstance(script, Code) else code_of(script, folder)
         headers = {"content-type": "application/zip"}
         kept = self._api.post_bytes("/v1/bundles", code.bundle, dict[str, str], headers=headers)

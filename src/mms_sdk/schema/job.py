@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,8 @@ _TIME = re.compile(r"(\d+(?:\.\d+)?)(s|min|h|d)")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)(MB|GB|TB|MiB|GiB|TiB)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_RESERVED = re.compile(r"MMS_\w*")
+_MAX_VARIABLE_BYTES = 100_000  # Linux takes 128 KiB, name and value together
+_PLAIN = r"^[^\x00-\x1f\x7f]*$"  # a name that is shown: on one line, and moves no cursor
 
 
 class Progress(Schema):
@@ -73,7 +75,8 @@ class Resources(Asked):
     @field_validator("memory", mode="before")
     @classmethod
     def _bytes(cls, asked: Any) -> Any:
-        return _in_units(asked, _MEMORY, _BYTES, "memory is bytes, or a number with MB, GB, TB, MiB, GiB or TiB")
+        found = _in_units(asked, _MEMORY, _BYTES, "memory is bytes, or a number with MB, GB, TB, MiB, GiB or TiB")
+        return round(found) if isinstance(asked, str) else found
 
     @field_validator("time", mode="before")
     @classmethod
@@ -85,9 +88,10 @@ def _in_units(asked: Any, pattern: re.Pattern[str], units: dict[str, int], rule:
     if not isinstance(asked, str):
         return asked
     found = pattern.fullmatch(asked.replace(" ", ""))
-    if found is None:
-        raise ValueError(f"{rule}; got {asked!r}")
-    return round(float(found[1]) * units[found[2]])
+    value = float(found[1]) * units[found[2]] if found else math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"{rule}; got {asked[:60]!r}")
+    return value
 
 
 class Retry(Asked):
@@ -97,7 +101,7 @@ class Retry(Asked):
 
     Attributes:
         times: At most so often, after the first attempt.
-        wait_s: Seconds before the second attempt, and twice as many before each one after it.
+        wait_s: Seconds before the second attempt, and twice as many before each one after it, up to an hour.
     """
 
     by_place = ("times",)
@@ -140,8 +144,13 @@ class JobSpec(Schema):
     def _own_names(cls, asked: dict[str, str]) -> dict[str, str]:
         for name, value in asked.items():
             if not name or "=" in name or "\0" in name + value:
-                raise ValueError(f"a variable has a name without '=', and no byte 0; got {name!r}")
-            if _RESERVED.fullmatch(name):
+                raise ValueError(f"a variable has a name without '=', and no byte 0; got {name[:60]!r}")
+            if (size := len(f"{name}{value}".encode())) > _MAX_VARIABLE_BYTES:
+                raise ValueError(
+                    f"a variable has at most {_MAX_VARIABLE_BYTES:,} bytes; {name[:60]!r} has {size:,}; put it into a "
+                    f"file of the folder that goes along"
+                )
+            if name.startswith("MMS_"):
                 raise ValueError(f"variables that begin with MMS_ are the engine's; got {name!r}")
         return asked
 
@@ -198,8 +207,8 @@ class JobRequest(Schema):
     """
 
     kind: Literal["script", "cell", "function"]
-    name: Annotated[str, Field(min_length=1, max_length=63)]
-    key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=_PLAIN)]
+    key: Annotated[str, Field(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
     spec: JobSpec
     parent: str | None = None
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mms_sdk.storage.catalog import Catalog
 
 Given = dict[str, Any]
+_LONGEST_WAIT_S = 3600.0  # doubled a hundred times, it would be no time that there is
+_WAITED = "it waited when the backup was made that this is a copy of; run it anew with job.retry()"
 _AT_WORK: tuple[JobState, ...] = ("starting", "running")
 _AGAIN: frozenset[Reason] = frozenset({"infra", "lost"})
 
@@ -128,6 +130,28 @@ class Attempts:
         with self._catalog.writing() as connection:
             return connection.execute(query.values(state="cancelled", ended_at=now(), error=error)).rowcount == 1
 
+    def give_up(self, ended: Callable[[Attempt], Ended]) -> None:
+        """Ends all that waits or runs, without a further attempt: of a copy, which is not to run anything by itself.
+
+        Args:
+            ended: Says how an attempt ended that nobody has recorded the end of.
+        """
+        columns, attempts = tables.jobs.c, tables.attempts.c
+        left = sa.select(tables.jobs).where(columns.engine.is_not(None), columns.state.in_(("queued", *_AT_WORK)))
+        with self._catalog.writing() as connection:
+            for row in connection.execute(left).mappings().all():
+                query = sa.select(tables.attempts).where(attempts.job == row["id"]).order_by(attempts.number.desc())
+                newest = connection.execute(query.limit(1)).mappings().first()
+                attempt = Attempt.model_validate(dict(newest)) if newest else None
+                if attempt is None or (attempt.ended is not None and row["state"] == "queued"):
+                    told = Ended(reason="lost", detail=_WAITED, at=now())
+                else:
+                    told = ended(attempt)
+                    this = (attempts.job == attempt.job, attempts.number == attempt.number)
+                    values = {"ended": told.model_dump(mode="json")}
+                    connection.execute(sa.update(tables.attempts).where(*this).values(**values))
+                connection.execute(sa.update(tables.jobs).where(columns.id == row["id"]).values(**_for_good(told)))
+
     def of(self, job: str) -> list[Attempt]:
         """All attempts at a job, the first one first."""
         columns = tables.attempts.c
@@ -155,9 +179,13 @@ class Attempts:
 
 def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
     if ended.reason in _AGAIN and number <= spec.retry.times:
-        wait = timedelta(seconds=spec.retry.wait_s * 2 ** (number - 1))
+        wait = timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
         due = (datetime.now(UTC) + wait).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"state": "queued", "owner": "", "not_before": due}
+    return _for_good(ended)
+
+
+def _for_good(ended: Ended) -> dict[str, Any]:
     error = None
     if ended.reason != "succeeded":
         error = {"title": ended.reason, "detail": ended.detail}

@@ -6,17 +6,21 @@ import contextlib
 import hashlib
 import io
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from mms_sdk.errors import Damaged, InvalidRequest, NotFound, TooLarge
+from mms_sdk.errors import Damaged, InvalidRequest, MmsError, NotFound, TooLarge
 from mms_sdk.storage import files
 
 MAX_BYTES = 64 * 2**20  # packed; code is small, and what is large is data
 MAX_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 5000
+_MAX_PATH_BYTES = 1000  # of a path, so that it has room below the folder of an attempt
+_MAX_NAME_BYTES = 255  # of a name in it, as file systems have it
+_ENTRY = b"PK\1\2"  # begins each file's entry in the list at the end of a zip archive
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that the format knows; the same files make the same archive
 
 
@@ -24,25 +28,24 @@ def pack(content: Mapping[str, bytes]) -> bytes:
     """An archive of files, by their paths within it; the same bytes for the same files.
 
     Raises:
-        InvalidRequest: A path leads out of it.
+        InvalidRequest: A path leads out of it, or is no name of a file everywhere.
         TooLarge: They are more than a bundle holds.
     """
     if len(content) > MAX_FILES:
         raise TooLarge(f"a bundle holds {MAX_FILES:,} files; these are {len(content):,}; leave out what is no code")
+    _check_paths(content)
+    unpacked = sum(map(len, content.values()))
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise _too_large(f"{MAX_UNPACKED_BYTES:,} bytes unpacked", unpacked)
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(content):
-            _check_path(path)
             info = zipfile.ZipInfo(path, _EPOCH)
             info.external_attr = (stat.S_IFREG | files.FILE_MODE) << 16
             archive.writestr(info, content[path], zipfile.ZIP_DEFLATED)
     packed = whole.getvalue()
-    unpacked = sum(map(len, content.values()))
-    if len(packed) > MAX_BYTES or unpacked > MAX_UNPACKED_BYTES:
-        raise TooLarge(
-            f"a bundle holds {MAX_BYTES:,} bytes, {MAX_UNPACKED_BYTES:,} unpacked; this one has {len(packed):,} and "
-            f"{unpacked:,}; leave out what is no code, and put data into a dataset"
-        )
+    if len(packed) > MAX_BYTES:
+        raise _too_large(f"{MAX_BYTES:,} bytes", len(packed))
     return packed
 
 
@@ -61,7 +64,10 @@ class Bundles:
         _read(packed)
         digest = hashlib.sha256(packed).hexdigest()
         path = files.make_folder(self._folder) / f"{digest}.zip"
-        if not path.exists():
+        if path.exists():
+            if files.sha256_file(path) != digest:
+                files.replace(path, packed)  # it was damaged since
+        else:
             with contextlib.suppress(FileExistsError):  # another process was first, with the same bytes
                 files.publish(path, packed)
         return digest
@@ -73,53 +79,118 @@ class Bundles:
             NotFound: There is no such bundle.
             Damaged: It is not what was kept.
         """
-        try:
-            packed = (self._folder / f"{digest}.zip").read_bytes()
-        except FileNotFoundError as error:
-            raise NotFound(f"no bundle {digest} in {self._folder}; submit the job again") from error
-        if hashlib.sha256(packed).hexdigest() != digest:
-            raise Damaged(f"bundle {digest} in {self._folder} is not what was kept; submit the job again")
-        for path, content in _read(packed).items():
+        for path, content in _read(self._kept(digest)).items():
             target = to / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            # What an attempt runs need not outlive a machine that goes down.
+            with files.writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "wb", opener=files.private) as file:
+                    file.write(content)
 
     def names(self, digest: str) -> list[str]:
         """Paths of the files in a bundle.
 
         Raises:
             NotFound: There is no such bundle.
+            Damaged: It is not what was kept.
         """
+        with zipfile.ZipFile(io.BytesIO(self._kept(digest))) as archive:
+            return archive.namelist()
+
+    def _kept(self, digest: str) -> bytes:
         try:
-            with zipfile.ZipFile(self._folder / f"{digest}.zip") as archive:
-                return archive.namelist()
+            packed = (self._folder / f"{digest}.zip").read_bytes()
         except FileNotFoundError as error:
-            raise NotFound(f"no bundle {digest}; send it first, as POST /v1/bundles") from error
+            raise NotFound(
+                f"no bundle {digest} in {self._folder}; submit the job again, or send it first, as POST /v1/bundles"
+            ) from error
+        if hashlib.sha256(packed).hexdigest() != digest:
+            raise Damaged(f"bundle {digest} in {self._folder} is not what was kept; submit the job again")
+        return packed
 
 
 def _read(packed: bytes) -> dict[str, bytes]:
-    # Sizes are compared before anything is unpacked, and again by `zipfile` while it is.
+    # Nothing is believed of what an archive says of itself, and no more is unpacked at a time than it says.
     if len(packed) > MAX_BYTES:
-        raise TooLarge(f"a bundle holds {MAX_BYTES:,} bytes; this one has {len(packed):,}")
+        raise _too_large(f"{MAX_BYTES:,} bytes", len(packed))
+    if (
+        count := packed.count(_ENTRY)
+    ) > 2 * MAX_FILES:  # `zipfile` would make an object of each before they are counted
+        raise _too_large(f"{MAX_FILES:,} files", count)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             infos = archive.infolist()
-            if len(infos) > MAX_FILES or (size := sum(info.file_size for info in infos)) > MAX_UNPACKED_BYTES:
-                told = f"{len(infos):,} files" if len(infos) > MAX_FILES else f"{size:,} bytes"
-                raise TooLarge(f"a bundle holds {MAX_FILES:,} files and {MAX_UNPACKED_BYTES:,} bytes; this has {told}")
+            if len(infos) > MAX_FILES:
+                raise _too_large(f"{MAX_FILES:,} files", len(infos))
+            if (size := sum(info.file_size for info in infos)) > MAX_UNPACKED_BYTES:
+                raise _too_large(f"{MAX_UNPACKED_BYTES:,} bytes unpacked", size)
             for info in infos:
-                _check_path(info.filename)
-                if not stat.S_ISREG(info.external_attr >> 16):
-                    raise InvalidRequest(f"a bundle holds plain files; {info.filename!r} is none; leave it out")
-            if len({info.filename for info in infos}) != len(infos):
-                raise InvalidRequest("a bundle holds each path once; this one has some twice; pack it again")
-            return {info.filename: archive.read(info) for info in infos}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
+                _check_kind(info)
+            _check_paths([info.orig_filename for info in infos])
+            return {info.filename: _content(archive, info) for info in infos}
+    except MmsError:
+        raise
+    except (zipfile.BadZipFile, ValueError, LookupError, RuntimeError, EOFError, struct.error, zlib.error) as error:
         raise InvalidRequest(f"a bundle is a zip archive; this is none that can be read: {error}") from error
 
 
+def _check_kind(info: zipfile.ZipInfo) -> None:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 of archives that say only what may be done with a file
+    if kind not in (0, stat.S_IFREG) or info.filename.endswith("/"):
+        raise InvalidRequest(
+            f"a bundle holds plain files, without entries of folders; {info.filename!r} is none; leave it out, as "
+            f"`zip -D` leaves out folders"
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Of the others, Python unpacks all that there is, however much it becomes.
+        raise InvalidRequest(
+            f"files of a bundle are stored or deflated; {info.filename!r} is packed otherwise; pack it again"
+        )
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with archive.open(info) as file:
+        content = file.read(info.file_size)
+        left = file.read(1)  # compares the checksum, too
+    if left or len(content) != info.file_size:
+        raise InvalidRequest(f"a bundle says how large its files are; {info.filename!r} is not; pack it again")
+    return content
+
+
+def _check_paths(paths: Iterable[str]) -> None:
+    found: set[str] = set()
+    for path in paths:
+        _check_path(path)
+        if path in found:
+            raise InvalidRequest(f"a bundle holds each path once; {path!r} is there twice; pack it again")
+        found.add(path)
+    for path in found:
+        above = path
+        while "/" in above:
+            above = above.rpartition("/")[0]
+            if above in found:
+                raise InvalidRequest(f"what lies in a folder has no file for it; {path!r} and {above!r} are both there")
+
+
 def _check_path(path: str) -> None:
-    parts = PurePosixPath(path).parts
-    plain = path and not path.startswith("/") and "\\" not in path and "\0" not in path and ":" not in path
-    if not plain or ".." in parts or str(PurePosixPath(path)) != path:
-        raise InvalidRequest(f"files of a bundle lie below its own folder, e.g. 'models/net.py'; got {path!r}")
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"names of files in a bundle are UTF-8; {path!r} is not; rename it") from error
+    if not files.is_below(path) or "\\" in path or ":" in path:
+        raise InvalidRequest(
+            f"files of a bundle lie below its own folder, by names without \\, : and byte 0, e.g. 'models/net.py'; "
+            f"got {path[:200]!r}; rename it, or leave it out"
+        )
+    if len(encoded) > _MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > _MAX_NAME_BYTES:
+        raise InvalidRequest(
+            f"a path in a bundle has at most {_MAX_PATH_BYTES} bytes, and each name in it {_MAX_NAME_BYTES}; got "
+            f"{path[:60]!r}… of {len(encoded):,}; make it shorter"
+        )
+
+
+def _too_large(limit: str, seen: int) -> TooLarge:
+    return TooLarge(
+        f"a bundle holds at most {limit}; this one has {seen:,}; leave out what is no code (.mmsignore) and put "
+        f"data into a dataset"
+    )

@@ -11,6 +11,7 @@ import errno
 import importlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,9 @@ def database_at(where: Path | str) -> Database:
     return Server(url=url)
 
 
+_making = threading.Lock()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
     """A SQLite file, with a write-ahead log beside it."""
@@ -91,8 +95,16 @@ class Embedded:
 
     def engine(self) -> sa.Engine:
         """An engine of the file, which is made if it is not there."""
-        with files.writing(self.path):
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, files.FILE_MODE))
+        with _making, files.writing(self.path):
+            try:
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, files.FILE_MODE))
+            except FileExistsError:
+                # Never opened: closing it would let go all locks that this process holds on it (POSIX, fcntl), and the
+                # next process to leave would take the log away from under the connections that are open here.
+                if not os.access(self.path, os.R_OK | os.W_OK):
+                    read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
+                    number = errno.EROFS if read_only else errno.EACCES
+                    raise OSError(number, os.strerror(number)) from None
         engine = sa.create_engine(sa.URL.create("sqlite", database=str(self.path)))  # a URL's text would need escaping
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)

@@ -15,6 +15,8 @@ _PLAIN = frozenset(
     | {COMPILE_CACHE_VARIABLE}  # what one job compiled, the next one finds
 )
 _FAMILIES = re.compile(r"(LC|XLA|JAX|CUDA|NVIDIA|NCCL|TPU|OMP|OPENBLAS|MKL|CONDA|SSL_CERT|XDG)_\w+|NPROC")
+# But for those of a family that let somebody in, e.g. NVIDIA_API_KEY.
+_SECRET = re.compile(r"\w*(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)\w*")
 # Only where datasets lie in such a store, which jobs read.
 _STORES = re.compile(r"(AWS|GOOGLE|AZURE|HADOOP)_\w+")
 
@@ -30,7 +32,10 @@ def environment(given: Mapping[str, str], *, more: Sequence[str] = (), stores: b
     return {
         name: value
         for name, value in given.items()
-        if name in _PLAIN or name in more or _FAMILIES.fullmatch(name) or (stores and _STORES.fullmatch(name))
+        if name in _PLAIN
+        or name in more
+        or (_FAMILIES.fullmatch(name) and not _SECRET.fullmatch(name))
+        or (stores and _STORES.fullmatch(name))
     }
 
 

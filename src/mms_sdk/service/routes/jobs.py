@@ -111,9 +111,11 @@ def get_log(
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            piece = _whole_characters(file.read(_PIECE_BYTES))
+            piece = file.read(_PIECE_BYTES)
     except FileNotFoundError:
         piece = b""
+    if not over or len(piece) == _PIECE_BYTES:
+        piece = _whole_characters(piece)
     return LogPiece(text=piece.decode(errors="replace"), offset=offset + len(piece), ended=over and not piece)
 
 
@@ -144,6 +146,8 @@ def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
     filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
+    if asked.parent is not None:
+        service.workspace.catalog.jobs.get(asked.parent)
     service.engine.check(filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
@@ -154,12 +158,12 @@ def _submitted(service: Service, asked: JobRequest) -> Job:
 
 
 def _whole_characters(piece: bytes) -> bytes:
-    # What follows a character's first byte begins with the bits 10; of one that is cut off, the first is left for next.
+    # Without the beginning of one whose rest is still to come: what follows a first byte begins with the bits 10.
     for back in range(1, min(4, len(piece)) + 1):
         byte = piece[-back]
         if byte & 0xC0 != 0x80:
             needed = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return piece[:-back] if needed > back and len(piece) > back else piece
+            return piece[:-back] if needed > back else piece
     return piece
 
 

@@ -5,6 +5,8 @@ What is sealed never changes, and its digests are known. A file that still grows
 
 from __future__ import annotations
 
+import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.workspace import Workspace
 
 _LOG = "metrics.jsonl"
+# Who looks after an attempt: a process of this machine, which a copy must not take for its own.
+_OF_THIS_MACHINE = re.compile(r"attempts/\d+/supervisor\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Content:
 
 
 def contents_of(workspace: Workspace, rows: list[dict[str, Any]]) -> Iterator[Content]:
-    """The files of artefacts and jobs that rows of the catalog name, and of all datasets.
+    """The files of artefacts and jobs that rows of the catalog name, their code, and of all datasets.
 
     Raises:
         Damaged: A manifest or snapshot is not what was written.
@@ -57,6 +61,11 @@ def contents_of(workspace: Workspace, rows: list[dict[str, Any]]) -> Iterator[Co
         )
     for row in (each["row"] for each in rows if each["table"] == "jobs"):
         yield from _of_job(root.below(f"jobs/{row['id']}"), f"jobs/{row['id']}")
+    specs = (each["row"]["spec"] for each in rows if each["table"] == "jobs" and each["row"]["engine"] is not None)
+    for digest in sorted({spec["bundle"] for spec in specs}):
+        key = f"bundles/{digest}.zip"
+        size = _size(root.folder / key)
+        yield Content(path=key, store=root, key=key, bytes=size, sha256=digest)
     for name in workspace.dataset_names():
         yield from _of_dataset(workspace.dataset(name), f"datasets/{name}")
 
@@ -116,7 +125,7 @@ def _of_job(store: LocalStore, path: str) -> Iterator[Content]:
                 raise
             # It made room for a newer one in this moment.
     for each in store.walk(""):
-        if not each.key.endswith("/") and not each.key.startswith("checkpoints/"):
+        if not each.key.startswith("checkpoints/") and _is_plain(store.folder / each.key, each.key):
             size = _whole_lines(store.folder / each.key) if each.key == _LOG else each.bytes
             yield Content(path=f"{path}/{each.key}", store=store, key=each.key, bytes=size, group=f"{path}/{each.key}")
 
@@ -140,6 +149,21 @@ def _sealed(store: Store, path: str, what: str, expected: str | None, *, group: 
 
 def _plain(store: Store, key: str, path: str) -> Content:
     return Content(path=f"{path}/{key}", store=store, key=key, bytes=store.stat(key).bytes)
+
+
+def _is_plain(path: Path, key: str) -> bool:
+    # What a script makes where it runs may be anything: links, pipes, sockets. Of these there is no copy.
+    try:
+        return stat.S_ISREG(path.lstat().st_mode) and _OF_THIS_MACHINE.fullmatch(key) is None
+    except FileNotFoundError:
+        return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # which is damage, and told where its bytes are wanted
+        return 0
 
 
 def _whole_lines(path: Path) -> int:

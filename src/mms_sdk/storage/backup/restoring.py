@@ -12,9 +12,11 @@ import orjson
 
 from mms_sdk.errors import Conflict, InvalidRequest
 from mms_sdk.schema.backup import Backup, Promotion
+from mms_sdk.schema.job import Attempt, Ended
 from mms_sdk.storage import files
 from mms_sdk.storage.backup import catalog_rows
 from mms_sdk.storage.backup.copies import CATALOG, Copies, Held, Tell, some_of
+from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.stores.base import Store
@@ -32,11 +34,13 @@ def restore(
     backup: str | None = None,
     datasets: str | None = None,
     catalog: str | None = None,
+    goes_on: bool = False,
     tell: Tell = lambda *_: None,
 ) -> Backup:
     """Makes a workspace of a copy, byte for byte; until all of it is there, it is none.
 
-    Restoring that was cut short is gone on with by the same call.
+    Restoring that was cut short is gone on with by the same call. Jobs that an engine was to run, or ran, are lost
+    there, since the workspace that they are of may go on with them.
 
     Args:
         copies: Where the copies lie.
@@ -44,6 +48,7 @@ def restore(
         backup: Which copy; the newest if left out.
         datasets: Where its datasets are to lie; a folder in it if left out.
         catalog: The URL of an empty PostgreSQL database for its catalog; a SQLite file if left out.
+        goes_on: Such jobs stay as they are, and are run, or tried again, there.
         tell: See `Tell`.
 
     Raises:
@@ -63,7 +68,7 @@ def restore(
         at_once(partial(_bring, copies, record, root, store), some)
         done += len(some)
         tell("files restored", done, len(held))
-    _fill_catalog(copies, record, own[0], root, catalog)
+    _fill_catalog(copies, record, own[0], root, catalog, goes_on=goes_on)
     _describe(copies, record, own[1], root, catalog=catalog, datasets=store.url if datasets else None)
     return record
 
@@ -88,7 +93,7 @@ def promote(copies: Copies, root: Path, **options: Any) -> Backup:
             f"copies become one workspace; those at {copies.store.url} became {done.workspace} on {done.host} at "
             f"{done.created_at}; go on with that one, or restore them without promoting"
         )
-    return restore(copies, root, backup=done.backup, **options)
+    return restore(copies, root, backup=done.backup, goes_on=True, **options)
 
 
 def _mark(root: Path, record: Backup) -> None:
@@ -143,7 +148,9 @@ def _is_there(store: Store, key: str, held: Held) -> bool:
         return False
 
 
-def _fill_catalog(copies: Copies, record: Backup, held: Held, root: Path, catalog: str | None) -> None:
+def _fill_catalog(
+    copies: Copies, record: Backup, held: Held, root: Path, catalog: str | None, *, goes_on: bool
+) -> None:
     spool = root / f".{CATALOG}"
     spool.unlink(missing_ok=True)
     copies.download(held, spool, what=f"the catalog in backup {record.id}")
@@ -156,6 +163,22 @@ def _fill_catalog(copies: Copies, record: Backup, held: Held, root: Path, catalo
             catalog_rows.fill(catalog or path, record.workspace, lines, revision=record.catalog)
     finally:
         spool.unlink(missing_ok=True)
+    if goes_on:
+        return
+    filled = Catalog(catalog or path)
+    try:
+        filled.attempts.give_up(partial(_how_it_ended, root))
+    finally:
+        filled.close()
+
+
+def _how_it_ended(root: Path, attempt: Attempt) -> Ended:
+    # What its folder says is newer than the catalog's rows, which were read first.
+    told = root / "jobs" / attempt.job / "attempts" / str(attempt.number) / "ended.json"
+    if told.is_file():
+        return Ended.model_validate_json(told.read_bytes())
+    detail = "it ran when the backup was made that this is a copy of; run it anew with job.retry()"
+    return Ended(reason="lost", detail=detail, at=now())
 
 
 def _describe(
