@@ -42,9 +42,10 @@ def cookie(job: str, number: int) -> str:
 
 def create(path: Path, told: Any) -> bool:
     """Writes a file that is not there yet, for good; False if it is there already."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name that nobody had before: one that was used again would be emptied under the file that it became.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
     try:
-        with open(draft, "w", encoding="utf-8", opener=_private) as file:
+        with open(draft, "x", encoding="utf-8", opener=_private) as file:
             json.dump(told, file)
             file.flush()
             os.fsync(file.fileno())
