@@ -63,7 +63,9 @@ def _run(folder: Path) -> None:
 def _failed(folder: Path, error: BaseException) -> None:
     traceback.print_exception(type(error), error, _of_script(error.__traceback__))
     sys.stderr.flush()
-    told = {"type": type(error).__name__, "message": str(error)[:_MESSAGE]}
+    # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
+    message = str(error)[:_MESSAGE].encode(errors="replace").decode()
+    told = {"type": type(error).__name__, "message": message}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.ERROR, told)
 
