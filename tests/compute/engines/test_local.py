@@ -87,6 +87,24 @@ def test_when_a_supervisor_is_killed_its_worker_dies_and_what_is_left_is_ended(j
     assert jobs.ended(job).state == "cancelled"
 
 
+def test_when_a_supervisor_is_killed_what_was_given_other_variables_is_ended_too(jobs: Jobs, marks: Path) -> None:
+    """A tool that the script runs, for one."""
+    text = (
+        "import subprocess, sys\nfrom pathlib import Path\n"
+        "tool = subprocess.Popen(['sleep', '60'], env={}, stdout=subprocess.DEVNULL)\n"
+        f"Path(sys.argv[2], f'pid-{{tool.pid}}').touch()\n{STAYS}"
+    )
+    job = jobs.submit(text, "a", marks, times=0)
+    until((marks / "a").exists, "its beginning")
+    (tool,) = [int(path.name.removeprefix("pid-")) for path in marks.glob("pid-*")]
+    assert runs(tool)
+
+    kill_supervisor_of(jobs, job)
+
+    assert jobs.ended(job).state == "lost"
+    assert not runs(tool)
+
+
 def test_a_worker_that_stands_still_does_not_wake_up_beside_the_next_attempt(jobs: Jobs, marks: Path) -> None:
     job = jobs.submit(STAYS, "a", marks, wait_s=0)
     until((marks / "a").exists, "its beginning")

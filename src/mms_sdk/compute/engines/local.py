@@ -212,7 +212,7 @@ class LocalEngine:
             return None
         told = self._told(folder)  # it may have written down the end, and gone, since
         if told is None:
-            _end_orphans(names.cookie(attempt.job, attempt.number))
+            _end_orphans(names.cookie(attempt.job, attempt.number), _session(folder))
             told = _lost(folder, "what looked after it is gone: it was killed, or the machine went down")
         return self._end(attempt, told)
 
@@ -253,19 +253,30 @@ def _wait_for_ended() -> None:
             _started.discard(pid)
 
 
-def _end_orphans(cookie: str) -> None:
-    # They died with their supervisor, but for those that they started; these know whose they are.
-    while left := [process for process in psutil.process_iter() if _has(process, cookie)]:
+def _session(folder: Path) -> int | None:
+    told = names.read(folder / names.WORKER)
+    if told is None or told["owner"].partition("@")[2] != owner_of(os.getpid()).partition("@")[2]:  # another boot
+        return None
+    pid = pid_of(told["owner"])
+    with contextlib.suppress(ProcessLookupError):
+        return pid if owner_of(pid) == told["owner"] else None  # None: the number has been given anew
+    return pid
+
+
+def _end_orphans(cookie: str, session: int | None) -> None:
+    # They died with their supervisor, but for those that they started. These know whose they are, or, if they were
+    # given other variables, are of the worker's session; with neither, they are as if a person had started them.
+    while left := [process for process in psutil.process_iter() if _has(process, cookie, session)]:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=1)
 
 
-def _has(process: psutil.Process, cookie: str) -> bool:
+def _has(process: psutil.Process, cookie: str, session: int | None) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return bool(process.environ().get(names.COOKIE) == cookie)
+        return bool(os.getsid(process.pid) == session or process.environ().get(names.COOKIE) == cookie)
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return False

@@ -90,7 +90,7 @@ class Supervised:
     def _started(self) -> subprocess.Popen[bytes]:
         log = os.open(self._folder / files.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            return subprocess.Popen(
+            worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
                 [sys.executable, "-P", "-m", "mms_sdk.compute.worker", str(self._folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -102,6 +102,9 @@ class Supervised:
             )
         finally:
             os.close(log)
+        with contextlib.suppress(OSError):  # a full disk; it has ended, and keeps its number until it is waited for
+            files.create(self._folder / files.WORKER, {"owner": owner_of(worker.pid)})
+        return worker
 
     def _waited(self, worker: subprocess.Popen[bytes]) -> int:
         began = time.monotonic()
