@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mms_sdk.compute.engines import folder as files
+from mms_sdk.settings import WORKER_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -27,6 +28,7 @@ def main(folder: Path, supervisor: int) -> int:
         Its exit code: 1 after an error.
     """
     _die_with(supervisor)
+    os.environ[WORKER_VARIABLE] = str(os.getpid())
     try:
         _run(folder)
     except SystemExit as ended:

@@ -130,12 +130,13 @@ class Jobs:
         """The attempts at it."""
         return self.workspace.catalog.attempts.of(job)
 
-    def ended(self, job: str, *, alone: bool = False) -> Job:
+    def ended(self, job: str, *, alone: bool = False, within_s: float = _WITHIN_S) -> Job:
         """Waits for its end.
 
         Args:
             job: Which.
             alone: Whether nobody looks after it but what it was started with.
+            within_s: How long.
         """
 
         def look() -> Job | None:
@@ -144,7 +145,7 @@ class Jobs:
             found = self.get(job)
             return found if found.ended else None
 
-        return until(look, f"the end of {job}")
+        return until(look, f"the end of {job}", within_s=within_s)
 
     def end_of(self, job: str) -> Ended:
         """Waits for the end of a job; returns how its last attempt ended."""
