@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.evaluations import Evaluation
     from mms_sdk.client.jobs import Job
     from mms_sdk.client.models import ModelVersion
+    from mms_sdk.client.remote import RemoteFunction, remote
     from mms_sdk.client.studies import Study, Trial
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models, sharding
@@ -128,6 +129,7 @@ _HOME = {
     "Reconstruction": "compute.training.tasks",
     "Record": "compute.data.streams",
     "Regression": "compute.training.tasks",
+    "RemoteFunction": "client.remote",
     "Resources": "schema.job",
     "Result": "compute.training.trainer",
     "Retry": "schema.job",
@@ -159,6 +161,7 @@ _HOME = {
     "drop_unreadable": "schema.cleaning:DropUnreadable",
     "impute": "schema.cleaning:Impute",
     "keep_where": "schema.cleaning:KeepWhere",
+    "remote": "client.remote",
     "warmup_cosine": "compute.training.schedules",
 }
 _MODULES = {
@@ -222,6 +225,7 @@ __all__ = [
     "Reconstruction",
     "Record",
     "Regression",
+    "RemoteFunction",
     "Resources",
     "Result",
     "Retry",
@@ -256,6 +260,7 @@ __all__ = [
     "keep_where",
     "loggers",
     "models",
+    "remote",
     "series",
     "sharding",
     "table",

@@ -20,7 +20,7 @@ class Code:
     """What is run, and the files it needs.
 
     Attributes:
-        kind: `script` or `cell`.
+        kind: `script`, `cell` or `function`.
         name: For people.
         entrypoint: The script within the bundle.
         bundle: A zip archive.

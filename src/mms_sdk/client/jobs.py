@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
-from mms_sdk.client.code import code_of
+from mms_sdk.client.code import Code, code_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
@@ -113,6 +113,18 @@ class Job:
             pieces.append(piece.text)
             offset = piece.offset
         return "".join(pieces)
+
+    def value(self) -> Any:
+        """What the function of the job returned, once it has ended; waits for it.
+
+        Raises:
+            MmsError: The job failed.
+            NotFound: It runs no function.
+        """
+        from mms_sdk.compute.call import RETURNED
+        from mms_sdk.compute.values import unpack
+
+        return unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
 
     def cancel(self) -> Job:
         """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
@@ -250,7 +262,7 @@ class Jobs:
 
     def submit(
         self,
-        script: str | os.PathLike[str],
+        script: str | os.PathLike[str] | Code,
         *,
         args: Sequence[str] = (),
         folder: str | os.PathLike[str] | None = None,
@@ -267,7 +279,7 @@ class Jobs:
         that holds what was packed, so that paths to anything else are absolute.
 
         Args:
-            script: A path, or the text of a cell: what has more than one line.
+            script: A path, or the text of a cell: what has more than one line. Functions are submitted by `mms.remote`.
             args: What the script finds in `sys.argv`.
             folder: What goes along beside the script, which lies in it: code, not data. Hidden files and what
                 `.mmsignore` there names stay behind.
@@ -284,7 +296,7 @@ class Jobs:
             TooLarge: The folder is more than a bundle holds.
             Conflict: The key stands for another job.
         """
-        code = code_of(script, folder)
+        code = script if isinstance(script, Code) else code_of(script, folder)
         headers = {"content-type": "application/zip"}
         kept = self._api.post_bytes("/v1/bundles", code.bundle, dict[str, str], headers=headers)
         spec: dict[str, Any] = {

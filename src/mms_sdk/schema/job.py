@@ -12,6 +12,7 @@ from mms_sdk.schema.base import Asked, Schema
 JobKind = Literal[
     "script",
     "cell",
+    "function",
     "ingest",
     "clean",
     "join",
@@ -189,14 +190,14 @@ class JobRequest(Schema):
     """A job that is to be run.
 
     Attributes:
-        kind: A script, or the text of a cell.
+        kind: A script, the text of a cell, or a function.
         name: What it is called in lists.
         key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
         spec: What is run.
         parent: The job it is a part of.
     """
 
-    kind: Literal["script", "cell"]
+    kind: Literal["script", "cell", "function"]
     name: Annotated[str, Field(min_length=1, max_length=63)]
     key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     spec: JobSpec

@@ -81,7 +81,7 @@ class Bundles:
             raise Damaged(f"bundle {digest} in {self._folder} is not what was kept; submit the job again")
         for path, content in _read(packed).items():
             target = to / path
-            files.make_folder(target.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
 
     def names(self, digest: str) -> list[str]:

@@ -142,15 +142,14 @@ class Windows:
         plan = self._plan(epoch)
         first, last = np.searchsorted(plan.starts, [places.min(), places.max()], side="right") - 1
         if first == last:
-            found = self._from_window(name, epoch, int(first), places - plan.starts[first])
-            self._decode_ahead(epoch, int(first), windows=len(plan.starts) - 1)
-            return found
+            return self._from_window(name, epoch, int(first), places - plan.starts[first])
         out = np.empty(len(places), f"V{self._row_bytes[name]}")
         numbers = np.searchsorted(plan.starts, places, side="right") - 1
         for number in range(first, last + 1):
             here = np.flatnonzero(numbers == number)
             if len(here):
-                out[here] = self._from_window(name, epoch, number, places[here] - plan.starts[number])
+                found = self._from_window(name, epoch, number, places[here] - plan.starts[number])
+                _as_bytes(out)[here] = _as_bytes(found)
         return out
 
     def _plan(self, epoch: int) -> _Plan:
@@ -192,8 +191,7 @@ class Windows:
         return _Window(rows[order], places, blocks, begins)
 
     def _from_window(self, name: str, epoch: int, number: int, places: Rows) -> Array:
-        if (epoch, number) not in self._decoded:
-            self._begin(epoch, number, keep=None)
+        self._begin_next(epoch, number)  # first of all, so that no thread waits between this window and the next
         decoded = self._decoded[epoch, number]
         try:
             while decoded.work:  # asked once, not for every batch
@@ -204,8 +202,11 @@ class Windows:
             raise
         return _some(decoded.buffers[name], places)
 
-    def _decode_ahead(self, epoch: int, number: int, *, windows: int) -> None:
+    def _begin_next(self, epoch: int, number: int) -> None:
+        windows = len(self._plan(epoch).starts) - 1
         coming = (epoch, number + 1) if number + 1 < windows else (epoch + 1, 0)
+        if (epoch, number) not in self._decoded:
+            self._begin(epoch, number, keep=None)
         if coming not in self._decoded:
             self._begin(*coming, keep=(epoch, number))
 
@@ -231,8 +232,7 @@ class Windows:
                 # What a masked row lacks is said elsewhere.
                 gathered = np.ma.getdata(self._snapshot.gather(name, self._rows[picked]))
                 values = gathered.reshape(len(places), -1).view(np.uint8)
-            # As bytes, not as void: NumPy copies those without holding Python's lock.
-            buffer.view(np.uint8).reshape(len(buffer), -1)[places] = values
+            _as_bytes(buffer)[places] = values
 
     def _chunk(self, block: int) -> Array:
         # Into the same memory each time: it stays in the core's cache.
@@ -242,6 +242,12 @@ class Windows:
         out: Array = self._scratch.bytes[: rows * row_bytes]
         self._snapshot.read_chunk(self._lead, int(self._parts[block]), int(self._chunks[block]), out)
         return out.reshape(rows, row_bytes)
+
+
+def _as_bytes(rows: Array) -> Array:
+    # Not as void: NumPy copies bytes without holding Python's lock.
+    seen: Array = rows.view(np.uint8).reshape(len(rows), -1)
+    return seen
 
 
 def _some(values: Array, places: Rows) -> Array:

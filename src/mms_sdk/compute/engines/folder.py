@@ -42,26 +42,42 @@ def cookie(job: str, number: int) -> str:
     return f"{job}/{number}"
 
 
-def create(path: Path, told: Any) -> bool:
-    """Writes a file that is not there yet, for good; False if it is there already."""
+def make(path: Path) -> Path:
+    """Makes a private folder, and private parents, if it is not there."""
+    for folder in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def create(path: Path, told: Any, *, durable: bool = False) -> bool:
+    """Writes a file that is not there yet, for good; False if it is there already.
+
+    Args:
+        path: Where.
+        told: What it says, as JSON.
+        durable: Whether it is on the disk when this returns. What only says what runs need not be: that does not
+            outlive a machine that goes down, and each write to the disk is a share of what submitting takes.
+    """
     # A name that nobody had before: one that was used again would be emptied under the file that it became.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
     try:
         with open(draft, "x", encoding="utf-8", opener=_private) as file:
             json.dump(told, file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.link(draft, path)
     except FileExistsError:
         return False
     finally:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return True
 
 

@@ -131,7 +131,7 @@ class LocalEngine:
         return None
 
     def _lay_out(self, spec: JobSpec, folder: Path, attempt: Attempt) -> None:
-        code = files.make_folder(folder / names.CODE)
+        code = names.make(folder / names.CODE)
         self._workspace.bundles.unpack(spec.bundle, code)
         told = {
             "job": attempt.job,
@@ -186,7 +186,7 @@ class LocalEngine:
         return owner
 
     def _ask_to_stop(self, attempt: Attempt) -> None:
-        folder = files.make_folder(self._folder(attempt))  # whoever starts it may not have come so far
+        folder = names.make(self._folder(attempt))  # whoever starts it may not have come so far
         names.create(folder / names.CANCEL, {"at": now()})
         claim = names.read(folder / names.CLAIM)
         if claim and is_alive(claim["owner"]):
@@ -203,7 +203,7 @@ class LocalEngine:
         if claim is None:
             if is_alive(attempt.owner):
                 return None  # who starts it, or a supervisor that is about to claim it
-            files.make_folder(folder)
+            names.make(folder)
             if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
                 claim = names.read(folder / names.CLAIM)
         if claim is not None and is_alive(claim["owner"]):
@@ -236,7 +236,7 @@ class LocalEngine:
         return state
 
     def _folder(self, attempt: Attempt) -> Path:
-        return names.attempt_folder(self._workspace.job_folder(attempt.job), attempt.number)
+        return names.attempt_folder(self._workspace.root / "jobs" / attempt.job, attempt.number)
 
 
 def _lost(folder: Path, detail: str) -> Ended:

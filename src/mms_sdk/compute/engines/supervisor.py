@@ -261,7 +261,7 @@ def _write_down(folder: Path, ended: dict[str, Any]) -> None:
     pause_s, longest_s = _AGAIN_S
     while folder.exists():
         try:
-            files.create(folder / files.ENDED, ended)
+            files.create(folder / files.ENDED, ended, durable=True)
         except OSError:
             time.sleep(pause_s)
             pause_s = min(longest_s, pause_s * 2)

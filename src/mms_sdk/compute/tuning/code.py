@@ -5,19 +5,15 @@ Nothing is pickled. What a script imports from beside it is taken from where it 
 
 from __future__ import annotations
 
-import ast
-import builtins
-import dis
 import hashlib
 import importlib.util
 import inspect
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
+from mms_sdk.compute.functions import text_of
 from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.tuning import Code
 from mms_sdk.storage import files
@@ -100,22 +96,10 @@ def _checked(code: Code, content: bytes) -> tuple[Code, bytes]:
 
 
 def _function(function: Callable[..., Any], space: Mapping[str, Any]) -> tuple[Code, bytes]:
-    name = getattr(function, "__name__", repr(function))
-    if not inspect.isfunction(function) or not name.isidentifier():
-        raise InvalidRequest(f"a study runs a function defined by def; got {function!r}; write one with a name")
-    try:
-        text = textwrap.dedent(inspect.getsource(function))
-        tree = ast.parse(text)
-    except (OSError, SyntaxError) as error:
-        raise InvalidRequest(
-            f"a function travels as its text, and that of {name} is nowhere to be found; write it into a file or a cell"
-        ) from error
-    if not isinstance(tree.body[0], ast.FunctionDef):
-        raise InvalidRequest(f"a study runs a function defined by def; got {text.splitlines()[0]!r}")
+    text = text_of(function)
     _takes(function, space)
-    imports = _imports(function, text)
-    call = f"import mms_sdk as _mms\n\n_mms.trial.returned({name}(**_mms.trial.params))\n"
-    whole = "\n".join(["from __future__ import annotations", *imports, "", text, call])
+    name = function.__name__
+    whole = f"{text}\nimport mms_sdk as _mms\n\n_mms.trial.returned({name}(**_mms.trial.params))\n"
     return _checked(Code(name=f"{name}.py", sha256="", origin=f"function {name}"), whole.encode())
 
 
@@ -127,34 +111,3 @@ def _takes(function: Callable[..., Any], space: Mapping[str, Any]) -> None:
             f"a function is called with the names of the search space, {', '.join(space)}; "
             f"{function.__name__}{inspect.signature(function)} does not take them: {error}"
         ) from error
-
-
-def _imports(function: Callable[..., Any], text: str) -> list[str]:
-    # Names that the text takes from around it: modules are imported again, anything else stays behind.
-    there: dict[str, Any] = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
-    code = compile(f"from __future__ import annotations\n{text}", "<function>", "exec", dont_inherit=True)
-    imports, left = [], []
-    for name in dict.fromkeys(_loaded(code)):
-        value = there.get(name, function if name == function.__name__ else None)
-        if isinstance(value, ModuleType):
-            imports.append(f"import {value.__name__} as {name}")
-        elif value is not function and (name in there or not hasattr(builtins, name)):
-            left.append(name)
-    if left:
-        raise InvalidRequest(
-            f"a function travels as its text, without what is around it; {function.__name__} uses {', '.join(left)} "
-            f"from there; define or import {'it' if len(left) == 1 else 'them'} within, or make the study of a file"
-        )
-    return imports
-
-
-def _loaded(code: CodeType, stored: frozenset[str] = frozenset()) -> Iterator[str]:
-    steps = list(dis.get_instructions(code))
-    if code.co_name == "<module>":
-        stored |= {str(step.argval) for step in steps if step.opname in ("STORE_NAME", "STORE_GLOBAL")}
-    for step in steps:
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval not in stored - {"__module__"}:
-            yield str(step.argval)
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _loaded(inner, stored)

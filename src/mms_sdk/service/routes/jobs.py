@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _PIECE_BYTES = 2**20
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
-JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json"]
+JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json", "returned.npz"]
 
 
 @router.get("", **needs("viewer"))
@@ -133,7 +133,10 @@ def get_metrics(service: Service, job: str, offset: Annotated[int, Query(ge=0, l
 def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
     """A file the job made."""
     recorded = service.workspace.catalog.jobs.get(job)
-    path = service.workspace.job_folder(recorded.id) / name
+    folder = service.workspace.job_folder(recorded.id)
+    if recorded.engine is not None and (attempts := service.workspace.catalog.attempts.of(job)):
+        folder = attempt_folder(folder, attempts[-1].number)
+    path = folder / name
     if not path.is_file():
         raise NotFound(f"job {job} has no file {name}; it is {recorded.state}")
     return _WholeFile(path, media_type="application/octet-stream", filename=name, headers={"accept-ranges": "none"})
