@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mms_sdk.compute.engines.folder import CANCEL, CLAIM, ENDED, attempt_folder, cookie, create, read
+from mms_sdk.compute.engines.folder import CANCEL, CLAIM, ENDED, GIVEN, WORKER, attempt_folder, cookie, create, read
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.schema.job import Attempt, JobSpec, Resources
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
@@ -203,6 +203,20 @@ def test_what_ran_when_the_machine_was_started_anew_is_lost_and_tried_again(jobs
     folder.mkdir(parents=True)
     create(folder / CLAIM, {"owner": ELSEWHERE})
     jobs.workspace.catalog.attempts.runs(taken[1], ELSEWHERE)
+
+    jobs.engine.reconcile()
+
+    assert jobs.ended(job, alone=True).state == "succeeded"
+    assert reasons(jobs.attempts(job)) == ["lost", "succeeded"]
+
+
+def test_what_was_not_on_the_disk_when_the_machine_went_down_keeps_nobody_waiting(jobs: Jobs) -> None:
+    """Files have their names then, and nothing in them."""
+    job = jobs.put("print('well')", wait_s=0)
+    jobs.workspace.catalog.attempts.take(engine="local", owner=ELSEWHERE, fits=lambda *_: ALL)
+    folder_of(jobs, job).mkdir(parents=True)
+    for name in (GIVEN, CLAIM, WORKER):
+        (folder_of(jobs, job) / name).touch()
 
     jobs.engine.reconcile()
 

@@ -187,8 +187,8 @@ class LocalEngine:
 
     def _ask_to_stop(self, attempt: Attempt) -> None:
         folder = names.make(self._folder(attempt))  # whoever starts it may not have come so far
-        names.create(folder / names.CANCEL, {"at": now()})
-        claim = names.read(folder / names.CLAIM)
+        names.create(folder / names.CANCEL, {"at": now()}, durable=True)
+        claim = _claim(folder)
         if claim and is_alive(claim["owner"]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid_of(claim["owner"]), signal.SIGTERM)
@@ -199,13 +199,13 @@ class LocalEngine:
         folder = self._folder(attempt)
         if (told := self._told(folder)) is not None:
             return self._end(attempt, told)
-        claim = names.read(folder / names.CLAIM)
+        claim = _claim(folder)
         if claim is None:
             if is_alive(attempt.owner):
                 return None  # who starts it, or a supervisor that is about to claim it
             names.make(folder)
             if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
-                claim = names.read(folder / names.CLAIM)
+                claim = _claim(folder)
         if claim is not None and is_alive(claim["owner"]):
             if starting:
                 self._attempts.runs(attempt, claim["owner"])
@@ -253,8 +253,18 @@ def _wait_for_ended() -> None:
             _started.discard(pid)
 
 
+def _claim(folder: Path) -> dict[str, str] | None:
+    try:
+        return names.read(folder / names.CLAIM)
+    except ValueError:  # the machine went down before it was on the disk
+        return {"owner": ""}
+
+
 def _session(folder: Path) -> int | None:
-    told = names.read(folder / names.WORKER)
+    try:
+        told = names.read(folder / names.WORKER)
+    except ValueError:  # likewise
+        return None
     if told is None or told["owner"].partition("@")[2] != owner_of(os.getpid()).partition("@")[2]:  # another boot
         return None
     pid = pid_of(told["owner"])
