@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 Given = dict[str, Any]
 _AT_WORK: tuple[JobState, ...] = ("starting", "running")
-AGAIN: frozenset[Reason] = frozenset({"infra", "lost"})
-"""What is worth another attempt."""
+_AGAIN: frozenset[Reason] = frozenset({"infra", "lost"})
 
 
 class Attempts:
@@ -155,7 +154,7 @@ class Attempts:
 
 
 def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
-    if ended.reason in AGAIN and number <= spec.retry.times:
+    if ended.reason in _AGAIN and number <= spec.retry.times:
         wait = timedelta(seconds=spec.retry.wait_s * 2 ** (number - 1))
         due = (datetime.now(UTC) + wait).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"state": "queued", "owner": "", "not_before": due}

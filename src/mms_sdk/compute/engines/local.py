@@ -24,7 +24,7 @@ from mms_sdk.errors import Conflict, InvalidRequest, MmsError
 from mms_sdk.schema.job import ENDED, Attempt, Ended, Job, JobSpec, JobState
 from mms_sdk.settings import JOB_VARIABLE
 from mms_sdk.storage import files
-from mms_sdk.storage.attempts import AGAIN, Given
+from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
 from mms_sdk.storage.workspace import Workspace
@@ -227,7 +227,7 @@ class LocalEngine:
         # Who cancels writes that down and then looks how the job is; here it is the other way round, so that one of
         # the two sees what the other did, and nothing that was cancelled is tried again.
         cancelled = self._folder(attempt) / names.CANCEL
-        if ended.reason in AGAIN and cancelled.exists():
+        if ended.reason in ("infra", "lost") and cancelled.exists():
             ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
         state = self._attempts.end(attempt, ended)
         if state == "queued" and cancelled.exists():
