@@ -13,7 +13,8 @@ import pytest
 
 from mms_sdk.compute.engines.folder import CANCEL, CLAIM, ENDED, GIVEN, WORKER, attempt_folder, cookie, create, read
 from mms_sdk.compute.engines.local import LocalEngine
-from mms_sdk.schema.job import Attempt, JobSpec, Resources
+from mms_sdk.schema.job import Attempt, Ended, JobSpec, Resources
+from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import STAYS, TREE, EngineConformance, Jobs, runs, until
@@ -118,6 +119,24 @@ def test_a_worker_that_stands_still_does_not_wake_up_beside_the_next_attempt(job
     (marks / "a-go").touch()
     assert jobs.ended(job).state == "succeeded"
     assert reasons(jobs.attempts(job)) == ["lost", "succeeded"]
+
+
+@pytest.mark.parametrize("at", ["its work", "its end"])
+def test_behind_one_that_is_lost_the_next_is_started(jobs: Jobs, marks: Path, at: str) -> None:
+    """By whoever finds out, and without anybody who is there for longer."""
+    job = jobs.submit(STAYS, "a", marks, times=0)
+    behind = jobs.submit("print('well')")
+    until((marks / "a").exists, "its beginning")
+    if at == "its end":  # killed once it has written that down
+        told = Ended(reason="succeeded", at=now())
+        create(folder_of(jobs, job) / ENDED, told.model_dump(mode="json"))
+    kill_supervisor_of(jobs, job)
+    assert jobs.get(behind).state == "queued"
+
+    jobs.engine.reconcile()
+
+    assert jobs.get(job).state == ("lost" if at == "its work" else "succeeded")
+    assert jobs.ended(behind, alone=True).state == "succeeded"
 
 
 def test_one_that_is_lost_too_often_ends_as_lost(jobs: Jobs, marks: Path) -> None:

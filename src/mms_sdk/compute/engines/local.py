@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -40,8 +40,8 @@ class LocalEngine:
 
     Args:
         workspace: Whose jobs.
-        comes_back: Whether to see to it that what waits to be tried again is started once that is due, though this
-            process may be gone by then. Not if somebody does already.
+        comes_back: Whether to see to it that what waits is started though nobody looks after what went before it, or
+            is there once it is due to be tried again. Not if somebody does already.
     """
 
     name = NAME
@@ -76,7 +76,7 @@ class LocalEngine:
         states = {}
         while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=self._fits):
             states[taken[0].id] = self._start(*taken)
-        self._come_back_for(states.values())
+        self._come_back(if_so="queued" in states.values())
         return list(states)
 
     def cancel(self, job: str) -> Job:
@@ -98,11 +98,11 @@ class LocalEngine:
     def reconcile(self) -> None:
         """See `Engine`."""
         _wait_for_ended()
-        states = []
+        left_alone = False
         for job, attempt in self._attempts.at_work(NAME):
             with contextlib.suppress(OSError):  # a full disk: it is looked at again by whoever comes next
-                states.append(self._look_at(attempt, starting=job.state == "starting"))
-        self._come_back_for(states)
+                left_alone |= self._look_at(attempt, starting=job.state == "starting")
+        self._come_back(if_so=left_alone)
 
     def _fits(self, spec: JobSpec, taken: Sequence[Given]) -> Given | None:
         asked, room = spec.resources, self.room()
@@ -158,8 +158,8 @@ class LocalEngine:
     def _supervised(self, spec: JobSpec, folder: Path) -> str:
         return self._detached(spec.python, [str(folder)], spec.inherited, log=folder / "supervisor.txt")
 
-    def _come_back_for(self, states: Iterable[JobState | None]) -> None:
-        if self._comes_back and "queued" in states:
+    def _come_back(self, *, if_so: bool) -> None:
+        if self._comes_back and if_so:
             inherited = environment(os.environ)
             with contextlib.suppress(OSError):  # too many processes: it waits for whoever comes next
                 self._detached(sys.executable, [], inherited, log=Path(os.devnull))
@@ -193,28 +193,29 @@ class LocalEngine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid_of(claim["owner"]), signal.SIGTERM)
         else:
-            self._look_at(attempt)
+            self._come_back(if_so=self._look_at(attempt))
 
-    def _look_at(self, attempt: Attempt, *, starting: bool = False) -> JobState | None:
+    def _look_at(self, attempt: Attempt, *, starting: bool = False) -> bool:
+        # Whether it ended, and nobody is there who starts the next one.
         folder = self._folder(attempt)
-        if (told := self._told(folder)) is not None:
-            return self._end(attempt, told)
-        claim = _claim(folder)
+        claim, told = _claim(folder), self._told(folder)
+        if told is not None:
+            return self._end(attempt, told) is not None and not (claim and is_alive(claim["owner"]))
         if claim is None:
             if is_alive(attempt.owner):
-                return None  # who starts it, or a supervisor that is about to claim it
+                return False  # who starts it, or a supervisor that is about to claim it
             names.make(folder)
             if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
                 claim = _claim(folder)
         if claim is not None and is_alive(claim["owner"]):
             if starting:
                 self._attempts.runs(attempt, claim["owner"])
-            return None
+            return False
         told = self._told(folder)  # it may have written down the end, and gone, since
         if told is None:
             _end_orphans(names.cookie(attempt.job, attempt.number), _session(folder))
             told = _lost(folder, "what looked after it is gone: it was killed, or the machine went down")
-        return self._end(attempt, told)
+        return self._end(attempt, told) is not None
 
     def _told(self, folder: Path) -> Ended | None:
         try:
