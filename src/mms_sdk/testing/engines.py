@@ -471,6 +471,12 @@ class EngineConformance:
         assert jobs.ended(inner).state == "succeeded"
         assert len(jobs.attempts(inner)) == 1
 
+    def test_what_was_submitted_by_somebody_who_died_is_started(self, jobs: Jobs) -> None:
+        """By whoever looks."""
+        job = jobs.put("print('well')")
+        jobs.engine.reconcile()
+        assert jobs.ended(job, alone=True).state == "succeeded"
+
     @pytest.mark.parametrize("damage", ["missing", "damaged"])
     def test_a_bundle_that_cannot_be_read_is_told(self, jobs: Jobs, damage: str) -> None:
         """After as many tries as there are, since somebody may bring it back; the others in the queue run."""

@@ -98,11 +98,13 @@ class LocalEngine:
     def reconcile(self) -> None:
         """See `Engine`."""
         _wait_for_ended()
-        left_alone = False
-        for job, attempt in self._attempts.at_work(NAME):
+        left_alone, at_work = False, self._attempts.at_work(NAME)
+        for job, attempt in at_work:
             with contextlib.suppress(OSError):  # a full disk: it is looked at again by whoever comes next
                 left_alone |= self._look_at(attempt, starting=job.state == "starting")
         self._come_back(if_so=left_alone)
+        if not at_work and self._attempts.next_due_s(NAME) == 0:  # whoever was about to start it was killed
+            self.start_waiting()
 
     def _fits(self, spec: JobSpec, taken: Sequence[Given]) -> Given | None:
         asked, room = spec.resources, self.room()
