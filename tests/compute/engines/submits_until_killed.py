@@ -30,12 +30,13 @@ time.sleep(seconds)
 
 
 def main(workspace: str, marks: str, count: str, seconds: str) -> None:
-    """Says `ready` before it submits, and `all` when it has."""
+    """Says `ready` before it submits, the id of each job once it is submitted, and `all` at last."""
     local.cores_here = lambda: 3  # as many jobs at once, whatever machine this is
     ws = mms.connect(workspace=Path(workspace))
     print("ready", flush=True)
     for _ in range(int(count)):
-        ws.jobs.submit(RUNS, args=[marks, seconds], resources=mms.Resources(cpus=1), retry=mms.Retry(wait_s=0.1))
+        job = ws.jobs.submit(RUNS, args=[marks, seconds], resources=mms.Resources(cpus=1), retry=mms.Retry(wait_s=0.1))
+        print(job.id, flush=True)
     print("all", flush=True)
     time.sleep(60)
 
