@@ -23,7 +23,7 @@ from mms_sdk.storage.bundles import pack
 from mms_sdk.testing.engines import Jobs
 
 HERE = Path(__file__).parent
-STEPS = 18  # of each of the two runs
+STEPS, EVERY = 18, 4  # of each of the two runs, and how often they save
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,8 @@ def test_two_runs_of_a_job_that_is_killed_end_as_if_nobody_had_to_the_bit(
         if before := part.spec["resumed_from"]:
             earlier = data.workspace.catalog.jobs.get(before)
             assert (earlier.parent, earlier.spec["place"]) == (job, part.spec["place"])
-    assert any(part.spec["resumed_from"] for part in parts)
+    # Of two checkpoints the first is whole when the second is begun; before, a kill may leave none.
+    assert any(part.spec["resumed_from"] for part in parts) or max(kills) <= 2 * EVERY
 
 
 def test_a_run_of_no_job_is_its_own(data: SmallData, monkeypatch: pytest.MonkeyPatch) -> None:
