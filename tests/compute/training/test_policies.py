@@ -159,3 +159,9 @@ def test_a_metric_that_is_never_measured_is_refused_by_name() -> None:
 def test_policies_print_and_compare_by_their_options() -> None:
     assert repr(EarlyStopping("val/loss", patience=3)) == "EarlyStopping(metric='val/loss', patience=3, min_delta=0.0)"
     assert Checkpoints(every="5min") == Checkpoints(every="5min")
+
+
+@pytest.mark.parametrize("every", [10, None, "", "10", "0steps", "-1steps", "1.5h", "steps", ["epoch"]])
+def test_what_is_no_interval_is_refused_with_those_that_are(every: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"every 'epoch', '500steps', '30s', '5min' or '1h'; got"):
+        Checkpoints(every=every)

@@ -90,9 +90,10 @@ class Checkpoints:
         """Steps and seconds between saves within an epoch; None for never."""
         if self.every == "epoch":
             return None, None
-        if match := re.fullmatch(r"([1-9]\d*)steps", self.every):
+        text = self.every if isinstance(self.every, str) else ""
+        if match := re.fullmatch(r"([1-9]\d*)steps", text):
             return int(match[1]), None
-        seconds = _duration_s(self.every)
+        seconds = _duration_s(text)
         if seconds is None:
             raise InvalidRequest(
                 f"checkpoints are saved every 'epoch', '500steps', '30s', '5min' or '1h'; got {self.every!r}"
