@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mms_sdk.compute.engines import folder as files
+from mms_sdk.settings import WORKER_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -27,6 +28,7 @@ def main(folder: Path, supervisor: int) -> int:
         Its exit code: 1 after an error.
     """
     _die_with(supervisor)
+    os.environ[WORKER_VARIABLE] = str(os.getpid())
     try:
         _run(folder)
     except SystemExit as ended:
@@ -63,7 +65,9 @@ def _run(folder: Path) -> None:
 def _failed(folder: Path, error: BaseException) -> None:
     traceback.print_exception(type(error), error, _of_script(error.__traceback__))
     sys.stderr.flush()
-    told = {"type": type(error).__name__, "message": str(error)[:_MESSAGE]}
+    # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
+    message = str(error)[:_MESSAGE].encode(errors="replace").decode()
+    told = {"type": type(error).__name__, "message": message}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.ERROR, told)
 

@@ -59,4 +59,7 @@ class Engine(Protocol):
         """
 
     def reconcile(self) -> None:
-        """Brings the catalog and what runs together: records what ended, ends what nobody looks after any more."""
+        """Brings the catalog and what runs together.
+
+        It records what ended, ends what nobody looks after any more, and sees to it that what waits is started.
+        """

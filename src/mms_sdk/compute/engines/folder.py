@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ GIVEN = "attempt.json"
 """What is to be run, by the engine before anything is started."""
 CLAIM = "supervisor.json"
 """Who looks after it. Whoever makes this file owns the attempt: a supervisor, or the engine that declares it lost."""
+WORKER = "worker.json"
+"""What runs it, by the supervisor; its number is that of its session."""
 CANCEL = "cancel"
 """It is to be cancelled."""
 ERROR = "error.json"
@@ -57,9 +58,10 @@ def create(path: Path, told: Any, *, durable: bool = False) -> bool:
         durable: Whether it is on the disk when this returns. What only says what runs need not be: that does not
             outlive a machine that goes down, and each write to the disk is a share of what submitting takes.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    # A name that nobody had before: one that was used again would be emptied under the file that it became.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
     try:
-        with open(draft, "w", encoding="utf-8", opener=_private) as file:
+        with open(draft, "x", encoding="utf-8", opener=_private) as file:
             json.dump(told, file)
             file.flush()
             if durable:

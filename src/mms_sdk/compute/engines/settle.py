@@ -18,7 +18,7 @@ def main() -> None:
     root = Path(os.environ[WORKSPACE_VARIABLE])
     workspace = Workspace(root, catalog=default_catalog(), datasets=default_datasets(), make=False)
     try:
-        engine = LocalEngine(workspace)
+        engine = LocalEngine(workspace, comes_back=False)  # who started this does
         engine.reconcile()
         engine.start_waiting()
         due_s = workspace.catalog.attempts.next_due_s(engine.name)

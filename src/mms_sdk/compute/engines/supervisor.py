@@ -1,5 +1,7 @@
 """What looks after one attempt: `python -m mms_sdk.compute.engines.supervisor FOLDER`.
 
+Without a folder it only starts what waits to be tried again, once that is due.
+
 A process in a session of its own, which nothing ends with a notebook or a server. It starts the worker, keeps it within
 its limits, stops it when asked, ends all that it leaves behind, writes down how it ended and starts what waits next. It
 speaks to the catalog only through a process that comes and goes, so that it holds little memory for as long as the job
@@ -25,28 +27,30 @@ from typing import Any
 import psutil
 
 from mms_sdk.compute.engines import folder as files
+from mms_sdk.settings import WORKSPACE_VARIABLE
 from mms_sdk.storage.owners import owner_of
 
+MODULE = "mms_sdk.compute.engines.supervisor"
 _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
 _LOOK_AT_MEMORY_S = 0.1  # a process takes a gigabyte or so meanwhile
 _LINES = 20
 _LINE_BYTES = 500
-_SETTLE_AGAIN_S = 1.0, 60.0  # first and longest pause while the catalog is away
+_AGAIN_S = 1.0, 60.0  # first and longest pause while the disk is full, or the catalog away
+_SEEN_NONE = 3
 _PR_SET_CHILD_SUBREAPER = 36
 _TERMINATED = 143  # what a process says that SIGTERM ended and that put its things in order first
 
 
 def main(folder: Path) -> None:
     """Looks after the attempt of a folder, unless somebody else does."""
-    if not files.create(folder / files.CLAIM, {"owner": owner_of(os.getpid())}):
-        return
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _pass)  # not ignored: the worker would inherit that
     os.chdir("/")  # holds no folder that somebody may want to remove
-    ended = Supervised(folder).run()
-    with contextlib.suppress(OSError):  # a full disk: whoever reconciles sees that nobody looks after it any more
-        files.create(folder / files.ENDED, ended, durable=True)
-    _settle()
+    supervised = Supervised(folder)  # listens to who cancels, before anybody can know of it
+    if not files.create(folder / files.CLAIM, {"owner": owner_of(os.getpid())}):
+        return
+    _write_down(folder, supervised.run())
+    settle()
 
 
 class Supervised:
@@ -86,7 +90,7 @@ class Supervised:
     def _started(self) -> subprocess.Popen[bytes]:
         log = os.open(self._folder / files.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            return subprocess.Popen(
+            worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
                 [sys.executable, "-P", "-m", "mms_sdk.compute.worker", str(self._folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -98,6 +102,9 @@ class Supervised:
             )
         finally:
             os.close(log)
+        with contextlib.suppress(OSError):  # a full disk; it has ended, and keeps its number until it is waited for
+            files.create(self._folder / files.WORKER, {"owner": owner_of(worker.pid)})
+        return worker
 
     def _waited(self, worker: subprocess.Popen[bytes]) -> int:
         began = time.monotonic()
@@ -112,8 +119,10 @@ class Supervised:
                 self._stop_at = time.monotonic() + self._given["grace_s"]
                 _signal_group(worker.pid, signal.SIGTERM)
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
-                _end_all_below()
+                worker.kill()
+                self._stop_at = None
             wait_s = look_s if self._stop_at is None else max(0.0, min(look_s, self._stop_at - time.monotonic()))
+            _wait_for_ended(but=worker.pid)
             ready, _, _ = select.select(watched, [], [], wait_s)
             if self._woken in ready:
                 os.read(self._woken, 1024)
@@ -180,7 +189,14 @@ def _pass(number: int, frame: FrameType | None) -> None: ...
 
 
 def _below() -> Sequence[psutil.Process]:
-    found: Sequence[psutil.Process] = psutil.Process().children(recursive=True)
+    # Without those that look after jobs which this one submitted, and what is theirs: such jobs outlive it.
+    found, others = [], set()
+    for each in psutil.Process().children(recursive=True):  # parents before their children
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if each.ppid() in others or MODULE in each.cmdline():
+                others.add(each.pid)
+            else:
+                found.append(each)
     return found
 
 
@@ -193,14 +209,39 @@ def _held_bytes() -> int:
 
 
 def _end_all_below() -> None:
-    # Until none is left: one that is killed in the middle of a fork leaves another.
-    pause_s = 0.005
-    while alive := [each for each in _below() if _runs(each)]:
+    # Until none is left: one that is killed in the middle of a fork leaves another. A list of processes is not read at
+    # one instant, so that none on it proves little; that there is no child to wait for proves it.
+    pause_s, seen_none = 0.005, 0
+    while _wait_for_ended() and seen_none < _SEEN_NONE:
+        alive = [each for each in _below() if _runs(each)]
+        seen_none = 0 if alive else seen_none + 1
         for each in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+            _end(each)
         time.sleep(pause_s)
         pause_s = min(1.0, pause_s * 1.5)  # one that waits for a disk ends only once it has answered
+
+
+def _end(process: psutil.Process) -> None:
+    # With its group, which has no time to start another one: that of a worker, or one that was made below it.
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        group = os.getpgid(process.pid)
+        process.kill()
+        if group != os.getpgrp():
+            os.killpg(group, signal.SIGKILL)
+
+
+def _wait_for_ended(*, but: int | None = None) -> bool:
+    # Those that were left behind become children of this process. False once there are none, ended or not.
+    if not hasattr(os, "waitid"):  # macOS
+        return bool(_below())
+    try:
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == but:
+                return True
+            os.waitpid(ended.si_pid, 0)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -215,10 +256,25 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _settle() -> None:
+def _write_down(folder: Path, ended: dict[str, Any]) -> None:
+    # On a full disk it waits for room: what has been done would be done once more.
+    pause_s, longest_s = _AGAIN_S
+    while folder.exists():
+        try:
+            files.create(folder / files.ENDED, ended, durable=True)
+        except OSError:
+            time.sleep(pause_s)
+            pause_s = min(longest_s, pause_s * 2)
+        else:
+            return
+
+
+def settle() -> None:
+    """Has the workspace settled until no job waits to be tried again, or the workspace is gone."""
     # The process says when it is to be asked again: a job that failed may wait to be tried once more.
-    pause_s, longest_s = _SETTLE_AGAIN_S
-    while True:
+    pause_s, longest_s = _AGAIN_S
+    workspace = Path(os.environ[WORKSPACE_VARIABLE])
+    while workspace.exists():
         command = [sys.executable, "-P", "-m", "mms_sdk.compute.engines.settle"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -232,4 +288,4 @@ def _settle() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if sys.argv[1:] else settle()

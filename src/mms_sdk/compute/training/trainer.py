@@ -384,7 +384,13 @@ class Fitting:
         self._within = within(self.workspace)
         self._resume = resume or self._within.resume
         self._options = self.trainer.describe()
-        self._earlier = self._found(self._resume) if self._resume else []
+        try:
+            self._earlier = self._found(self._resume) if self._resume else []
+        except (InvalidRequest, CheckpointNotFound) as error:
+            if resume:
+                raise
+            _log.warning("begun anew, and not gone on with what an attempt before began: %s", error)
+            self._resume, self._earlier = None, []
         self._loaders = {split: self._loader(split) for split in ("train", "val") if split in self.snapshot.split_names}
         with memory_told(self.batch_size):
             *first, self._kept = self._state()

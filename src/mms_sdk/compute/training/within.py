@@ -7,7 +7,7 @@ import logging
 import os
 from typing import NamedTuple
 
-from mms_sdk.settings import JOB_VARIABLE
+from mms_sdk.settings import JOB_VARIABLE, WORKER_VARIABLE
 from mms_sdk.storage import processes
 from mms_sdk.storage.checkpoints import STEP
 from mms_sdk.storage.workspace import Workspace
@@ -21,7 +21,8 @@ class Within(NamedTuple):
 
     Attributes:
         job: The job's id; None for a run of its own.
-        place: The how manyth run of its process it is: in each attempt the same code takes the same steps.
+        place: The how manyth run of its process it is: in each attempt the same code takes the same steps. 0 in a
+            process that the job's own one started, since nobody knows which of several it is.
         resume: The run at the same place of an attempt before, if it got to a checkpoint.
     """
 
@@ -35,6 +36,8 @@ def within(workspace: Workspace) -> Within:
     job = os.environ.get(JOB_VARIABLE)
     if job is None:
         return Within(None, 0, None)
+    if os.environ.get(WORKER_VARIABLE) != str(os.getpid()):
+        return Within(job, 0, None)
     place = next(_runs)
     earlier = processes.agreed_text(_earlier(workspace, job, place) if processes.is_first() else "")
     if earlier:
