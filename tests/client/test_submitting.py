@@ -466,7 +466,6 @@ def test_a_bundle_is_known_by_its_sha256(ws: Client) -> None:
         ({"spec": {"grace_s": -1}}, InvalidRequest, "grace_s"),
         ({"spec": {"password": "x"}}, InvalidRequest, "password"),
         ({"kind": "train"}, InvalidRequest, "kind"),
-        ({"kind": "function"}, InvalidRequest, "kind"),
         ({"state": "running"}, InvalidRequest, "state"),
         ({"parent": "nothing"}, JobNotFound, "no job 'nothing'"),
         ({"parent": "x" * 100}, JobNotFound, "no job"),

@@ -82,10 +82,9 @@ class Bundles:
         for path, content in _read(self._kept(digest)).items():
             target = to / path
             # What an attempt runs need not outlive a machine that goes down.
-            with files.writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with open(target, "wb", opener=files.private) as file:
-                    file.write(content)
+            files.make_folder(target.parent, durable=False)
+            with files.writing(target), open(target, "wb", opener=files.private) as file:
+                file.write(content)
 
     def names(self, digest: str) -> list[str]:
         """Paths of the files in a bundle.

@@ -56,13 +56,19 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def make_folder(path: Path) -> Path:
-    """Makes a private folder, and private parents, if it is not there; on disk when this returns."""
+def make_folder(path: Path, *, durable: bool = True) -> Path:
+    """Makes a private folder, and private parents, if it is not there.
+
+    Args:
+        path: The folder.
+        durable: Whether it is on the disk when this returns.
+    """
     with writing(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
             folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-            fsync_folder(folder.parent)
+            if durable:
+                fsync_folder(folder.parent)
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "there is a file of that name", str(path))
     return path

@@ -42,13 +42,6 @@ def cookie(job: str, number: int) -> str:
     return f"{job}/{number}"
 
 
-def make(path: Path) -> Path:
-    """Makes a private folder, and private parents, if it is not there."""
-    for folder in reversed([each for each in (path, *path.parents) if not each.exists()]):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
 def create(path: Path, told: Any, *, durable: bool = False) -> bool:
     """Writes a file that is not there yet, for good; False if it is there already.
 

@@ -133,7 +133,7 @@ class LocalEngine:
         return None
 
     def _lay_out(self, spec: JobSpec, folder: Path, attempt: Attempt) -> None:
-        code = names.make(folder / names.CODE)
+        code = files.make_folder(folder / names.CODE, durable=False)
         self._workspace.bundles.unpack(spec.bundle, code)
         told = {
             "job": attempt.job,
@@ -188,7 +188,7 @@ class LocalEngine:
         return owner
 
     def _ask_to_stop(self, attempt: Attempt) -> None:
-        folder = names.make(self._folder(attempt))  # whoever starts it may not have come so far
+        folder = files.make_folder(self._folder(attempt), durable=False)  # whoever starts it may not have come so far
         names.create(folder / names.CANCEL, {"at": now()}, durable=True)
         claim = _claim(folder)
         if claim and is_alive(claim["owner"]):
@@ -206,7 +206,7 @@ class LocalEngine:
         if claim is None:
             if is_alive(attempt.owner):
                 return False  # who starts it, or a supervisor that is about to claim it
-            names.make(folder)
+            files.make_folder(folder, durable=False)
             if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
                 claim = _claim(folder)
         if claim is not None and is_alive(claim["owner"]):
