@@ -19,7 +19,7 @@ from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.types import Array, Rows
 
 _PIECE_BYTES = 2**20
-_COPIERS = 4  # threads that copy large rows: two get a quarter more out of memory than one, and a disk likes several
+_COPIERS = 4  # threads that copy large rows, at most: memory and disks give several more than one
 
 
 class Gatherer(Protocol):
@@ -58,11 +58,16 @@ class _Shard(NamedTuple):
     sums: Array
 
 
+def _threads() -> int:
+    # Half of the cores: the others have to do with what is read. Of two, one that copies is faster than one that wakes
+    # another.
+    return max(1, min(_COPIERS, (os.cpu_count() or 1) // 2))
+
+
 @cache
-def _copiers(process: int) -> tuple[ThreadPoolExecutor, int]:
-    # Threads, and how many with the caller's; of a process that was forked off there are none of its parent's.
-    threads = min(_COPIERS, os.cpu_count() or 1)
-    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="mms-copy"), threads
+def _copiers(process: int) -> ThreadPoolExecutor:
+    # Of a process that was forked off there are none of its parent's.
+    return ThreadPoolExecutor(_COPIERS - 1, thread_name_prefix="mms-copy")
 
 
 class RawColumn:
@@ -74,6 +79,7 @@ class RawColumn:
         self._column = column
         self._shape = column.fixed
         self._row_bytes = column.row_bytes
+        self._large = column.row_bytes >= LARGE_ROW_BYTES
         self._shard_rows = part.lies_as(column.stored, part.rows, column.fixed, column.dtype).file_rows
         self._shards: dict[int, _Shard] = {}
         self._unverified = np.ones(part.rows, bool)
@@ -81,7 +87,7 @@ class RawColumn:
 
     def gather(self, rows: Rows) -> Array:
         """See `Gatherer`; shape (rows, *column.shape)."""
-        if len(rows) and self._part.rows <= self._shard_rows and self._row_bytes < LARGE_ROW_BYTES:
+        if len(rows) and self._part.rows <= self._shard_rows and not (self._large and _threads() > 1):
             shard = self._mapped(0)
             out = shard.values[rows]
             self._verify(out, shard.sums, rows, first=0)
@@ -92,7 +98,7 @@ class RawColumn:
 
     def copy(self, rows: Rows, out: Array, places: Rows) -> None:
         """See `Gatherer`."""
-        if self._row_bytes >= LARGE_ROW_BYTES:
+        if self._large:
             self._copy_side_by_side(rows, out, places)
             return
         for number, some in _pieces(rows // self._shard_rows, self._row_bytes):
@@ -110,8 +116,8 @@ class RawColumn:
         return self._part.rows * row_stride(self._row_bytes)
 
     def _copy_side_by_side(self, rows: Rows, out: Array, places: Rows) -> None:
-        pool, threads = _copiers(os.getpid())
-        pieces = max(1, min(threads, len(rows) * self._row_bytes // _PIECE_BYTES))
+        pool = _copiers(os.getpid())
+        pieces = max(1, min(_threads(), len(rows) * self._row_bytes // _PIECE_BYTES))
         mine, *others = np.array_split(np.arange(len(rows)), pieces)
         work = [pool.submit(self._copy_one_by_one, rows[some], out, places[some]) for some in others]
         try:
