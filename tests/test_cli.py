@@ -13,6 +13,7 @@ import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -24,6 +25,12 @@ from mms_sdk import cli
 from mms_sdk.errors import JobFailed, NotWritable
 from mms_sdk.storage.workspace import Workspace
 from postgres_server import PostgresServer
+
+
+@pytest.fixture(autouse=True)
+def own_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted command ends the jobs of its process: here those of its own test, and no other's."""
+    monkeypatch.setattr("mms_sdk.service.jobs._runners", WeakSet())
 
 
 @pytest.fixture

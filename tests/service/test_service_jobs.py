@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -136,7 +137,10 @@ def test_closing_waits_for_what_runs_and_takes_nothing_more(jobs: JobRunner, emp
     assert len(empty.catalog.jobs.list()) == 5
 
 
-def test_an_interrupt_ends_what_runs_where_it_next_tells_its_progress(jobs: JobRunner, empty: Workspace) -> None:
+def test_an_interrupt_ends_what_runs_where_it_next_tells_its_progress(
+    jobs: JobRunner, empty: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mms_sdk.service.jobs._runners", WeakSet([jobs]))  # those of other tests go on
     begun = threading.Event()
 
     def work(_: Job, tell: Tell) -> dict[str, object]:
