@@ -19,7 +19,7 @@ from mms_sdk.storage.remedies import RESTORE
 from mms_sdk.types import Array, Rows
 
 _PIECE_BYTES = 2**20
-_COPIERS = 4  # threads that copy large rows, at most: memory and disks give several more than one
+_COPIERS = 4  # threads that copy large rows, at most
 
 
 class Gatherer(Protocol):
