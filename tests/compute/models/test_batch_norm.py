@@ -63,5 +63,15 @@ def test_two_of_the_same_shapes_are_one_function_in_the_trace() -> None:
 
     called = [each for each in jax.make_jaxpr(both)(jnp.ones((4, 6))).eqns if each.primitive.name == "jit"]
 
-    first, second = (each.params["jaxpr"] for each in called if each.params["name"] == "__call__")
+    first, second = (each.params["jaxpr"] for each in called if each.params["name"] == "_in_training")
     assert first is second
+
+
+def test_a_network_in_evaluation_runs_in_a_function_that_holds_it() -> None:
+    norm, x = make(BatchNorm), jnp.linspace(-1.0, 1.0, 24).reshape(4, 6)
+    norm.eval()
+
+    inside = nnx.jit(norm)(x)
+
+    np.testing.assert_array_equal(inside, jax.jit(lambda x: norm(x))(x))
+    np.testing.assert_allclose(inside, x / np.sqrt(1 + 1e-3), rtol=1e-6)
