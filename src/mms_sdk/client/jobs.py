@@ -111,7 +111,7 @@ class Job:
         """
         pieces, offset = [], 0
         while (piece := self._log_from(offset, attempt, rank)).text:
-            pieces.append(piece.text)
+            pieces.append(_shown_piece(piece))
             offset = piece.offset
         return "".join(pieces)
 
@@ -157,7 +157,7 @@ class Job:
             piece = self._log_from(offset, number if count else None)
             offset = piece.offset
             if piece.text:
-                yield piece.text
+                yield _shown_piece(piece)
                 pause = _POLL_S[0]
             elif piece.ended and number < count:
                 number, offset = number + 1, 0
@@ -334,6 +334,11 @@ class Jobs:
             JobNotFound: There is none of that id.
         """
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
+
+
+def _shown_piece(piece: LogPiece) -> str:
+    left_out = f"\n--- {piece.left_out:,} bytes left out ---\n" if piece.left_out else ""
+    return f"{left_out}{piece.text}"
 
 
 def records(api: Api, **query: Any) -> Iterator[JobRecord]:

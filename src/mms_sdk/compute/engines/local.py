@@ -20,8 +20,9 @@ import psutil
 
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.base import Room
+from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
-from mms_sdk.compute.engines.supervisor import MODULE, last_lines
+from mms_sdk.compute.engines.supervisor import MODULE
 from mms_sdk.errors import Conflict, InvalidRequest, MmsError
 from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
 from mms_sdk.settings import JOB_VARIABLE
@@ -153,6 +154,7 @@ class LocalEngine:
             "time_s": spec.resources.time,
             "memory_bytes": spec.resources.memory,
             "grace_s": spec.grace_s,
+            "log_bytes": KEPT_BYTES,
         }
         names.create(folder / names.GIVEN, told)
 

@@ -28,14 +28,13 @@ from typing import Any
 import psutil
 
 from mms_sdk.compute.engines import folder as files
+from mms_sdk.compute.engines.log import give_up_middle, last_lines
 from mms_sdk.settings import WORKSPACE_VARIABLE
 from mms_sdk.storage.owners import owner_of
 
 MODULE = "mms_sdk.compute.engines.supervisor"
 _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
 _LOOK_AT_MEMORY_S = 0.1  # a process takes a gigabyte or so meanwhile
-_LINES = 20
-_LINE_BYTES = 500
 _AGAIN_S = 1.0, 60.0  # first and longest pause while the disk is full, or the catalog away
 _SEEN_NONE = 3
 _OTHERS_S = 1.0  # after one rank failed, how long it is looked for another whose death was the cause
@@ -95,7 +94,7 @@ class Supervised:
         self._terminated = True
 
     def _started(self, rank: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        log = os.open(self._folder / files.of_rank(files.LOG, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = os.open(self._log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
@@ -132,6 +131,8 @@ class Supervised:
                 self._stop_at = None
             wait_s = look_s if self._stop_at is None else max(0.0, min(look_s, self._stop_at - time.monotonic()))
             _wait_for_ended(but=pids)
+            for rank in range(len(self._workers)):
+                give_up_middle(self._log(rank), self._given["log_bytes"])
             watched = [self._woken, *(ends[worker.pid] for worker in running if ends)]
             ready, _, _ = select.select(watched, [], [], wait_s)
             if self._woken in ready:
@@ -179,6 +180,9 @@ class Supervised:
         codes = {rank: self._workers[rank].returncode for rank in self._failed}
         return next((rank for rank, code in codes.items() if _by_signal(code) and code != _ABORTED), self._failed[0])
 
+    def _log(self, rank: int) -> Path:
+        return self._folder / files.of_rank(files.LOG, rank)
+
     def _error(self, rank: int) -> dict[str, str] | None:
         return files.read(self._folder / files.of_rank(files.ERROR, rank))
 
@@ -190,7 +194,7 @@ class Supervised:
             "detail": detail,
             "exit_code": None if code is None or code < 0 else code,
             "signal": signal.Signals(-code).name if code is not None and code < 0 else None,
-            "lines": last_lines(self._folder / files.of_rank(files.LOG, rank)),
+            "lines": last_lines(self._log(rank)),
             "error": error and {name: error[name] for name in ("type", "message")},
             "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
@@ -198,17 +202,6 @@ class Supervised:
 
 def _by_signal(code: int) -> bool:
     return code < 0 or code == _TERMINATED
-
-
-def last_lines(log: Path) -> list[str]:
-    """The end of a log, which may be of any size."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LINES * _LINE_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return [line[:_LINE_BYTES] for line in lines[-_LINES:]]
 
 
 def _become_subreaper() -> None:

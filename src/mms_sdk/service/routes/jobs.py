@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from mms_sdk.compute.engines import log
 from mms_sdk.compute.engines.folder import LOG, attempt_folder, of_rank
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
@@ -113,15 +114,16 @@ def get_log(
     # Asked before it is read: what is written between would else be taken for nothing.
     over = asked.ended is not None
     path = attempt_folder(service.workspace.job_folder(found.id), asked.number) / of_rank(LOG, rank)
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            piece = file.read(_PIECE_BYTES)
-    except FileNotFoundError:
-        piece = b""
-    if not over or len(piece) == _PIECE_BYTES:
-        piece = _whole_characters(piece)
-    return LogPiece(text=piece.decode(errors="replace"), offset=offset + len(piece), ended=over and not piece)
+    piece = log.read(path, offset, _PIECE_BYTES)
+    content = piece.content
+    if not piece.torn and (not over or len(content) == _PIECE_BYTES):
+        content = _whole_characters(content)
+    return LogPiece(
+        text=content.decode(errors="replace"),
+        left_out=piece.left_out,
+        offset=offset + piece.left_out + len(content),
+        ended=over and not content,
+    )
 
 
 @router.get("/{job}/metrics", **needs("viewer"))
