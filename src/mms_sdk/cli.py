@@ -223,7 +223,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
     run.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
 
-    engine = verb("engine", _engine, "manifests for a Kubernetes cluster: mms engine render job --help, or service --help")
+    engine = verb("engine", _engine, "manifests for a Kubernetes cluster; mms engine render job --help says how")
     _add_rendering(engine, where)
 
     jobs = verb("jobs", _jobs, "list jobs, or show one")

@@ -363,7 +363,7 @@ class ClusterService(Pods):
 
 def suggest_label(text: str) -> str:
     """The name in a cluster that is nearest to a text."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-0123456789")[:40].strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("-0123456789")[:40].strip("-")
     return name or "job"
 
 
