@@ -21,8 +21,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("MMS_COORDINATOR", "train-workers-0-0.train:8476")
-    monkeypatch.setenv("MMS_PROCESS_COUNT", "3")
-    monkeypatch.setenv("MMS_PROCESS_INDEX", "1")
+    monkeypatch.setenv("MMS_RANKS", "3")
+    monkeypatch.setenv("MMS_RANK", "1")
     (tmp_path / "beside_joined.py").write_text("WIDTH = 64\n")
     path = tmp_path / "train.py"
     path.write_text(
@@ -45,7 +45,7 @@ def test_a_process_joins_the_others_and_then_runs_the_script(script: Path, monke
     assert script.with_name("found.txt").read_text() == "__main__ 64 ['--lr', '1e-3']"
 
 
-@pytest.mark.parametrize("variable", ["MMS_PROCESS_COUNT", "MMS_PROCESS_INDEX"])
+@pytest.mark.parametrize("variable", ["MMS_RANKS", "MMS_RANK"])
 @pytest.mark.parametrize("value", ["", "-1", "two", "1.0"])
 def test_an_environment_that_does_not_say_which_process_this_is_is_refused(
     script: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
@@ -63,11 +63,11 @@ def test_two_pods_are_one_cluster_of_jax(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"MMS_COORDINATOR": f"127.0.0.1:{port}", "MMS_PROCESS_COUNT": "2", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    told = {"MMS_COORDINATOR": f"127.0.0.1:{port}", "MMS_RANKS": "2", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     pods = [
         subprocess.Popen(
             [sys.executable, "-P", "-m", "mms_sdk.compute.joined", str(script)],
-            env={**os.environ, **told, "MMS_PROCESS_INDEX": str(index)},
+            env={**os.environ, **told, "MMS_RANK": str(index)},
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -15,10 +15,8 @@ from mms_sdk.errors import InvalidRequest
 
 COORDINATOR = "MMS_COORDINATOR"
 """Address and port at which the first process listens."""
-COUNT = "MMS_PROCESS_COUNT"
-"""How many processes there are."""
-INDEX = "MMS_PROCESS_INDEX"
-"""The number of this one, from 0."""
+RANK, RANKS = "MMS_RANK", "MMS_RANKS"
+"""The number of this process, from 0, and how many there are."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -34,8 +32,8 @@ def main(words: Sequence[str]) -> None:
     from mms_sdk.compute.sharding.processes import join_processes
 
     path = Path(words[0])
-    count, index = _whole(COUNT), _whole(INDEX)
-    join_processes(os.environ.get(COORDINATOR, ""), count=count, index=index)
+    rank, ranks = _whole(RANK), _whole(RANKS)
+    join_processes(os.environ.get(COORDINATOR, ""), count=ranks, index=rank)
     sys.path.insert(0, str(path.parent))
     sys.argv = list(words)
     runpy.run_path(str(path), run_name="__main__")

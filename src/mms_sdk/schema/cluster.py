@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from mms_sdk.schema.base import Schema
+from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.job import Resources
 from mms_sdk.schema.names import parse_model_ref
 
@@ -60,7 +60,7 @@ class Tpu(Schema):
     chips: int
 
 
-class Pods(Resources):
+class Pods(Asked):
     """What a job and a service have in common: the pods they run in.
 
     Attributes:
@@ -104,6 +104,11 @@ class Pods(Resources):
                 f"got {name[:80]!r}; try {suggest_label(name)!r}"
             )
         return name
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, asked: Any) -> Any:
+        return Resources._bytes(asked)
 
     @field_validator("image")
     @classmethod
@@ -187,9 +192,10 @@ class ClusterJob(Pods):
         entrypoint: The script among them.
         args: What the script finds in `sys.argv` behind its name.
         command: A command of the image, in place of a script.
-        nodes: How many pods work; counted by the slice where there is one, and otherwise 1, if left out.
+        nodes: How many pods work; as many as the slice has machines, where there is one.
         processes: Of each node; on `jobset` one, to which JAX gives all devices of its pod.
         tpu: A slice of TPUs, e.g. `v5e:4x4`, on `jobset`.
+        time: Most that one attempt may take, e.g. `2h`, or seconds; beyond it, it is ended.
         retries: Further attempts after what was none of its own doing.
         key: By which the workspace knows the job again when its Ray cluster is replaced; with another key it is
             another job.
@@ -203,9 +209,10 @@ class ClusterJob(Pods):
     entrypoint: str | None = None
     args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     command: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
-    nodes: Annotated[int, Field(ge=1, le=4096)] | None = None
+    nodes: Annotated[int, Field(ge=1, le=4096)] = 1
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     tpu: str | None = None
+    time: Annotated[float, Field(gt=0, le=_INT32, allow_inf_nan=False)] | None = None
     retries: Annotated[int, Field(ge=0, le=100)] = 3
     key: Annotated[str, Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")] | None = None
     keep_s: Annotated[int, Field(ge=0, le=_INT32)] | None = None
@@ -240,12 +247,24 @@ class ClusterJob(Pods):
             _check_text(word, "an argument")
         return words
 
-    @field_validator("tpu")
+    @field_validator("time", mode="before")
     @classmethod
-    def _slice(cls, asked: str | None) -> str | None:
-        if asked is not None:
-            _slice_of(asked)
-        return asked
+    def _seconds(cls, asked: Any) -> Any:
+        return Resources._seconds(asked)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted(cls, asked: Any) -> Any:
+        if not isinstance(asked, dict) or not isinstance(asked.get("tpu"), str):
+            return asked
+        counted = _slice_of(asked["tpu"]).nodes
+        nodes = asked.get("nodes", counted)
+        if nodes != counted:
+            raise ValueError(
+                f"a slice says how many nodes there are; {asked['tpu']} has {counted}, and nodes={nodes!r:.60}; leave "
+                f"nodes out"
+            )
+        return {**asked, "nodes": nodes}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -253,8 +272,6 @@ class ClusterJob(Pods):
             raise ValueError("a job runs a script, or a command of the image; give one of the two")
         if self.entrypoint is not None and self.entrypoint not in self.files:
             raise ValueError(f"a script is among the files that go along; {self.entrypoint[:80]!r} is not")
-        if self.time is not None and self.time > _INT32:
-            raise ValueError(f"an attempt in a cluster takes at most {_INT32:,} s; got {self.time:g} s")
         if self.engine == "kuberay":
             self._check_kuberay()
         else:
@@ -265,6 +282,10 @@ class ClusterJob(Pods):
         self._check_ray()
         if self.tpu is not None:
             raise ValueError(f"a slice of TPUs is for jobset, whose pods know their place in it; got {self.tpu!r}")
+        if self.gpus % self.processes:
+            raise ValueError(
+                f"GPUs divide over the processes of a node; got gpus={self.gpus} for processes={self.processes}"
+            )
         if self.entrypoint is not None and self.claim is None:
             raise ValueError("the head and the nodes of a Ray cluster share the workspace; name a claim to keep it on")
         if self.entrypoint is not None and self.key is None:
@@ -277,27 +298,15 @@ class ClusterJob(Pods):
                 f"a pod of a JobSet is one process, to which JAX gives all its devices; got processes="
                 f"{self.processes}; ask for more nodes, or for kuberay"
             )
-        slice_ = self.tpus
-        if slice_ is not None and self.gpus:
+        if self.tpu is not None and self.gpus:
             raise ValueError(f"a node has TPUs or GPUs; got tpu={self.tpu} and gpus={self.gpus}")
-        if slice_ is not None and self.nodes not in (None, slice_.nodes):
-            raise ValueError(
-                f"a slice says how many nodes there are; {self.tpu} has {slice_.nodes}, and nodes={self.nodes}; leave "
-                f"nodes out"
-            )
-        if self.count > 1:
-            self._check_shared(f"this job has {self.count:,}")
+        if self.nodes > 1:
+            self._check_shared(f"this job has {self.nodes:,}")
 
     @property
     def tpus(self) -> Tpu | None:
         """The slice of TPUs that is asked for."""
         return None if self.tpu is None else _slice_of(self.tpu)
-
-    @property
-    def count(self) -> int:
-        """How many pods work."""
-        slice_ = self.tpus
-        return self.nodes or (slice_.nodes if slice_ else 1)
 
 
 class ClusterService(Pods):
@@ -342,12 +351,10 @@ class ClusterService(Pods):
     @field_validator("node_memory", mode="before")
     @classmethod
     def _node_bytes(cls, asked: Any) -> Any:
-        return Resources.model_validate({"memory": asked}).memory if isinstance(asked, str) else asked
+        return Resources._bytes(asked)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.time is not None:
-            raise ValueError(f"a server goes on until it is deleted; got time={self.time:g} s; leave it out")
         if self.engine == "deployment" and (self.nodes or self.max_nodes):
             raise ValueError("a deployment is one pod; nodes for jobs are those of a Ray cluster; ask for kuberay")
         if self.max_nodes is not None and self.max_nodes < max(1, self.nodes):

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mms_sdk.compute.joined import COORDINATOR, COUNT, INDEX
+from mms_sdk.compute.joined import COORDINATOR, RANK, RANKS
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.cluster import ClusterJob, ClusterService, Pods
 from mms_sdk.settings import WORKSPACE_VARIABLE
@@ -31,6 +31,8 @@ _DAY_S = 86400
 _DRAIN_S = 45  # a server answers what is queued for up to 30 s
 _START_S = 600  # what a Ray cluster may take beside the attempts of its job
 _HEAD_CPUS, _HEAD_MEMORY = 2, 8 * 2**30  # of a head that only looks after the others
+_RAY_MEMORY = 2 * 2**30  # of what Ray itself holds in each pod
+_RAY_HERE = {"name": "MMS_RAY", "value": "127.0.0.1:6379"}  # where a process in the head finds its cluster
 _SUBMITTER_CPUS, _SUBMITTER_MEMORY = 1, 2**30
 # What a process says that a signal ended: SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGTERM. None of its own doing.
 _BY_SIGNAL = [134, 135, 137, 139, 143]
@@ -93,7 +95,7 @@ def _job_set(job: ClusterJob) -> Manifest:
 
 def _failure_policy(job: ClusterJob) -> Manifest:
     # Neither what the code itself did nor a limit that it ran into is tried again.
-    final = ["PodFailurePolicy"] if job.count == 1 else []
+    final = ["PodFailurePolicy"] if job.nodes == 1 else []
     final += ["DeadlineExceeded"] if job.time is not None else []
     policy: Manifest = {"maxRestarts": job.retries, "restartStrategy": "BlockingRecreate"}
     if final:
@@ -103,14 +105,14 @@ def _failure_policy(job: ClusterJob) -> Manifest:
 
 def _indexed_job(job: ClusterJob) -> Manifest:
     spec: Manifest = {
-        "parallelism": job.count,
-        "completions": job.count,
+        "parallelism": job.nodes,
+        "completions": job.nodes,
         "completionMode": "Indexed",
         "backoffLimit": 0,
     }
     if job.time is not None:
         spec["activeDeadlineSeconds"] = math.ceil(job.time)
-    if job.count == 1:
+    if job.nodes == 1:
         # Of several, those that were left by one end with an error that says nothing of their own code.
         spec["podFailurePolicy"] = {
             "rules": [
@@ -121,7 +123,7 @@ def _indexed_job(job: ClusterJob) -> Manifest:
                 },
             ]
         }
-    worker = _container("worker", job, command=_pod_command(job), more=_joining(job) if job.count > 1 else [])
+    worker = _container("worker", job, command=_pod_command(job), more=_joining(job) if job.nodes > 1 else [])
     return spec | {"template": {"metadata": {"labels": _labels(job, "worker")}, "spec": _pod(job, [worker])}}
 
 
@@ -129,7 +131,7 @@ def _pod_command(job: ClusterJob) -> list[str]:
     if job.entrypoint is None:
         return list(job.command)
     script = f"{SCRIPTS}/code/{job.entrypoint}"
-    starts = ["python", script] if job.count == 1 else ["python", "-P", "-m", "mms_sdk.compute.joined", script]
+    starts = ["python", script] if job.nodes == 1 else ["python", "-P", "-m", "mms_sdk.compute.joined", script]
     return [*starts, *job.args]
 
 
@@ -138,8 +140,8 @@ def _joining(job: ClusterJob) -> list[Manifest]:
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     return [
         {"name": COORDINATOR, "value": f"{job.name}-{WORKERS}-0-0.{job.name}:{_PORT}"},
-        {"name": COUNT, "value": str(job.count)},
-        {"name": INDEX, "valueFrom": {"fieldRef": {"fieldPath": index}}},
+        {"name": RANKS, "value": str(job.nodes)},
+        {"name": RANK, "valueFrom": {"fieldRef": {"fieldPath": index}}},
     ]
 
 
@@ -162,8 +164,8 @@ def _ray_job(job: ClusterJob) -> Manifest:
         "metadata": {"labels": _labels(job, "submitter")},
         "spec": _pod(job, [submitter], bare=True),
     }
-    head = _container("ray-head", job, own=(_HEAD_CPUS, _HEAD_MEMORY, 0))
-    spec["rayClusterSpec"] = _ray_cluster(job, head, nodes=job.count, node=(job.cpus, job.memory, job.gpus))
+    head = _container("ray-head", job, own=(_HEAD_CPUS, _HEAD_MEMORY, 0), more=[_RAY_HERE])
+    spec["rayClusterSpec"] = _ray_cluster(job, head, nodes=job.nodes, node=(job.cpus, job.memory, job.gpus))
     return _manifest("ray.io/v1", "RayJob", job, "job", spec)
 
 
@@ -191,6 +193,7 @@ def _ray_cluster(
     asked: Pods, head: Manifest, *, nodes: int, node: tuple[int, int, int], max_nodes: int | None = None
 ) -> Manifest:
     # The head of a cluster is given no work: what fills its memory would end the cluster.
+    cpus, memory, gpus = node
     groups = []
     if nodes or max_nodes:
         groups = [
@@ -202,7 +205,7 @@ def _ray_cluster(
                 "rayStartParams": {},
                 "template": {
                     "metadata": {"labels": _labels(asked, "worker")},
-                    "spec": _pod(asked, [_container("ray-worker", asked, own=node)]),
+                    "spec": _pod(asked, [_container("ray-worker", asked, own=(cpus, memory + _RAY_MEMORY, gpus))]),
                 },
             }
         ]
@@ -224,7 +227,8 @@ def _ray_cluster(
 def _ray_server(service: ClusterService) -> Manifest:
     # Ray starts beside the server, whose end is that of the pod; KubeRay then makes another one.
     started = f"ulimit -n 65536; $KUBERAY_GEN_RAY_START_CMD & exec {shlex.join(_serving(service))}"
-    head = _container("ray-head", service, command=["/bin/bash", "-c", "--", started])
+    own = (service.cpus, service.memory + _RAY_MEMORY, service.gpus)
+    head = _container("ray-head", service, own=own, command=["/bin/bash", "-c", "--", started], more=[_RAY_HERE])
     spec = _ray_cluster(
         service,
         head,
@@ -460,7 +464,7 @@ def _driver(job: ClusterJob) -> str:
     # In a file and not on a command line, since that of a RayJob goes through two shells.
     told = {name: value for name, value in job.environment.items() if not name.startswith("MMS_")}
     resources = {
-        "nodes": job.count,
+        "nodes": job.nodes,
         "processes": job.processes,
         "cpus": job.cpus,
         "gpus": job.gpus,
