@@ -29,6 +29,7 @@ from mms_sdk.told import on_its_lines
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
     from mms_sdk.client.jobs import Job
+    from mms_sdk.client.manifests import Manifests
     from mms_sdk.client.studies import Study
     from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
@@ -225,6 +226,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
     run.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
 
+    engine = verb("engine", _engine, "manifests for a Kubernetes cluster; mms engine render job --help says how")
+    _add_rendering(engine, where)
+
     jobs = verb("jobs", _jobs, "list jobs, or show one")
     jobs.add_argument("job", nargs="?", help="id of one to show")
     jobs.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
@@ -297,6 +301,59 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     helped.add_argument("about", nargs="?", metavar="VERB")
     parser.set_defaults(parser=parser, verbs=verbs)
     return parser
+
+
+def _add_rendering(verb: argparse.ArgumentParser, where: _Parser) -> None:
+    actions = verb.add_subparsers(dest="action", metavar="render", parser_class=_Parser)
+    told = "write manifests that kubectl apply takes; no cluster is spoken to"
+    kinds = actions.add_parser("render", help=told, description=told).add_subparsers(
+        dest="kind", metavar="KIND", parser_class=_Parser, required=True
+    )
+    both = _Parser(add_help=False)
+    both.add_argument("--image", required=True, help="with Python and mms-sdk, for kuberay with Ray as well")
+    both.add_argument("--name", help="in the cluster; that of the script or model if left out")
+    both.add_argument("--namespace", help="where it runs; that of whoever applies it if left out")
+    both.add_argument("--service-account", metavar="NAME", help="as which it runs")
+    both.add_argument("--user", type=_positive, metavar="NUMBER", help="of the user in the pods (1000)")
+    both.add_argument("--claim", metavar="NAME", help="the volume claim with the workspace")
+    both.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
+    both.add_argument(
+        "--secret", action="append", default=[], metavar="NAME=SECRET/KEY", help="likewise, whose value a Secret has"
+    )
+    both.add_argument("--cpus", type=_positive, help="cores of a pod that works (4)")
+    both.add_argument("--gpus", type=_whole, help="GPUs of a pod that works (0)")
+    both.add_argument("--memory", metavar="SIZE", help="of a pod that works, e.g. 64GiB (16GiB)")
+    both.add_argument("--nodes", type=_whole, help="how many pods work; of a service for kuberay, for jobs")
+    both.add_argument("--queue", metavar="NAME", help="the Kueue queue to wait in")
+    both.add_argument("--ray-version", metavar="VERSION", help="for kuberay: which Ray the image has")
+    both.add_argument("--to", metavar="FILE", help="write it there instead of printing it")
+
+    told = "a script, or a command of the image, that runs to its end"
+    job = kinds.add_parser("job", help=told, description=told, parents=[where, both])
+    job.set_defaults(command=_render_job)
+    job.add_argument("--for", dest="engine", required=True, metavar="ENGINE", help="jobset or kuberay")
+    job.add_argument("--processes", type=_positive, help="for kuberay: processes of each node (1)")
+    job.add_argument("--tpu", metavar="SLICE", help="for jobset: a slice of TPUs, e.g. v5e:4x4, which says the nodes")
+    job.add_argument("--time", metavar="TIME", help="the most an attempt may take, e.g. 2h, 30min or 90s")
+    job.add_argument("--retries", type=_whole, help="further attempts after what was not its doing (3)")
+    job.add_argument("--key", help="for kuberay: applied again with the same key, nothing runs twice")
+    job.add_argument("--keep", type=_duration, metavar="TIME", help="how long what has ended stays, e.g. 1d")
+    job.add_argument("--grace", type=_duration, metavar="TIME", help="from being asked to stop to being ended (30s)")
+    job.add_argument("--folder", help="a folder of code that goes along; the script lies in it")
+    job.add_argument("--command", dest="is_command", action="store_true", help="the words are a command of the image")
+    job.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
+    job.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
+
+    told = "a server of the workspace and its models, that goes on until it is deleted"
+    service = kinds.add_parser("service", help=told, description=told, parents=[where, both])
+    service.set_defaults(command=_render_service)
+    service.add_argument("--for", dest="engine", required=True, metavar="ENGINE", help="deployment or kuberay")
+    service.add_argument("--port", type=_positive, help="in its pod, on the loopback address (8765)")
+    service.add_argument("--max-nodes", type=_positive, help="for kuberay: as many where Ray asks for more")
+    service.add_argument("--node-cpus", type=_positive, help="for kuberay: cores of a node for jobs (4)")
+    service.add_argument("--node-gpus", type=_whole, help="for kuberay: GPUs of a node for jobs (0)")
+    service.add_argument("--node-memory", metavar="SIZE", help="for kuberay: of a node for jobs (16GiB)")
+    service.add_argument("models", nargs="*", metavar="MODEL", help="served under their names, e.g. flowers@champion")
 
 
 def _add_training(verb: argparse.ArgumentParser) -> None:
@@ -742,6 +799,46 @@ def _run(asked: argparse.Namespace) -> Any:
     if asked.watch:
         job = job.wait(progress=False) if asked.json else job.watch()
     return _shown(job, asked)
+
+
+def _engine(asked: argparse.Namespace) -> Any:
+    raise UsageProblem("usage: mms engine render job, or service; more: mms engine render job --help")
+
+
+def _render_job(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client import manifests
+
+    options = _given(asked, "tpu", "processes", "time", "retries", "key")
+    options |= {name: round(value) for name, value in (("keep_s", asked.keep), ("grace_s", asked.grace)) if value}
+    if asked.is_command:
+        code: dict[str, Any] = {"command": [asked.script, *asked.args]}
+    else:
+        code = {"script": Path(asked.script), "args": asked.args, "folder": asked.folder}
+    return _rendered(manifests.job(**code, **_pods(asked), **options), asked)
+
+
+def _render_service(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client import manifests
+
+    options = _given(asked, "port", "max_nodes", "node_cpus", "node_gpus", "node_memory")
+    return _rendered(manifests.service(*asked.models, **_pods(asked), **options), asked)
+
+
+def _pods(asked: argparse.Namespace) -> dict[str, Any]:
+    told = _given(asked, "name", "namespace", "service_account", "user", "claim", "queue", "ray_version")
+    counted = _given(asked, "cpus", "gpus", "memory", "nodes")
+    variables = {"environment": dict(map(_variable, asked.env)), "secrets": dict(map(_variable, asked.secret))}
+    return {"engine": asked.engine, "image": asked.image, **told, **counted, **variables}
+
+
+def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(asked, name)) is not None}
+
+
+def _rendered(made: Manifests, asked: argparse.Namespace) -> Any:
+    if asked.to:
+        return _Facts({"written": str(made.save(asked.to))})
+    return list(made) if asked.json else made if _in_notebook(asked) else str(made).removesuffix("\n")
 
 
 def _variable(text: str) -> tuple[str, str]:
