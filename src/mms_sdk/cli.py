@@ -229,6 +229,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     logs = verb("logs", _logs, "what a job printed")
     logs.add_argument("job", metavar="JOB", help="its id")
     logs.add_argument("--attempt", type=_positive, help="of which attempt; of the newest if left out")
+    logs.add_argument("--rank", type=_whole, default=0, help="of which of its processes (0)")
     logs.add_argument("--follow", action="store_true", help="and what it prints, until it ends")
     stop = verb("stop", _stop, "stop a job, with all that it started")
     stop.add_argument("job", metavar="JOB", help="its id")
@@ -667,7 +668,7 @@ def _study(asked: argparse.Namespace) -> Any:
     if asked.trial is not None:
         trial = study.trial(asked.trial)
         plain = asked.json or _in_notebook(asked)
-        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.log())}".rstrip()
+        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.logs())}".rstrip()
     if asked.json:
         return {**to_json(study), "trials": to_json(list(study.trials))}
     return study if _in_notebook(asked) else f"{_Facts(study.facts())}\n\n{study.trials!r}"
@@ -751,7 +752,7 @@ def _logs(asked: argparse.Namespace) -> Any:
     if asked.follow:
         job.watch()
         return None
-    text = job.log(attempt=asked.attempt)
+    text = job.logs(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")
 
 

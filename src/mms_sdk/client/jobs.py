@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,9 +14,11 @@ from typing import Any, Self
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
+from mms_sdk.client.events import events
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
 
@@ -79,7 +82,7 @@ class Job:
             problem = self.record.error or {}
             if "type" in problem:
                 raise from_problem(problem)
-            log = "; what it printed: job.log()" if self.record.engine else ""
+            log = "; what it printed: job.logs()" if self.record.engine else ""
             why = problem.get("detail", "no reason recorded")
             raise JobFailed(f"job {self.id} ended as {self.state}: {why}{log}")
         return self
@@ -99,20 +102,29 @@ class Job:
             return self
         return self.wait(progress=False)
 
-    def log(self, *, attempt: int | None = None) -> str:
+    def logs(self, *, attempt: int | None = None, rank: int = 0) -> str:
         """What it printed so far.
 
         Args:
             attempt: Of which attempt, from 1; of the newest if left out.
+            rank: Of which of its processes, from 0.
 
         Raises:
-            NotFound: There is no such attempt.
+            NotFound: There is no such attempt or rank.
         """
         pieces, offset = [], 0
-        while (piece := self._log_from(offset, attempt)).text:
+        while (piece := self._log_from(offset, attempt, rank)).text:
             pieces.append(piece.text)
             offset = piece.offset
         return "".join(pieces)
+
+    def events(self, *, follow: bool = False) -> Iterator[Event]:
+        """What happened to it, oldest first.
+
+        Args:
+            follow: Whether to wait for what comes, until it has ended.
+        """
+        return events(self._api, job=self.id, follow=follow)
 
     def value(self) -> Any:
         """What the function of the job returned, once it has ended; waits for it.
@@ -149,31 +161,23 @@ class Job:
         return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
 
     def _printed(self) -> Iterator[str]:
-        number, offset, pause = 1, 0, _POLL_S[0]
-        while True:
-            ended = self.refresh().record.ended
-            count = len(self.attempts)
-            piece = self._log_from(offset, number if count else None)
-            offset = piece.offset
-            if piece.text:
-                yield piece.text
-                pause = _POLL_S[0]
-            elif piece.ended and number < count:
-                number, offset = number + 1, 0
-                yield f"--- attempt {number} ---\n"
-            elif ended:
+        attempt = 1
+        for message in self._api.follow(f"/v1/jobs/{self.id}/stream"):
+            if message.event == "end":
                 return
-            else:
-                time.sleep(pause)
-                pause = min(_POLL_S[1], pause * 1.5)
+            if message.event == "log":
+                told = json.loads(message.data)
+                if told["attempt"] != attempt:
+                    attempt = told["attempt"]
+                    yield f"--- attempt {attempt} ---\n"
+                yield told["text"]
 
-    def _log_from(self, offset: int, attempt: int | None) -> LogPiece:
-        return self._api.get(f"/v1/jobs/{self.id}/log", LogPiece, offset=offset, attempt=attempt)
+    def _log_from(self, offset: int, attempt: int | None, rank: int) -> LogPiece:
+        return self._api.get(f"/v1/jobs/{self.id}/logs", LogPiece, offset=offset, attempt=attempt, rank=rank)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of its metric log, oldest first."""
-        answer: dict[str, Any] = self._api.get(f"/v1/jobs/{self.id}/metrics", dict)
-        return list(answer["rows"])
+        return list(rows(self._api, self.id))
 
     def download(self, name: str, to: str | Path) -> Path:
         """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
@@ -331,6 +335,17 @@ class Jobs:
             JobNotFound: There is none of that id.
         """
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
+
+
+def rows(api: Api, job: str) -> Iterator[dict[str, Any]]:
+    """All rows of the metrics of a job, oldest first, some MB at a time."""
+    since = 0
+    while True:
+        page: dict[str, Any] = api.get(f"/v1/jobs/{job}/metrics", dict, since=since)
+        yield from page["rows"]
+        if not page["rows"]:
+            return
+        since = page["offset"]
 
 
 def records(api: Api, **query: Any) -> Iterator[JobRecord]:

@@ -219,11 +219,13 @@ class LogPiece(Schema):
     Attributes:
         text: What was written since the offset; a byte that is no UTF-8 is shown as `�`.
         offset: Where to go on.
+        attempt: Of which attempt it is; 0 before there is one.
         ended: Whether nothing will be added.
     """
 
     text: str
     offset: int
+    attempt: int = 0
     ended: bool
 
 

@@ -206,7 +206,7 @@ def _for_good(ended: Ended) -> dict[str, Any]:
     return {"state": _STATES[ended.reason], "ended_at": ended.at, "error": error, "not_before": None}
 
 
-def _said(state: JobState, ended: Ended) -> dict[str, str]:
+def _said(state: JobState, ended: Ended) -> dict[str, Any]:
     return {"state": state, "reason": ended.reason, "detail": ended.detail}
 
 
