@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import psutil
 import pytest
@@ -24,6 +26,8 @@ from mms_sdk.service import streams
 from mms_sdk.service.app import create_app
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
+from mms_sdk.storage import metric_log
+from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.workspace import Workspace
 
 Client = mms.WorkspaceClient
@@ -165,11 +169,11 @@ def test_wherever_a_stream_is_cut_it_goes_on_behind_the_last_message(ws: Client,
 
 def test_metrics_of_a_script_are_those_of_the_training_in_it(ws: Client, workspace: Workspace) -> None:
     job = ws.jobs.submit("print(1)\n", resources=SMALL).wait(progress=False)
-    assert job.metrics() == []
+    assert job.metrics() == {}
     trained = workspace.catalog.jobs.start("train", "pets", {}, parent=job.id)
     (workspace.job_folder(trained.id) / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": 2.0}\n')
 
-    assert job.metrics() == [{"step": 1, "train/loss": 2.0}]
+    assert job.metrics()["train/loss"].value.tolist() == [2.0]
     found = told(list(ws._api._messages(f"/v1/jobs/{job.id}/stream", {}, "")))
     assert [said["job"] for kind, said in found if kind == "metrics"] == [trained.id]
 
@@ -201,6 +205,51 @@ def test_a_long_log_comes_whole_to_a_slow_reader_and_is_not_read_ahead(ws: Clien
             time.sleep(0.002)
 
     assert size == 2**24
+
+
+# Metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_the_same_in_json_and_in_bytes_whole_and_for_a_chart(ws: Client, workspace: Workspace) -> None:
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    losses = [1.0, math.nan, -math.inf, *(float(step % 7) for step in range(500))]
+    log = MetricLog(workspace.job_folder(record.id) / "metrics.jsonl")
+    for step, loss in enumerate(losses):
+        log.write({"step": step, "time": 1e9 + step, "train/loss": loss})
+    log.close()
+    job, path = ws.jobs.get(record.id), f"/v1/jobs/{record.id}/metrics"
+
+    whole, few = job.metrics()["train/loss"], job.metrics(points=20)["train/loss"]
+    told: Any = ws._api.get(path, dict, points=20)
+
+    np.testing.assert_array_equal(whole.value, losses)
+    assert whole.step.tolist() == list(range(503))
+    assert len(few.value) <= 20
+    assert told["series"]["train/loss"]["step"] == few.step.tolist()
+    assert [float(value) for value in told["series"]["train/loss"]["value"][1:]] == few.value[1:].tolist()
+    assert told["series"]["train/loss"]["value"][0] == "nan"
+    rows: Any = ws._api.get(path, dict)
+    assert [float(row["train/loss"]) for row in rows["rows"]][3:] == losses[3:]
+    assert ws._api.get(path, dict, since=rows["offset"]) == {"job": record.id, "rows": [], "offset": rows["offset"]}
+
+
+def test_a_log_longer_than_an_answer_is_read_whole(
+    ws: Client, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metric_log, "PIECE_BYTES", 1000)
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    lines = [orjson.dumps({"step": step, "train/loss": step / 8}) for step in range(1000)]
+    (workspace.job_folder(record.id) / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+    assert ws.jobs.get(record.id).metrics()["train/loss"].value.tolist() == [step / 8 for step in range(1000)]
+
+
+@pytest.mark.parametrize("query", [{"points": 1}, {"points": 10**6}, {"points": 5, "since": 9}, {"since": 3}])
+def test_metrics_that_cannot_be_asked_for_are_refused(ws: Client, workspace: Workspace, query: dict[str, int]) -> None:
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    (workspace.job_folder(record.id) / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": 1}\n')
+    with pytest.raises(InvalidRequest, match=r"points|since"):
+        ws._api.get(f"/v1/jobs/{record.id}/metrics", dict, **query)
 
 
 # Connections -------------------------------------------------------------------------------------------------------

@@ -56,9 +56,10 @@ class Api:
         """Sends bytes."""
         return self._decoded(self._ask("POST", path, content=content, headers=headers, params=query), kind)
 
-    def read(self, path: str) -> bytes:
-        """Reads a small file."""
-        return self._ask("GET", path).content
+    def read(self, path: str, *, accept: str = "*/*", **query: Any) -> bytes:
+        """Reads bytes of a kind."""
+        known = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", path, params=known, headers={"accept": accept}).content
 
     def download(self, path: str, to: Path) -> None:
         """Streams a file into `to`, which appears whole or not at all."""

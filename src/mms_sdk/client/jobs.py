@@ -21,6 +21,7 @@ from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
 
@@ -133,10 +134,10 @@ class Job:
             MmsError: The job failed.
             NotFound: It runs no function.
         """
+        from mms_sdk.compute import values
         from mms_sdk.compute.call import RETURNED
-        from mms_sdk.compute.values import unpack
 
-        return unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
+        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
 
     def cancel(self) -> Job:
         """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
@@ -175,9 +176,29 @@ class Job:
     def _log_from(self, offset: int, attempt: int | None, rank: int) -> LogPiece:
         return self._api.get(f"/v1/jobs/{self.id}/logs", LogPiece, offset=offset, attempt=attempt, rank=rank)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All rows of its metric log, oldest first."""
-        return list(rows(self._api, self.id))
+    def metrics(self, *, points: int | None = None) -> dict[str, Series]:
+        """What it logged so far, by name; of a script, what the newest training in it did.
+
+        Args:
+            points: At most so many rows of each, for a chart: the least and the greatest value of each stretch. All
+                rows if left out.
+
+        Example:
+            ```python
+            loss = job.metrics()["train/loss"]
+            plt.plot(loss.step, loss.value)
+            ```
+        """
+        if points is not None:
+            return self._metrics(points=points)[0]
+        pieces, since = [], 0
+        while (piece := self._metrics(since=since))[1] > since:
+            pieces.append(piece[0])
+            since = piece[1]
+        return joined(pieces)
+
+    def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
+        return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
     def download(self, name: str, to: str | Path) -> Path:
         """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.

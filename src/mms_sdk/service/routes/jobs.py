@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -16,14 +16,16 @@ from mms_sdk.errors import Conflict, InvalidRequest, NotFound
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
 from mms_sdk.service.following import JobSource, Seen
 from mms_sdk.service.logs import read_log
-from mms_sdk.service.metric_answers import log_of, rows_since
+from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
+from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
 JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json", "returned.npz"]
+_PACKED: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE: {"schema": {"format": "binary"}}}}}
 Rank = Annotated[int, Query(ge=0, lt=100_000)]
 
 
@@ -109,12 +111,22 @@ def get_logs(
     return read_log(service.workspace, found, offset=offset, attempt=attempt, rank=rank)
 
 
-@router.get("/{job}/metrics", **needs("viewer"))
-def get_metrics(service: Service, job: str, since: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0) -> dict[str, Any]:
-    """Metrics written since a byte offset, some MB of them, and the offset to go on from."""
-    of, log = log_of(service.workspace, service.workspace.catalog.jobs.get(job))
-    rows, end = rows_since(log, since)
-    return {"job": of, "rows": rows, "offset": end}
+@router.get("/{job}/metrics", response_model=None, responses=_PACKED, **needs("viewer"))
+def get_metrics(
+    service: Service,
+    request: Request,
+    job: str,
+    since: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
+    points: Annotated[int | None, Query(ge=2, le=100_000)] = None,
+) -> dict[str, Any] | Response:
+    """Rows logged since a byte offset, some MB of them, and the offset to go on from.
+
+    With `points`, each series of the whole log, with at most so many rows, among which are its least and greatest
+    values everywhere. With `Accept: application/vnd.mms.metrics` columns of float64 instead of JSON.
+    """
+    found = service.workspace.catalog.jobs.get(job)
+    packed = CONTENT_TYPE in request.headers.get("accept", "").lower()
+    return answer(service.workspace, found, since=since, points=points, packed=packed)
 
 
 @router.get("/{job}/stream", response_class=StreamingResponse, **needs("viewer"))
