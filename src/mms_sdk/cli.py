@@ -728,7 +728,7 @@ def _study(asked: argparse.Namespace) -> Any:
     if asked.trial is not None:
         trial = study.trial(asked.trial)
         plain = asked.json or _in_notebook(asked)
-        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.log())}".rstrip()
+        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.logs())}".rstrip()
     if asked.json:
         return {**to_json(study), "trials": to_json(list(study.trials))}
     return study if _in_notebook(asked) else f"{_Facts(study.facts())}\n\n{study.trials!r}"
@@ -853,7 +853,7 @@ def _logs(asked: argparse.Namespace) -> Any:
     if asked.follow:
         job.watch()
         return None
-    text = job.log(attempt=asked.attempt, rank=asked.rank)
+    text = job.logs(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,11 +14,14 @@ from typing import Any, Self
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
+from mms_sdk.client.events import events
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
 
@@ -79,7 +83,7 @@ class Job:
             problem = self.record.error or {}
             if "type" in problem:
                 raise from_problem(problem)
-            log = "; what it printed: job.log()" if self.record.engine else ""
+            log = "; what it printed: job.logs()" if self.record.engine else ""
             why = problem.get("detail", "no reason recorded")
             raise JobFailed(f"job {self.id} ended as {self.state}: {why}{log}")
         return self
@@ -99,7 +103,7 @@ class Job:
             return self
         return self.wait(progress=False)
 
-    def log(self, *, attempt: int | None = None, rank: int = 0) -> str:
+    def logs(self, *, attempt: int | None = None, rank: int = 0) -> str:
         """What it printed so far.
 
         Args:
@@ -107,13 +111,21 @@ class Job:
             rank: Of which of its processes, from 0.
 
         Raises:
-            NotFound: There is no such attempt.
+            NotFound: There is no such attempt or rank.
         """
         pieces, offset = [], 0
         while (piece := self._log_from(offset, attempt, rank)).text:
-            pieces.append(_shown_piece(piece))
+            pieces.append(_shown_piece(piece.text, piece.left_out))
             offset = piece.offset
         return "".join(pieces)
+
+    def events(self, *, follow: bool = False) -> Iterator[Event]:
+        """What happened to it, oldest first.
+
+        Args:
+            follow: Whether to wait for what comes, until it has ended.
+        """
+        return events(self._api, job=self.id, follow=follow)
 
     def value(self) -> Any:
         """What the function of the job returned, once it has ended; waits for it.
@@ -122,10 +134,10 @@ class Job:
             MmsError: The job failed.
             NotFound: It runs no function.
         """
+        from mms_sdk.compute import values
         from mms_sdk.compute.call import RETURNED
-        from mms_sdk.compute.values import unpack
 
-        return unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
+        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
 
     def cancel(self) -> Job:
         """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
@@ -150,31 +162,43 @@ class Job:
         return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
 
     def _printed(self) -> Iterator[str]:
-        number, offset, pause = 1, 0, _POLL_S[0]
-        while True:
-            ended = self.refresh().record.ended
-            count = len(self.attempts)
-            piece = self._log_from(offset, number if count else None)
-            offset = piece.offset
-            if piece.text:
-                yield _shown_piece(piece)
-                pause = _POLL_S[0]
-            elif piece.ended and number < count:
-                number, offset = number + 1, 0
-                yield f"--- attempt {number} ---\n"
-            elif ended:
+        attempt = 1
+        for message in self._api.follow(f"/v1/jobs/{self.id}/stream"):
+            if message.event == "end":
                 return
-            else:
-                time.sleep(pause)
-                pause = min(_POLL_S[1], pause * 1.5)
+            if message.event == "log":
+                told = json.loads(message.data)
+                if told["attempt"] != attempt:
+                    attempt = told["attempt"]
+                    yield f"--- attempt {attempt} ---\n"
+                yield _shown_piece(told["text"], told["left_out"])
 
-    def _log_from(self, offset: int, attempt: int | None, rank: int = 0) -> LogPiece:
-        return self._api.get(f"/v1/jobs/{self.id}/log", LogPiece, offset=offset, attempt=attempt, rank=rank)
+    def _log_from(self, offset: int, attempt: int | None, rank: int) -> LogPiece:
+        return self._api.get(f"/v1/jobs/{self.id}/logs", LogPiece, offset=offset, attempt=attempt, rank=rank)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All rows of its metric log, oldest first."""
-        answer: dict[str, Any] = self._api.get(f"/v1/jobs/{self.id}/metrics", dict)
-        return list(answer["rows"])
+    def metrics(self, *, points: int | None = None) -> dict[str, Series]:
+        """What it logged so far, by name; of a script, what the newest training in it did.
+
+        Args:
+            points: At most so many rows of each, for a chart: the least and the greatest value of each stretch. All
+                rows if left out.
+
+        Example:
+            ```python
+            loss = job.metrics()["train/loss"]
+            plt.plot(loss.step, loss.value)
+            ```
+        """
+        if points is not None:
+            return self._metrics(points=points)[0]
+        pieces, since = [], 0
+        while (piece := self._metrics(since=since))[1] > since:
+            pieces.append(piece[0])
+            since = piece[1]
+        return joined(pieces)
+
+    def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
+        return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
     def download(self, name: str, to: str | Path) -> Path:
         """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
@@ -336,9 +360,19 @@ class Jobs:
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
 
 
-def _shown_piece(piece: LogPiece) -> str:
-    left_out = f"\n--- {piece.left_out:,} bytes left out ---\n" if piece.left_out else ""
-    return f"{left_out}{piece.text}"
+def _shown_piece(text: str, left_out: int) -> str:
+    return f"\n--- {left_out:,} bytes left out ---\n{text}" if left_out else text
+
+
+def rows(api: Api, job: str) -> Iterator[dict[str, Any]]:
+    """All rows of the metrics of a job, oldest first, some MB at a time."""
+    since = 0
+    while True:
+        page: dict[str, Any] = api.get(f"/v1/jobs/{job}/metrics", dict, since=since)
+        yield from page["rows"]
+        if not page["rows"]:
+            return
+        since = page["offset"]
 
 
 def records(api: Api, **query: Any) -> Iterator[JobRecord]:

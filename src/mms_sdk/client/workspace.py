@@ -7,7 +7,7 @@ import hmac
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -21,6 +21,7 @@ from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
 from mms_sdk.client.evaluations import Evaluation
+from mms_sdk.client.events import events
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.studies import Script, Studies, Study
@@ -28,6 +29,7 @@ from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
 from mms_sdk.schema.backup import Backup
+from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
 from mms_sdk.schema.sources import ImageFolder
@@ -122,6 +124,15 @@ class WorkspaceClient:
             "deployments": ", ".join(each.name for each in self.deployments.list()) or "none",
             "jobs": f"{jobs.get('running', 0):,} running, {sum(jobs.values()):,} recorded" if jobs else "none yet",
         }
+
+    def events(self, *, since: int = 0, follow: bool = False) -> Iterator[Event]:
+        """What happened to jobs, oldest first: the newest hundred thousand events are kept.
+
+        Args:
+            since: The number of an event, behind which to begin.
+            follow: Whether to wait for those that come, for as long as somebody reads.
+        """
+        return events(self._api, since=since, follow=follow)
 
     def predict(
         self,

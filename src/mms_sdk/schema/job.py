@@ -236,12 +236,14 @@ class LogPiece(Schema):
         text: What was written since the offset; a byte that is no UTF-8 is shown as `�`.
         left_out: How many bytes in front of it are no longer kept: of a long log, the middle is given up.
         offset: Where to go on.
+        attempt: Of which attempt it is; 0 before there is one.
         ended: Whether nothing will be added.
     """
 
     text: str
     left_out: int = 0
     offset: int
+    attempt: int = 0
     ended: bool
 
 

@@ -29,17 +29,19 @@ from mms_sdk.service.routes import (
     datasets,
     deployments,
     evaluations,
+    events,
     health,
     jobs,
     models,
     predictions,
 )
 from mms_sdk.service.state import ServiceState
+from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
-    module.router for module in (bundles, datasets, deployments, evaluations, health, jobs, models, predictions)
+    module.router for module in (bundles, datasets, deployments, evaluations, events, health, jobs, models, predictions)
 )
 
 
@@ -49,6 +51,7 @@ def create_app(
     *,
     find: Callable[[str], Principal | None] | None = None,
     deployments: Deployments | None = None,
+    streams: Streams | None = None,
 ) -> Guard:
     """The ASGI application of one workspace; embedded and server mode are this very thing.
 
@@ -57,6 +60,7 @@ def create_app(
         settings: Limits and allow-lists.
         find: Whose token it is; None asks the catalog.
         deployments: What the app serves models with; None for one that ends with it.
+        streams: Answers that go on, which whoever serves the app drains first; None for those that end with it.
 
     Raises:
         RuntimeError: A route declares no role; such an app must not start.
@@ -68,6 +72,7 @@ def create_app(
         JobRunner(workspace),
         {LocalEngine.name: LocalEngine(workspace)},
         deployments or Deployments(workspace, settings, keep=False),
+        streams or Streams(),
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
@@ -84,6 +89,7 @@ def _control_plane(service: ServiceState) -> FastAPI:
             engine.start_waiting()
         service.deployments.restore()
         yield
+        await service.streams.close()
         service.jobs.close()
         service.deployments.close()
 

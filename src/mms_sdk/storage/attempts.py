@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from mms_sdk.errors import Conflict
+from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobState, Reason
 from mms_sdk.storage import tables
+from mms_sdk.storage.events import record
 from mms_sdk.storage.ids import new_id, now
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Attempts:
                 if first is not None:
                     return _same(first, job)
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
+            record(connection, job.id, "queued")
         return job
 
     def take(
@@ -90,6 +93,7 @@ class Attempts:
             connection.execute(sa.insert(tables.attempts).values(attempt.model_dump(mode="json")))
             started = {"state": "starting", "owner": owner, "started_at": job.started_at or attempt.started_at}
             connection.execute(sa.update(tables.jobs).where(columns.id == job.id).values(**started))
+            record(connection, job.id, "starting", attempt=attempt.number, given=given)
         return job.model_copy(update=started), attempt
 
     def runs(self, attempt: Attempt, owner: str) -> bool:
@@ -99,8 +103,10 @@ class Attempts:
         with self._catalog.writing() as connection:
             if not connection.execute(sa.update(tables.attempts).where(*this).values(owner=owner)).rowcount:
                 return False
-            query = sa.update(tables.jobs).where(jobs.id == attempt.job, jobs.state.in_(_AT_WORK))
-            return connection.execute(query.values(state="running", owner=owner)).rowcount == 1
+            this_job = sa.update(tables.jobs).where(jobs.id == attempt.job)
+            if connection.execute(this_job.where(jobs.state == "starting").values(state="running")).rowcount:
+                record(connection, attempt.job, "running", attempt=attempt.number)
+            return connection.execute(this_job.where(jobs.state == "running").values(owner=owner)).rowcount == 1
 
     def end(self, attempt: Attempt, ended: Ended) -> JobState | None:
         """Records how an attempt ended, and with it the job, or puts the job back into the queue.
@@ -119,7 +125,9 @@ class Attempts:
                 return None
             values = _after(JobSpec.model_validate(job.spec), attempt.number, ended)
             connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
-        state: JobState = values["state"]
+            state: JobState = values["state"]
+            kind: EventKind = "retrying" if state == "queued" else "ended"
+            record(connection, job.id, kind, attempt=attempt.number, **_said(state, ended))
         return state
 
     def cancel_waiting(self, job: str) -> bool:
@@ -128,7 +136,11 @@ class Attempts:
         query = sa.update(tables.jobs).where(columns.id == job, columns.state == "queued", columns.engine.is_not(None))
         error = {"title": "cancelled", "detail": "it was cancelled while it waited"}
         with self._catalog.writing() as connection:
-            return connection.execute(query.values(state="cancelled", ended_at=now(), error=error)).rowcount == 1
+            done = connection.execute(query.values(state="cancelled", ended_at=now(), error=error)).rowcount == 1
+            if done:
+                told = Ended(reason="cancelled", detail=error["detail"], at=now())
+                record(connection, job, "ended", **_said("cancelled", told))
+            return done
 
     def give_up(self, ended: Callable[[Attempt], Ended]) -> None:
         """Ends all that waits or runs, without a further attempt: of a copy, which is not to run anything by itself.
@@ -151,6 +163,8 @@ class Attempts:
                     values = {"ended": told.model_dump(mode="json")}
                     connection.execute(sa.update(tables.attempts).where(*this).values(**values))
                 connection.execute(sa.update(tables.jobs).where(columns.id == row["id"]).values(**_for_good(told)))
+                number = attempt.number if attempt else None
+                record(connection, row["id"], "ended", attempt=number, **_said(_STATES[told.reason], told))
 
     def of(self, job: str) -> list[Attempt]:
         """All attempts at a job, the first one first."""
@@ -190,6 +204,10 @@ def _for_good(ended: Ended) -> dict[str, Any]:
     if ended.reason != "succeeded":
         error = {"title": ended.reason, "detail": ended.detail}
     return {"state": _STATES[ended.reason], "ended_at": ended.at, "error": error, "not_before": None}
+
+
+def _said(state: JobState, ended: Ended) -> dict[str, Any]:
+    return {"state": state, "reason": ended.reason, "detail": ended.detail}
 
 
 _STATES: dict[Reason, JobState] = {
