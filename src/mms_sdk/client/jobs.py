@@ -13,9 +13,11 @@ from typing import Any, Self
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
+from mms_sdk.client.revision import revision_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.environment import Environment
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
 
@@ -148,6 +150,17 @@ class Job:
         """Each try at it, the first one first, with how it ended."""
         return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
 
+    def environment(self, *, attempt: int | None = None) -> Environment:
+        """What it ran in: the revision of its code, the interpreter, all packages, what it was given, and seeds.
+
+        Args:
+            attempt: Which attempt did, from 1; the newest if left out.
+
+        Raises:
+            NotFound: There is no such attempt, or no engine runs it.
+        """
+        return self._api.get(f"/v1/jobs/{self.id}/environment", Environment, attempt=attempt)
+
     def _printed(self) -> Iterator[str]:
         number, offset, pause = 1, 0, _POLL_S[0]
         while True:
@@ -233,6 +246,8 @@ class Job:
             "created": record.created_at,
             "ended": record.ended_at or "–",
         }
+        if revision := record.spec.get("revision"):
+            about["code"] = _code(revision)
         if not record.ended and record.progress.total:
             about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
         if record.error:
@@ -312,7 +327,10 @@ class Jobs:
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
         }
-        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec}
+        revision, diff = revision_of(code.folder)
+        if revision is not None:
+            spec["revision"] = revision.model_dump()
+        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "diff": diff}
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:
@@ -370,6 +388,13 @@ def _collected(result: dict[str, Any]) -> str:
 
 
 _IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}
+
+
+def _code(revision: dict[str, Any]) -> str:
+    if revision["commit"] is None:
+        return revision["unknown"] or "before the first commit"
+    where = f" on {revision['branch']}" if revision["branch"] else ""
+    return f"{revision['commit'][:10]}{where}{', changed since' if revision['dirty'] else ''}"
 
 
 def _row(job: Job) -> dict[str, Any]:

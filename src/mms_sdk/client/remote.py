@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mms_sdk.client.code import Code
@@ -56,8 +58,15 @@ class RemoteFunction:
             f"{name}.py": module_of(name, text_of(self._function)).encode(),
             ARGUMENTS: pack((args, kwargs), what=f"the arguments of {name}"),
         }
-        code = Code(kind="function", name=name[:63], entrypoint=f"{name}.py", bundle=bundles.pack(files))
+        folder = _folder_of(self._function)
+        code = Code(kind="function", name=name[:63], entrypoint=f"{name}.py", bundle=bundles.pack(files), folder=folder)
         return workspace.jobs.submit(code, **self._options)
+
+
+def _folder_of(function: Callable[..., Any]) -> Path:
+    # That of its file; a notebook's cells lie in none that is there.
+    path = os.path.abspath(inspect.getfile(function))
+    return Path(path).parent if os.path.isfile(path) else Path.cwd()
 
 
 def remote(

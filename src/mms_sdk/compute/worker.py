@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mms_sdk.compute.engines import folder as files
+from mms_sdk.compute.packages import installed
 from mms_sdk.settings import WORKER_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
@@ -52,6 +53,8 @@ def _die_with(supervisor: int) -> None:
 
 def _run(folder: Path) -> None:
     given = files.read(folder / files.GIVEN) or {}
+    with contextlib.suppress(OSError):  # a full disk
+        files.create(folder / files.ENVIRONMENT, _environment())
     code = folder / files.CODE
     path = code / given["entrypoint"]
     sys.path.insert(0, str(path.parent))
@@ -60,6 +63,18 @@ def _run(folder: Path) -> None:
     script.__dict__.update(__file__=str(path))
     sys.modules["__main__"] = script
     exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), script.__dict__)
+
+
+def _environment() -> dict[str, object]:
+    # Not by the module `platform`, which looks into the interpreter's file.
+    system = os.uname()
+    return {
+        "python": f"{sys.implementation.name} {sys.version.split()[0]}",
+        "executable": sys.executable,
+        "platform": f"{system.sysname} {system.release} {system.machine}",
+        "packages": installed(),
+        "hash_seed": os.environ.get("PYTHONHASHSEED"),
+    }
 
 
 def _failed(folder: Path, error: BaseException) -> None:

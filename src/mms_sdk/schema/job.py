@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mms_sdk.schema.base import Asked, Schema
+from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
 
 JobKind = Literal[
     "script",
@@ -125,6 +126,7 @@ class JobSpec(Schema):
         grace_s: Seconds between asking it to stop and ending it.
         python: The interpreter that runs it; the workspace's own fills it in.
         inherited: What it sees of the variables where it was submitted; likewise.
+        revision: Where its code came from; None if it lay in no repository.
     """
 
     spec_version: Literal[1] = 1
@@ -138,6 +140,7 @@ class JobSpec(Schema):
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     python: str = ""
     inherited: dict[str, str] = {}
+    revision: Revision | None = None
 
     @field_validator("environment")
     @classmethod
@@ -204,6 +207,7 @@ class JobRequest(Schema):
         key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
         spec: What is run.
         parent: The job it is a part of.
+        diff: What was changed in its code since its revision.
     """
 
     kind: Literal["script", "cell", "function"]
@@ -211,6 +215,7 @@ class JobRequest(Schema):
     key: Annotated[str, Field(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
     spec: JobSpec
     parent: str | None = None
+    diff: Annotated[str, Field(max_length=MAX_DIFF_CHARS)] = ""
 
 
 class LogPiece(Schema):

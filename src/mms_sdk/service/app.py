@@ -28,6 +28,7 @@ from mms_sdk.service.routes import (
     bundles,
     datasets,
     deployments,
+    environments,
     evaluations,
     health,
     jobs,
@@ -39,7 +40,8 @@ from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
-    module.router for module in (bundles, datasets, deployments, evaluations, health, jobs, models, predictions)
+    module.router
+    for module in (bundles, datasets, deployments, environments, evaluations, health, jobs, models, predictions)
 )
 
 

@@ -232,5 +232,6 @@ def _same(first: Job, again: Job) -> Job:
 
 
 def _asked(job: Job) -> dict[str, Any]:
-    # Without what the workspace filled in.
-    return {name: value for name, value in job.spec.items() if name not in ("python", "inherited")}
+    # Without what the workspace filled in, and what is only told of the code.
+    told = ("python", "inherited", "revision")
+    return {name: value for name, value in job.spec.items() if name not in told}

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -149,7 +150,8 @@ class LocalEngine:
 
     def _own_variables(self, spec: JobSpec, attempt: Attempt) -> dict[str, str]:
         room, given = self.room(), attempt.given
-        told = dict(spec.environment)
+        # Sets have the same order in each attempt, and what it was is known.
+        told = {"PYTHONHASHSEED": str(zlib.crc32(attempt.job.encode())), **spec.environment}
         if room.gpus:
             told["CUDA_VISIBLE_DEVICES"] = ",".join(given["gpus"])
         if given["cpus"] < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads

@@ -18,6 +18,7 @@ from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSp
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
 from mms_sdk.storage import metric_log
+from mms_sdk.storage.diffs import diff_in, keep_diff
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -78,7 +79,9 @@ def retry_job(service: Service, job: str) -> Job:
     if not found.ended:
         raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
     spec = JobSpec.model_validate(found.spec)
-    asked = JobRequest.model_validate({"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent})
+    diff = diff_in(service.workspace.root / "jobs" / job)
+    again = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent, "diff": diff}
+    asked = JobRequest.model_validate(again)
     return _submitted(service, asked)
 
 
@@ -153,6 +156,7 @@ def _submitted(service: Service, asked: JobRequest) -> Job:
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
     request = asked.model_copy(update={"spec": filled})
     job = service.workspace.catalog.attempts.submit(request, engine=service.engine.name)
+    keep_diff(service.workspace.root / "jobs" / job.id, asked.diff)
     service.engine.start_waiting()
     return service.workspace.catalog.jobs.get(job.id)
 
