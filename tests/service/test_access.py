@@ -70,6 +70,9 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("PUT", "/v1/models/nothing/aliases/champion"): ("editor", 400),
     ("PUT", "/v1/deployments/nothing"): ("editor", 400),
     ("DELETE", "/v1/deployments/nothing"): ("editor", 404),
+    ("GET", "/v1/secrets"): ("editor", 200),
+    ("PUT", "/v1/secrets/nothing"): ("editor", 400),
+    ("DELETE", "/v1/secrets/nothing"): ("editor", 404),
     ("POST", "/v1/predictions"): ("editor", 400),
     ("POST", "/v1/evaluations"): ("editor", 400),
 }

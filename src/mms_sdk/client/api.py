@@ -51,6 +51,10 @@ class Api:
         """Sends bytes."""
         return self._decoded(self._ask("POST", path, content=content, headers=headers, params=query), kind)
 
+    def put_bytes(self, path: str, content: bytes) -> None:
+        """Puts bytes at a place."""
+        self._ask("PUT", path, content=content, headers={"content-type": "application/octet-stream"})
+
     def read(self, path: str) -> bytes:
         """Reads a small file."""
         return self._ask("GET", path).content

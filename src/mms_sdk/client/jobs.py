@@ -20,6 +20,7 @@ from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
 from mms_sdk.schema.environment import Environment
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.secret_names import check_secret_name
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
 
@@ -285,6 +286,7 @@ class Jobs:
         resources: Resources | None = None,
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
         priority: int = 0,
         key: str | None = None,
     ) -> Job:
@@ -302,11 +304,12 @@ class Jobs:
             resources: What it takes of the machine; all cores and GPUs if left out, so that jobs run one by one.
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
+            secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
             priority: Of those that wait, the highest is next; among equals the oldest.
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
         Raises:
-            NotFound: There is no such script.
+            NotFound: There is no such script, or no such secret.
             InvalidRequest: It is no Python, or asks for more than there is.
             TooLarge: The folder is more than a bundle holds.
             Conflict: The key stands for another job.
@@ -314,6 +317,11 @@ class Jobs:
         if isinstance(args, str):
             raise InvalidRequest(
                 f"arguments of a script are a list of texts; got the text {args[:60]!r}; put it into [ ]"
+            )
+        if isinstance(secrets, str | Mapping):  # which may hold values
+            raise InvalidRequest(
+                "secrets are a list of names, e.g. secrets=['HF_TOKEN']; their values are set before, by "
+                "ws.secrets.set(name, value) or mms secrets set NAME"
             )
         code = script if isinstance(script, Code) else code_of(script, folder)
         headers = {"content-type": "application/zip"}
@@ -323,6 +331,7 @@ class Jobs:
             "entrypoint": code.entrypoint,
             "args": [str(each) for each in args],
             "environment": dict(environment or {}),
+            "secrets": [check_secret_name(each) for each in secrets],
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def remote(
     time: float | str | None = None,
     retry: Retry | None = None,
     environment: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
     priority: int = 0,
 ) -> Callable[[Callable[..., Any]], RemoteFunction]:
     """Makes of a function one that can be submitted as a job.
@@ -88,6 +89,7 @@ def remote(
         time: Most an attempt may take, e.g. `2h`, or seconds.
         retry: When it is tried again.
         environment: Variables that it sees beside the usual ones.
+        secrets: Names of secrets that it sees as variables, too.
         priority: Of those that wait, the highest is next.
 
     Raises:
@@ -110,6 +112,7 @@ def remote(
         "resources": Resources(**asked),
         "retry": retry,
         "environment": environment,
+        "secrets": secrets,
         "priority": priority,
     }
     return lambda function: RemoteFunction(function, options)

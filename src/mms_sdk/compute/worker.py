@@ -15,8 +15,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mms_sdk.compute.engines import folder as files
+from mms_sdk.compute.engines.masking import Mask
 from mms_sdk.compute.packages import installed
-from mms_sdk.settings import WORKER_VARIABLE
+from mms_sdk.settings import SECRETS_VARIABLE, WORKER_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -30,6 +31,7 @@ def main(folder: Path, supervisor: int) -> int:
     """
     _die_with(supervisor)
     os.environ[WORKER_VARIABLE] = str(os.getpid())
+    mask = Mask(_secrets())
     try:
         _run(folder)
     except SystemExit as ended:
@@ -38,7 +40,7 @@ def main(folder: Path, supervisor: int) -> int:
         sys.stderr.write(f"{ended.code}\n")
         return 1
     except BaseException as error:  # noqa: BLE001 (whatever it was, the job's record says so)
-        _failed(folder, error)
+        _failed(folder, error, mask)
         return 1
     return 0
 
@@ -77,11 +79,17 @@ def _environment() -> dict[str, object]:
     }
 
 
-def _failed(folder: Path, error: BaseException) -> None:
+def _secrets() -> list[bytes]:
+    names = os.environ.get(SECRETS_VARIABLE, "").encode().split(b",")
+    return [os.environb[name] for name in names if name in os.environb]
+
+
+def _failed(folder: Path, error: BaseException, mask: Mask) -> None:
     traceback.print_exception(type(error), error, _of_script(error.__traceback__))
     sys.stderr.flush()
     # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
-    message = str(error)[:_MESSAGE].encode(errors="replace").decode()
+    said = str(error).encode(errors="replace")
+    message = (mask(said) + mask.rest()).decode(errors="replace")[:_MESSAGE]
     told = {"type": type(error).__name__, "message": message}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.ERROR, told)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mms_sdk.schema.base import Schema
 
-MAX_DIFF_CHARS = 200_000
+MAX_DIFF_CHARS = 100_000  # however it is spelled in JSON, a request has room for it
 MAX_UNTRACKED = 100
 MAX_NAME_CHARS = 500
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
+from mms_sdk.schema.secret_names import MAX_SECRETS, check_secret_names
 
 JobKind = Literal[
     "script",
@@ -120,6 +121,7 @@ class JobSpec(Schema):
         entrypoint: The script within it.
         args: What the script finds in `sys.argv` behind its name.
         environment: Variables that it sees beside the usual ones; none whose name begins with `MMS_`.
+        secrets: Names of the workspace's secrets that it sees as variables, too.
         resources: What it takes of the machine.
         retry: When it is tried again.
         priority: Of those that wait, the highest is next; among equals the oldest.
@@ -134,6 +136,7 @@ class JobSpec(Schema):
     entrypoint: Annotated[str, Field(min_length=1, max_length=500)]
     args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     environment: dict[str, str] = {}
+    secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
     resources: Resources = Resources()
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
@@ -156,6 +159,17 @@ class JobSpec(Schema):
             if name.startswith("MMS_"):
                 raise ValueError(f"variables that begin with MMS_ are the engine's; got {name!r}")
         return asked
+
+    @field_validator("secrets")
+    @classmethod
+    def _each_once(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return check_secret_names(asked)
+
+    @model_validator(mode="after")
+    def _one_value_each(self) -> Self:
+        if twice := [name for name in self.secrets if name in self.environment]:
+            raise ValueError(f"a variable has one value; {twice[0]!r} is a secret and in environment; leave one out")
+        return self
 
 
 class Ended(Schema):

@@ -34,6 +34,7 @@ from mms_sdk.service.routes import (
     jobs,
     models,
     predictions,
+    secrets,
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.settings import ServerSettings
@@ -41,7 +42,18 @@ from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
     module.router
-    for module in (bundles, datasets, deployments, environments, evaluations, health, jobs, models, predictions)
+    for module in (
+        bundles,
+        datasets,
+        deployments,
+        environments,
+        evaluations,
+        health,
+        jobs,
+        models,
+        predictions,
+        secrets,
+    )
 )
 
 

@@ -142,6 +142,7 @@ class LocalEngine:
             "entrypoint": spec.entrypoint,
             "args": list(spec.args),
             "environment": self._own_variables(spec, attempt),
+            "secrets": list(spec.secrets),
             "time_s": spec.resources.time,
             "memory_bytes": spec.resources.memory,
             "grace_s": spec.grace_s,

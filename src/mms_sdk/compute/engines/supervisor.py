@@ -27,8 +27,11 @@ from typing import Any
 import psutil
 
 from mms_sdk.compute.engines import folder as files
-from mms_sdk.settings import WORKSPACE_VARIABLE
+from mms_sdk.compute.engines.masking import Log
+from mms_sdk.errors import NotFound
+from mms_sdk.settings import SECRETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage.owners import owner_of
+from mms_sdk.storage.secrets import FOLDER, Secrets
 
 MODULE = "mms_sdk.compute.engines.supervisor"
 _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
@@ -76,32 +79,37 @@ class Supervised:
             What `mms_sdk.schema.job.Ended` holds.
         """
         try:
-            worker = self._started()
+            secrets = Secrets(Path(os.environ[WORKSPACE_VARIABLE]) / FOLDER).values(self._given["secrets"])
+            log = Log(self._folder / files.LOG, secrets.values())
+            worker = self._started(log, secrets)
+        except NotFound as error:
+            return self._told("user", str(error), None)
         except OSError as error:
             return self._told("infra", f"the worker could not be started: {error}", None)
         code = self._waited(worker)
         _end_all_below()
+        log.finish()
         return self._how_it_ended(code)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         # To cancel, if the file is there; the signal only wakes it then.
         self._terminated = True
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        log = os.open(self._folder / files.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def _started(self, log: Log, secrets: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
+        own = {**os.environ, **self._given["environment"], SECRETS_VARIABLE: ",".join(self._given["secrets"])}
         try:
             worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
                 [sys.executable, "-P", "-m", "mms_sdk.compute.worker", str(self._folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log.writes,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder / files.CODE,
-                env={**os.environ, **self._given["environment"]},
+                env={os.fsencode(name): os.fsencode(value) for name, value in own.items()} | secrets,
                 start_new_session=True,
             )
         finally:
-            os.close(log)
+            log.started()
         with contextlib.suppress(OSError):  # a full disk; it has ended, and keeps its number until it is waited for
             files.create(self._folder / files.WORKER, {"owner": owner_of(worker.pid)})
         return worker

@@ -151,6 +151,7 @@ def _submitted(service: Service, asked: JobRequest) -> Job:
     filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
     if asked.parent is not None:
         service.workspace.catalog.jobs.get(asked.parent)
+    service.workspace.secrets.check(filled.secrets)
     service.engine.check(filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
