@@ -217,6 +217,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("--priority", type=int, default=0, help="of those that wait, the highest is next (0)")
     run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
     run.add_argument("--secret", action="append", default=[], metavar="NAME", help="again and again: a secret it sees")
+    run.add_argument(
+        "--requirement", action="append", default=[], metavar="PACKAGE", help="again and again: e.g. 'einops>=0.8'"
+    )
     run.add_argument("--folder", help="a folder of code that goes along; the script lies in it")
     run.add_argument("--name", help="for people; the script's name if left out")
     run.add_argument("--key", help="asked again with the same key, nothing runs twice")
@@ -738,6 +741,7 @@ def _run(asked: argparse.Namespace) -> Any:
         retry=Retry(times=asked.retries),
         environment=variables,
         secrets=asked.secret,
+        requirements=asked.requirement,
         priority=asked.priority,
         key=asked.key,
     )

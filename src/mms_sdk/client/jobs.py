@@ -287,6 +287,7 @@ class Jobs:
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
+        requirements: Sequence[str] = (),
         priority: int = 0,
         key: str | None = None,
     ) -> Job:
@@ -305,6 +306,7 @@ class Jobs:
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
             secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
+            requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
             priority: Of those that wait, the highest is next; among equals the oldest.
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
@@ -317,6 +319,10 @@ class Jobs:
         if isinstance(args, str):
             raise InvalidRequest(
                 f"arguments of a script are a list of texts; got the text {args[:60]!r}; put it into [ ]"
+            )
+        if isinstance(requirements, str):
+            raise InvalidRequest(
+                f"requirements are a list of texts; got the text {requirements[:60]!r}; put it into [ ]"
             )
         if isinstance(secrets, str | Mapping):  # which may hold values
             raise InvalidRequest(
@@ -331,6 +337,7 @@ class Jobs:
             "entrypoint": code.entrypoint,
             "args": [str(each) for each in args],
             "environment": dict(environment or {}),
+            "requirements": [str(each) for each in requirements],
             "secrets": [check_secret_name(each) for each in secrets],
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),

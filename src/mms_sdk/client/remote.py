@@ -78,6 +78,7 @@ def remote(
     retry: Retry | None = None,
     environment: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
+    requirements: Sequence[str] = (),
     priority: int = 0,
 ) -> Callable[[Callable[..., Any]], RemoteFunction]:
     """Makes of a function one that can be submitted as a job.
@@ -90,6 +91,7 @@ def remote(
         retry: When it is tried again.
         environment: Variables that it sees beside the usual ones.
         secrets: Names of secrets that it sees as variables, too.
+        requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
         priority: Of those that wait, the highest is next.
 
     Raises:
@@ -113,6 +115,7 @@ def remote(
         "retry": retry,
         "environment": environment,
         "secrets": secrets,
+        "requirements": requirements,
         "priority": priority,
     }
     return lambda function: RemoteFunction(function, options)

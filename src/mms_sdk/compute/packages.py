@@ -6,8 +6,22 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 _INFO = (".dist-info", ".egg-info")
+
+
+class RequirementsFailed(Exception):
+    """Packages could not be installed.
+
+    Args:
+        message: What pip said last.
+        reason: Whose doing it was: `user`, or `infra`.
+    """
+
+    def __init__(self, message: str, reason: Literal["user", "infra"]) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def installed(paths: Sequence[str] | None = None) -> dict[str, str]:

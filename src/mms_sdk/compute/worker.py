@@ -16,8 +16,8 @@ from types import ModuleType, TracebackType
 
 from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.masking import Mask
-from mms_sdk.compute.packages import installed
-from mms_sdk.settings import SECRETS_VARIABLE, WORKER_VARIABLE
+from mms_sdk.compute.packages import RequirementsFailed, installed
+from mms_sdk.settings import SECRETS_VARIABLE, WORKER_VARIABLE, WORKSPACE_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -55,6 +55,11 @@ def _die_with(supervisor: int) -> None:
 
 def _run(folder: Path) -> None:
     given = files.read(folder / files.GIVEN) or {}
+    if given["requirements"]:
+        from mms_sdk.compute.engines.environments import enter
+
+        words = ["-P", "-m", "mms_sdk.compute.worker", *sys.argv[1:]]
+        enter(Path(os.environ[WORKSPACE_VARIABLE]), given["requirements"], words)
     with contextlib.suppress(OSError):  # a full disk
         files.create(folder / files.ENVIRONMENT, _environment())
     code = folder / files.CODE
@@ -85,12 +90,15 @@ def _secrets() -> list[bytes]:
 
 
 def _failed(folder: Path, error: BaseException, mask: Mask) -> None:
-    traceback.print_exception(type(error), error, _of_script(error.__traceback__))
-    sys.stderr.flush()
+    if not isinstance(error, RequirementsFailed):  # whose log pip has written
+        traceback.print_exception(type(error), error, _of_script(error.__traceback__))
+        sys.stderr.flush()
     # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
     said = str(error).encode(errors="replace")
     message = (mask(said) + mask.rest()).decode(errors="replace")[:_MESSAGE]
     told = {"type": type(error).__name__, "message": message}
+    if isinstance(error, RequirementsFailed):
+        told["reason"] = error.reason
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.ERROR, told)
 

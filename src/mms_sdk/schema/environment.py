@@ -45,6 +45,7 @@ class Environment(Schema):
         executable: The interpreter.
         platform: System, release and machine.
         packages: Versions of all packages that it could import when it began, by name.
+        requirements: Packages that were required beside those of the interpreter.
         given: What of the machine it was given: cores, names of GPUs, and bytes of memory.
         hash_seed: `PYTHONHASHSEED`, by which the order of sets is the same again; None if it had none.
         seeds: Of the trainings within the job, by their ids.
@@ -57,6 +58,7 @@ class Environment(Schema):
     executable: str = ""
     platform: str = ""
     packages: dict[str, str] = {}
+    requirements: tuple[str, ...] = ()
     given: dict[str, Any] = {}
     hash_seed: str | None = None
     seeds: dict[str, int] = {}

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
+from mms_sdk.schema.requirements import MAX_REQUIREMENTS, check_requirements
 from mms_sdk.schema.secret_names import MAX_SECRETS, check_secret_names
 
 JobKind = Literal[
@@ -122,6 +123,7 @@ class JobSpec(Schema):
         args: What the script finds in `sys.argv` behind its name.
         environment: Variables that it sees beside the usual ones; none whose name begins with `MMS_`.
         secrets: Names of the workspace's secrets that it sees as variables, too.
+        requirements: Packages that it needs beside those of the interpreter, e.g. `einops>=0.8`.
         resources: What it takes of the machine.
         retry: When it is tried again.
         priority: Of those that wait, the highest is next; among equals the oldest.
@@ -137,6 +139,7 @@ class JobSpec(Schema):
     args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     environment: dict[str, str] = {}
     secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
+    requirements: Annotated[tuple[str, ...], Field(max_length=MAX_REQUIREMENTS)] = ()
     resources: Resources = Resources()
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
@@ -159,6 +162,11 @@ class JobSpec(Schema):
             if name.startswith("MMS_"):
                 raise ValueError(f"variables that begin with MMS_ are the engine's; got {name!r}")
         return asked
+
+    @field_validator("requirements")
+    @classmethod
+    def _packages(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return check_requirements(asked)
 
     @field_validator("secrets")
     @classmethod

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mms_sdk.errors import InvalidRequest, NotFound
 from mms_sdk.schema.secret_names import check_secret_name
-from mms_sdk.storage import files
 
 MAX_BYTES = 100_000  # as of any variable
 FOLDER = "secrets"
@@ -32,6 +31,8 @@ class Secrets:
 
     def names(self) -> list[str]:
         """What they are called, sorted."""
+        from mms_sdk.storage import files
+
         if not self._folder.is_dir():
             return []
         return sorted(path.name for path in self._folder.iterdir() if not files.is_draft(path))
@@ -43,6 +44,8 @@ class Secrets:
             InvalidName: No secret is called so.
             InvalidRequest: No variable can have that value.
         """
+        from mms_sdk.storage import files
+
         path = self._folder / check_secret_name(name)
         if not 0 < len(value) <= MAX_BYTES or b"\0" in value:
             raise InvalidRequest(

@@ -36,6 +36,7 @@ class Workspace:
     copies/          what was read from datasets in another store
     jobs/ID/         metrics.jsonl, checkpoints/, files the job made; attempts/N/ of one that an engine runs
     bundles/         code of jobs, by its SHA-256
+    environments/    packages that jobs required; in no backup
     secrets/NAME     what jobs see as variables; in no backup
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
     staging/ID/      artefacts on their way in

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import psutil
 
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.base import Room
+from mms_sdk.compute.engines.environments import interpreter
 from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
 from mms_sdk.compute.engines.supervisor import MODULE, last_lines
 from mms_sdk.errors import Conflict, InvalidRequest, MmsError
@@ -143,6 +143,7 @@ class LocalEngine:
             "args": list(spec.args),
             "environment": self._own_variables(spec, attempt),
             "secrets": list(spec.secrets),
+            "requirements": list(spec.requirements),
             "time_s": spec.resources.time,
             "memory_bytes": spec.resources.memory,
             "grace_s": spec.grace_s,
@@ -167,7 +168,7 @@ class LocalEngine:
         if self._comes_back and if_so:
             inherited = environment(os.environ)
             with contextlib.suppress(OSError):  # too many processes: it waits for whoever comes next
-                self._detached(sys.executable, [], inherited, log=Path(os.devnull))
+                self._detached(interpreter(), [], inherited, log=Path(os.devnull))
 
     def _detached(self, python: str, words: Sequence[str], inherited: Mapping[str, str], *, log: Path) -> str:
         # Those by which object stores know a person are written nowhere: they go from process to process.

@@ -15,6 +15,11 @@ _PLAIN = frozenset(
     | {COMPILE_CACHE_VARIABLE}  # what one job compiled, the next one finds
 )
 _FAMILIES = re.compile(r"(LC|XLA|JAX|CUDA|NVIDIA|NCCL|TPU|OMP|OPENBLAS|MKL|CONDA|SSL_CERT|XDG)_\w+|NPROC")
+# How pip finds packages; not where it puts them, which is the engine's to say.
+_PIP = re.compile(
+    r"PIP_((EXTRA_)?INDEX_URL|FIND_LINKS|NO_INDEX|TRUSTED_HOST|CERT|CONFIG_FILE|CACHE_DIR|DEFAULT_TIMEOUT|RETRIES|PROXY)"
+)
+_PASSWORD = re.compile(r"://[^/\s]*@")
 # But for those of a family that let somebody in, e.g. NVIDIA_API_KEY.
 _SECRET = re.compile(r"\w*(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)\w*")
 # Only where datasets lie in such a store, which jobs read.
@@ -39,6 +44,7 @@ def environment(given: Mapping[str, str], *, more: Sequence[str] = (), stores: b
             and (
                 name in _PLAIN
                 or (_FAMILIES.fullmatch(name) and not _SECRET.fullmatch(name))
+                or (_PIP.fullmatch(name) and not _PASSWORD.search(value))
                 or (stores and _STORES.fullmatch(name))
             )
         )

@@ -32,9 +32,11 @@ def get_environment(
     if attempt is not None and attempt not in numbers:
         raise NotFound(f"job {job} has no attempt {attempt}; there are {numbers or 'none yet'}")
     folder = service.workspace.root / "jobs" / job
+    spec = JobSpec.model_validate(found.spec)
     about = Environment(
         attempt=0,
-        revision=JobSpec.model_validate(found.spec).revision,
+        revision=spec.revision,
+        requirements=spec.requirements,
         diff=diff_in(folder),
         seeds=_seeds(service.workspace.catalog.jobs.parts(job)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from mms_sdk.compute.engines.environments import check, interpreter
 from mms_sdk.compute.engines.folder import LOG, attempt_folder
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest, NotFound
@@ -148,10 +148,11 @@ def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
-    filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
+    filled = asked.spec.model_copy(update={"python": interpreter(), "inherited": environment(os.environ)})
     if asked.parent is not None:
         service.workspace.catalog.jobs.get(asked.parent)
     service.workspace.secrets.check(filled.secrets)
+    check(filled.requirements)
     service.engine.check(filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
