@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,36 @@ def test_an_attempt_that_was_not_made_is_told(ws: mms.WorkspaceClient) -> None:
     job = ws.jobs.submit("print(1)\n", resources=SMALL).wait(timeout_s=TIMEOUT_S, progress=False)
     with pytest.raises(NotFound, match=r"has no attempt 2; there are \[1\]"):
         job.environment(attempt=2)
+
+
+def test_what_is_required_is_kept_with_the_job(ws: mms.WorkspaceClient) -> None:
+    """One that waits behind another, and so makes no environment."""
+    first = ws.jobs.submit("import time\ntime.sleep(20)\n")
+    job = ws.jobs.submit("print(1)\n", requirements=["Ein_ops >= 0.8"])
+
+    assert job.record.spec["requirements"] == ["ein-ops>=0.8"]
+    assert job.environment().requirements == ("ein-ops>=0.8",)
+    assert (job.environment().attempt, job.environment().packages) == (0, {})
+    for each in (job, first):
+        each.cancel()
+
+
+@pytest.mark.parametrize(
+    ("requirements", "said"),
+    [
+        ("einops", r"a list of texts; got the text 'einops'; put it into \[ \]"),
+        (["-r requirements.txt"], "options are settings of pip"),
+        (["./wheel.whl"], "lies where PIP_FIND_LINKS says"),
+        (["a @ https://me:hidden@example.org/a.whl"], "secrets=.'PIP_INDEX_URL'"),
+        (["jax<0.5"], "a job runs on what MMS runs on: jax is .* here"),
+        (["a"] * 101, "at most 100 of them"),
+        ([None], "it is a text, got None"),
+    ],
+)
+def test_what_cannot_be_required_is_refused(ws: mms.WorkspaceClient, requirements: Any, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        ws.jobs.submit("print(1)\n", requirements=requirements)
+    assert "hidden" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ class Jobs:
             "entrypoint": code.entrypoint,
             "args": [str(each) for each in args],
             "environment": dict(environment or {}),
-            "requirements": [str(each) for each in requirements],
+            "requirements": list(requirements),
             "secrets": [check_secret_name(each) for each in secrets],
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),
