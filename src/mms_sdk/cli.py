@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import getpass
 import json
 import math
 import os
@@ -219,6 +220,10 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("--retries", type=_whole, default=3, help="further attempts after what was not its doing (3)")
     run.add_argument("--priority", type=int, default=0, help="of those that wait, the highest is next (0)")
     run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
+    run.add_argument("--secret", action="append", default=[], metavar="NAME", help="again and again: a secret it sees")
+    run.add_argument(
+        "--requirement", action="append", default=[], metavar="PACKAGE", help="again and again: e.g. 'einops>=0.8'"
+    )
     run.add_argument("--folder", help="a folder of code that goes along; the script lies in it")
     run.add_argument("--name", help="for people; the script's name if left out")
     run.add_argument("--key", help="asked again with the same key, nothing runs twice")
@@ -242,6 +247,10 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     stop.add_argument("job", metavar="JOB", help="its id")
     again = verb("retry", _retry, "run a job that has ended anew")
     again.add_argument("job", metavar="JOB", help="its id")
+
+    secrets = verb("secrets", _secrets, "values that jobs see as variables: list their names, set one, or remove it")
+    secrets.add_argument("action", nargs="?", choices=["list", "set", "remove"], default="list", help="which (list)")
+    secrets.add_argument("name", nargs="?", metavar="NAME", help="e.g. HF_TOKEN; set asks for the value or reads it")
 
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
@@ -793,6 +802,8 @@ def _run(asked: argparse.Namespace) -> Any:
         resources=Resources(**{field: getattr(asked, field) for field in Resources.model_fields}),
         retry=Retry(times=asked.retries),
         environment=variables,
+        secrets=asked.secret,
+        requirements=asked.requirement,
         priority=asked.priority,
         key=asked.key,
     )
@@ -846,6 +857,26 @@ def _variable(text: str) -> tuple[str, str]:
     if not sign:
         raise UsageProblem(f"a variable is NAME=VALUE; got {text!r}")
     return name, value
+
+
+def _secrets(asked: argparse.Namespace) -> Any:
+    if (asked.name is None) != (asked.action == "list"):
+        raise UsageProblem("usage: mms secrets list, mms secrets set NAME, or mms secrets remove NAME")
+    secrets = _connect(asked, make=asked.action == "set").secrets
+    if asked.action == "set":
+        secrets.set(asked.name, _told_in_secret(asked))
+    elif asked.action == "remove":
+        secrets.remove(asked.name)
+    else:
+        return secrets.list()
+    return None
+
+
+def _told_in_secret(asked: argparse.Namespace) -> str:
+    # Never a word of the command: those stand in the shell's history and in every list of processes.
+    if _in_notebook(asked) or sys.stdin.isatty():
+        return getpass.getpass(f"value of {asked.name}: ")
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _logs(asked: argparse.Namespace) -> Any:

@@ -43,6 +43,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("POST", "/v1/jobs/nothing:retry"): ("editor", 404),
     ("GET", "/v1/jobs/nothing/attempts"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/logs"): ("viewer", 404),
+    ("GET", "/v1/jobs/nothing/environment"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/metrics"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/stream"): ("viewer", 404),
     ("GET", "/v1/events"): ("viewer", 200),
@@ -71,6 +72,9 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("PUT", "/v1/models/nothing/aliases/champion"): ("editor", 400),
     ("PUT", "/v1/deployments/nothing"): ("editor", 400),
     ("DELETE", "/v1/deployments/nothing"): ("editor", 404),
+    ("GET", "/v1/secrets"): ("editor", 200),
+    ("PUT", "/v1/secrets/nothing"): ("editor", 400),
+    ("DELETE", "/v1/secrets/nothing"): ("editor", 404),
     ("POST", "/v1/predictions"): ("editor", 400),
     ("POST", "/v1/evaluations"): ("editor", 400),
 }

@@ -61,6 +61,10 @@ class Api:
         known = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=known, headers={"accept": accept}).content
 
+    def put_bytes(self, path: str, content: bytes) -> None:
+        """Puts bytes at a place."""
+        self._ask("PUT", path, content=content, headers={"content-type": "application/octet-stream"})
+
     def download(self, path: str, to: Path) -> None:
         """Streams a file into `to`, which appears whole or not at all."""
         draft = to.with_name(f".{to.name}.partial")

@@ -15,12 +15,15 @@ from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
 from mms_sdk.client.events import events
+from mms_sdk.client.revision import revision_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.environment import Environment
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.secret_names import check_secret_name
 from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
@@ -161,6 +164,17 @@ class Job:
         """Each try at it, the first one first, with how it ended."""
         return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
 
+    def environment(self, *, attempt: int | None = None) -> Environment:
+        """What it ran in: the revision of its code, the interpreter, all packages, what it was given, and seeds.
+
+        Args:
+            attempt: Which attempt did, from 1; the newest if left out.
+
+        Raises:
+            NotFound: There is no such attempt, or no engine runs it.
+        """
+        return self._api.get(f"/v1/jobs/{self.id}/environment", Environment, attempt=attempt)
+
     def _printed(self) -> Iterator[str]:
         attempt = 1
         for message in self._api.follow(f"/v1/jobs/{self.id}/stream"):
@@ -258,6 +272,8 @@ class Job:
             "created": record.created_at,
             "ended": record.ended_at or "–",
         }
+        if revision := record.spec.get("revision"):
+            about["code"] = _code(revision)
         if not record.ended and record.progress.total:
             about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
         if record.error:
@@ -296,6 +312,8 @@ class Jobs:
         resources: Resources | None = None,
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
+        requirements: Sequence[str] = (),
         priority: int = 0,
         key: str | None = None,
     ) -> Job:
@@ -314,11 +332,13 @@ class Jobs:
             resources: What it takes of the machine; all cores and GPUs if left out, so that jobs run one by one.
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
+            secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
+            requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
             priority: Of those that wait, the highest is next; among equals the oldest.
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
         Raises:
-            NotFound: There is no such script.
+            NotFound: There is no such script, or no such secret.
             InvalidRequest: It is no Python, or asks for more than there is.
             TooLarge: The folder is more than a bundle holds.
             Conflict: The key stands for another job.
@@ -326,6 +346,15 @@ class Jobs:
         if isinstance(args, str):
             raise InvalidRequest(
                 f"arguments of a script are a list of texts; got the text {args[:60]!r}; put it into [ ]"
+            )
+        if isinstance(requirements, str):
+            raise InvalidRequest(
+                f"requirements are a list of texts; got the text {requirements[:60]!r}; put it into [ ]"
+            )
+        if isinstance(secrets, str | Mapping):  # which may hold values
+            raise InvalidRequest(
+                "secrets are a list of names, e.g. secrets=['HF_TOKEN']; their values are set before, by "
+                "ws.secrets.set(name, value) or mms secrets set NAME"
             )
         code = script if isinstance(script, Code) else code_of(script, folder)
         headers = {"content-type": "application/zip"}
@@ -335,11 +364,16 @@ class Jobs:
             "entrypoint": code.entrypoint,
             "args": [str(each) for each in args],
             "environment": dict(environment or {}),
+            "requirements": list(requirements),
+            "secrets": [check_secret_name(each) for each in secrets],
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
         }
-        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on}
+        revision, diff = revision_of(code.folder)
+        if revision is not None:
+            spec["revision"] = revision.model_dump()
+        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on, "diff": diff}
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:
@@ -412,6 +446,13 @@ def _collected(result: dict[str, Any]) -> str:
 
 
 _IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}
+
+
+def _code(revision: dict[str, Any]) -> str:
+    if revision["commit"] is None:
+        return revision["unknown"] or "before the first commit"
+    where = f" on {revision['branch']}" if revision["branch"] else ""
+    return f"{revision['commit'][:10]}{where}{', changed since' if revision['dirty'] else ''}"
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from mms_sdk.client.evaluations import Evaluation
 from mms_sdk.client.events import events
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of
+from mms_sdk.client.secrets import Secrets
 from mms_sdk.client.studies import Script, Studies, Study
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
@@ -77,6 +78,7 @@ class WorkspaceClient:
     Attributes:
         datasets: Bring data in; list and get.
         jobs: What runs and ran.
+        secrets: Values that jobs see as variables, by name.
         studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
         deployments: Serve and ask.
@@ -88,6 +90,7 @@ class WorkspaceClient:
         self.where = where
         self.datasets = Datasets(api, workspace)
         self.jobs = Jobs(api)
+        self.secrets = Secrets(api)
         self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)
         self.deployments = Deployments(api)

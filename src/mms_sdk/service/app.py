@@ -28,12 +28,14 @@ from mms_sdk.service.routes import (
     bundles,
     datasets,
     deployments,
+    environments,
     evaluations,
     events,
     health,
     jobs,
     models,
     predictions,
+    secrets,
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
@@ -41,7 +43,20 @@ from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
-    module.router for module in (bundles, datasets, deployments, evaluations, events, health, jobs, models, predictions)
+    module.router
+    for module in (
+        bundles,
+        datasets,
+        deployments,
+        environments,
+        evaluations,
+        events,
+        health,
+        jobs,
+        models,
+        predictions,
+        secrets,
+    )
 )
 
 

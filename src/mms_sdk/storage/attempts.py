@@ -79,6 +79,7 @@ class Attempts:
         due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
         waiting = sa.select(tables.jobs).where(columns.state == "queued", mine, due)
         with self._catalog.writing() as connection:
+            _forget_other_clocks(connection, mine)
             first = waiting.order_by(columns.priority.desc(), columns.id).limit(1)
             row = connection.execute(first).mappings().first()
             if row is None:
@@ -191,10 +192,24 @@ class Attempts:
         return max(0.0, left.total_seconds())
 
 
+def _forget_other_clocks(connection: sa.Connection, mine: Any) -> None:
+    # What is due later than it could be was put back by a clock that has been set back since: it is due now.
+    columns, attempts = tables.jobs.c, tables.attempts.c
+    waits = sa.select(columns.id, columns.spec, columns.not_before, sa.func.max(attempts.number).label("number"))
+    later = waits.join_from(tables.jobs, tables.attempts, attempts.job == columns.id).group_by(columns.id)
+    for row in connection.execute(later.where(columns.state == "queued", mine, columns.not_before > now())).all():
+        longest = datetime.now(UTC) + _wait(JobSpec.model_validate(row.spec), row.number)
+        if datetime.fromisoformat(row.not_before) > longest:
+            connection.execute(sa.update(tables.jobs).where(columns.id == row.id).values(not_before=None))
+
+
+def _wait(spec: JobSpec, number: int) -> timedelta:
+    return timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
+
+
 def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
     if ended.reason in _AGAIN and number <= spec.retry.times:
-        wait = timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
-        due = (datetime.now(UTC) + wait).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        due = (datetime.now(UTC) + _wait(spec, number)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"state": "queued", "owner": "", "not_before": due}
     return _for_good(ended)
 
@@ -250,5 +265,6 @@ def _same(first: Job, again: Job) -> Job:
 
 
 def _asked(job: Job) -> dict[str, Any]:
-    # Without what the workspace filled in.
-    return {name: value for name, value in job.spec.items() if name not in ("python", "inherited")}
+    # Without what the workspace filled in, and what is only told of the code.
+    told = ("python", "inherited", "revision")
+    return {name: value for name, value in job.spec.items() if name not in told}

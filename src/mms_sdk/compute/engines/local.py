@@ -10,8 +10,8 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -20,6 +20,7 @@ import psutil
 
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.base import Room
+from mms_sdk.compute.engines.environments import interpreter
 from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
 from mms_sdk.compute.engines.supervisor import MODULE
@@ -151,6 +152,8 @@ class LocalEngine:
             "args": list(spec.args),
             "environment": self._own_variables(spec, attempt),
             "ranks": self._variables_of_ranks(spec, attempt),
+            "secrets": list(spec.secrets),
+            "requirements": list(spec.requirements),
             "time_s": spec.resources.time,
             "memory_bytes": spec.resources.memory,
             "grace_s": spec.grace_s,
@@ -160,7 +163,8 @@ class LocalEngine:
 
     def _own_variables(self, spec: JobSpec, attempt: Attempt) -> dict[str, str]:
         room, given = self.room(), attempt.given
-        told = dict(spec.environment)
+        # Sets have the same order in each attempt, and what it was is known.
+        told = {"PYTHONHASHSEED": str(zlib.crc32(attempt.job.encode())), **spec.environment}
         cpus = max(1, given["cpus"] // spec.resources.processes)
         if cpus < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads
             told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
@@ -186,7 +190,7 @@ class LocalEngine:
         if self._comes_back and if_so:
             inherited = environment(os.environ)
             with contextlib.suppress(OSError):  # too many processes: it waits for whoever comes next
-                self._detached(sys.executable, [], inherited, log=Path(os.devnull))
+                self._detached(interpreter(), [], inherited, log=Path(os.devnull))
 
     def _detached(self, python: str, words: Sequence[str], inherited: Mapping[str, str], *, log: Path) -> str:
         # Those by which object stores know a person are written nowhere: they go from process to process.

@@ -29,8 +29,11 @@ import psutil
 
 from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.log import give_up_middle, last_lines
-from mms_sdk.settings import WORKSPACE_VARIABLE
+from mms_sdk.compute.engines.masking import Log
+from mms_sdk.errors import NotFound
+from mms_sdk.settings import SECRETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage.owners import owner_of
+from mms_sdk.storage.secrets import FOLDER, Secrets
 
 MODULE = "mms_sdk.compute.engines.supervisor"
 _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
@@ -64,6 +67,7 @@ class Supervised:
         self._stop_at: float | None = None  # when what was asked to stop is ended
         self._why: tuple[str, str] | None = None  # reason and detail, once we end it
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._logs: list[Log] = []
         self._failed: list[int] = []  # ranks, in the order in which they were seen to fail by themselves
         self._terminated = False
         self._woken, self._wake = os.pipe()
@@ -80,34 +84,42 @@ class Supervised:
             What `mms_sdk.schema.job.Ended` holds.
         """
         try:
+            secrets = Secrets(Path(os.environ[WORKSPACE_VARIABLE]) / FOLDER).values(self._given["secrets"])
             for rank, variables in enumerate(self._given["ranks"]):
-                self._workers.append(self._started(rank, variables))
+                self._workers.append(self._started(rank, variables, secrets))
+        except NotFound as error:
+            return self._told("user", str(error))
         except OSError as error:
             _end_all_below()
             return self._told("infra", f"the worker could not be started: {error}")
         self._wait()
         _end_all_below()
+        for log in self._logs:
+            log.finish()
         return self._how_it_ended()
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         # To cancel, if the file is there; the signal only wakes it then.
         self._terminated = True
 
-    def _started(self, rank: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        log = os.open(self._log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def _started(self, rank: int, variables: dict[str, str], secrets: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
+        log = Log(self._log(rank), secrets.values())
+        self._logs.append(log)
+        own = {**os.environ, **self._given["environment"], **variables}
+        own[SECRETS_VARIABLE] = ",".join(self._given["secrets"])
         try:
             worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
                 [sys.executable, "-P", "-m", "mms_sdk.compute.worker", str(self._folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log.writes,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder / files.CODE,
-                env={**os.environ, **self._given["environment"], **variables},
+                env={os.fsencode(name): os.fsencode(value) for name, value in own.items()} | secrets,
                 start_new_session=True,
             )
         finally:
-            os.close(log)
+            log.started()
         with contextlib.suppress(OSError):  # a full disk; it has ended, and keeps its number until it is waited for
             files.create(self._folder / files.of_rank(files.WORKER, rank), {"owner": owner_of(worker.pid)})
         return worker

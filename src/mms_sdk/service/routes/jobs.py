@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from mms_sdk.compute.engines.environments import check, interpreter
 from mms_sdk.compute.engines.folder import attempt_folder
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
@@ -20,6 +20,7 @@ from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
+from mms_sdk.storage.diffs import diff_in, keep_diff
 from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -86,8 +87,9 @@ def retry_job(service: Service, job: str) -> Job:
     if not found.ended:
         raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
     spec = JobSpec.model_validate(found.spec)
-    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent, "engine": found.engine}
-    asked = JobRequest.model_validate(told)
+    diff = diff_in(service.workspace.root / "jobs" / job)
+    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent}
+    asked = JobRequest.model_validate({**told, "engine": found.engine, "diff": diff})
     return _submitted(service, asked)
 
 
@@ -156,15 +158,18 @@ def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
-    filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
+    filled = asked.spec.model_copy(update={"python": interpreter(), "inherited": environment(os.environ)})
     if asked.parent is not None:
         service.workspace.catalog.jobs.get(asked.parent)
     engine = service.engine(asked.engine)
+    service.workspace.secrets.check(filled.secrets)
+    check(filled.requirements)
     engine.check(filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
     request = asked.model_copy(update={"spec": filled})
     job = service.workspace.catalog.attempts.submit(request)
+    keep_diff(service.workspace.root / "jobs" / job.id, asked.diff)
     engine.start_waiting()
     return service.workspace.catalog.jobs.get(job.id)
 
