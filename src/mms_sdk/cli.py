@@ -208,6 +208,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     study.add_argument("--trial", type=_whole, metavar="NUMBER", help="only that trial, with what its script printed")
 
     run = verb("run", _run, "run a script as a job, which goes on without this terminal")
+    run.add_argument("--on", default="local", choices=["local", "ray"], help="this machine or a cluster (local)")
+    run.add_argument("--nodes", type=_positive, default=1, help="machines; what else is asked for is of each (1)")
+    run.add_argument("--processes", type=_positive, default=1, help="on each node, as one jax.distributed cluster (1)")
     run.add_argument("--cpus", type=_positive, help="cores it takes; all if left out, so that jobs run one by one")
     run.add_argument("--gpus", type=_whole, help="GPUs it takes; all if left out")
     run.add_argument("--memory", metavar="SIZE", help="the most it may hold, e.g. 8GB")
@@ -229,6 +232,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     logs = verb("logs", _logs, "what a job printed")
     logs.add_argument("job", metavar="JOB", help="its id")
     logs.add_argument("--attempt", type=_positive, help="of which attempt; of the newest if left out")
+    logs.add_argument("--rank", type=_whole, default=0, help="of which of its processes (0)")
     logs.add_argument("--follow", action="store_true", help="and what it prints, until it ends")
     stop = verb("stop", _stop, "stop a job, with all that it started")
     stop.add_argument("job", metavar="JOB", help="its id")
@@ -728,7 +732,8 @@ def _run(asked: argparse.Namespace) -> Any:
         args=asked.args,
         folder=asked.folder,
         name=asked.name,
-        resources=Resources(cpus=asked.cpus, gpus=asked.gpus, memory=asked.memory, time=asked.time),
+        on=asked.on,
+        resources=Resources(**{field: getattr(asked, field) for field in Resources.model_fields}),
         retry=Retry(times=asked.retries),
         environment=variables,
         priority=asked.priority,
@@ -751,7 +756,7 @@ def _logs(asked: argparse.Namespace) -> Any:
     if asked.follow:
         job.watch()
         return None
-    text = job.log(attempt=asked.attempt)
+    text = job.log(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")
 
 

@@ -38,7 +38,7 @@ def request(name: str = "train", *, key: str | None = None, **spec: Any) -> JobR
 
 
 def submit(catalog: Catalog, name: str = "train", *, key: str | None = None, **spec: Any) -> Job:
-    return catalog.attempts.submit(request(name, key=key, **spec), engine="local")
+    return catalog.attempts.submit(request(name, key=key, **spec))
 
 
 def cores(there: int) -> Callable[[JobSpec, Sequence[Given]], Given | None]:
@@ -132,7 +132,7 @@ def test_a_large_job_at_the_head_is_not_overtaken_however_small_the_others(catal
 
 
 def test_an_engine_takes_its_own_jobs_only_and_none_of_those_that_nobody_queued(catalog: Catalog) -> None:
-    catalog.attempts.submit(request("far"), engine="ray")
+    catalog.attempts.submit(request("far").model_copy(update={"engine": "ray"}))
     catalog.jobs.start("train", "here", {})
 
     assert take(catalog) is None
@@ -225,7 +225,7 @@ def test_of_processes_that_ask_with_one_key_at_once_all_get_one_job(catalog: Cat
     code += (
         "    asked = {'kind': 'cell', 'name': 'x', 'key': str(n), 'spec': {'bundle': '0' * 64, 'entrypoint': 'c'}}\n"
     )
-    code += "    print(catalog.attempts.submit(JobRequest.model_validate(asked), engine='local').id)"
+    code += "    print(catalog.attempts.submit(JobRequest.model_validate(asked)).id)"
     url = f"sqlite:///{catalog_at}" if isinstance(catalog_at, Path) else catalog_at
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", code, url], **pipes) for _ in range(3)]

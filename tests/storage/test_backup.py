@@ -535,7 +535,7 @@ def test_a_copy_that_would_leave_its_folder_is_not_restored(workspace: Workspace
 def submitted(workspace: Workspace, name: str, *, bundle: str | None = None, times: int = 3) -> Job:
     digest = bundle or workspace.bundles.keep(pack({"train.py": name.encode()}))
     spec = JobSpec(bundle=digest, entrypoint="train.py", retry=Retry(times, wait_s=0), resources=Resources(cpus=1))
-    return workspace.catalog.attempts.submit(JobRequest(kind="script", name=name, spec=spec), engine="local")
+    return workspace.catalog.attempts.submit(JobRequest(kind="script", name=name, spec=spec))
 
 
 def begun(workspace: Workspace) -> Attempt:

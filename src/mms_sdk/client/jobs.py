@@ -16,7 +16,7 @@ from mms_sdk.client.code import Code, code_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
-from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
+from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
@@ -99,17 +99,18 @@ class Job:
             return self
         return self.wait(progress=False)
 
-    def log(self, *, attempt: int | None = None) -> str:
+    def log(self, *, attempt: int | None = None, rank: int = 0) -> str:
         """What it printed so far.
 
         Args:
             attempt: Of which attempt, from 1; of the newest if left out.
+            rank: Of which of its processes, from 0.
 
         Raises:
             NotFound: There is no such attempt.
         """
         pieces, offset = [], 0
-        while (piece := self._log_from(offset, attempt)).text:
+        while (piece := self._log_from(offset, attempt, rank)).text:
             pieces.append(piece.text)
             offset = piece.offset
         return "".join(pieces)
@@ -167,8 +168,8 @@ class Job:
                 time.sleep(pause)
                 pause = min(_POLL_S[1], pause * 1.5)
 
-    def _log_from(self, offset: int, attempt: int | None) -> LogPiece:
-        return self._api.get(f"/v1/jobs/{self.id}/log", LogPiece, offset=offset, attempt=attempt)
+    def _log_from(self, offset: int, attempt: int | None, rank: int = 0) -> LogPiece:
+        return self._api.get(f"/v1/jobs/{self.id}/log", LogPiece, offset=offset, attempt=attempt, rank=rank)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of its metric log, oldest first."""
@@ -267,6 +268,7 @@ class Jobs:
         args: Sequence[str] = (),
         folder: str | os.PathLike[str] | None = None,
         name: str | None = None,
+        on: EngineName = "local",
         resources: Resources | None = None,
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
@@ -284,6 +286,7 @@ class Jobs:
             folder: What goes along beside the script, which lies in it: code, not data. Hidden files and what
                 `.mmsignore` there names stay behind.
             name: For people; the script's name if left out.
+            on: The engine that runs it: `local`, the workspace's machine, or `ray`, a cluster.
             resources: What it takes of the machine; all cores and GPUs if left out, so that jobs run one by one.
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
@@ -312,7 +315,7 @@ class Jobs:
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
         }
-        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec}
+        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on}
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:

@@ -14,7 +14,7 @@ from mms_sdk.compute.call import ARGUMENTS, module_of
 from mms_sdk.compute.functions import text_of
 from mms_sdk.compute.values import pack
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.job import Resources, Retry
+from mms_sdk.schema.job import EngineName, Resources, Retry
 from mms_sdk.storage import bundles
 
 
@@ -62,6 +62,9 @@ class RemoteFunction:
 
 def remote(
     *,
+    on: EngineName = "local",
+    nodes: int = 1,
+    processes: int = 1,
     cpus: int | None = None,
     gpus: int | None = None,
     memory: int | str | None = None,
@@ -73,6 +76,9 @@ def remote(
     """Makes of a function one that can be submitted as a job.
 
     Args:
+        on: The engine that runs it: `local` or `ray`.
+        nodes: Machines; what else is asked for is of each of them.
+        processes: On each node, as one `jax.distributed` cluster; the first one's value is the job's.
         cpus: Cores it takes; all if left out.
         gpus: GPUs it takes; all if left out.
         memory: Most it may hold, e.g. `8GB`, or bytes.
@@ -98,7 +104,8 @@ def remote(
     """
     asked: dict[str, Any] = {"cpus": cpus, "gpus": gpus, "memory": memory, "time": time}
     options = {
-        "resources": Resources(**asked),
+        "on": on,
+        "resources": Resources(nodes=nodes, processes=processes, **asked),
         "retry": retry,
         "environment": environment,
         "priority": priority,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from mms_sdk.compute.engines.folder import RANK
 from mms_sdk.compute.values import pack, unpack
 
 ARGUMENTS = "arguments.npz"
@@ -20,7 +22,7 @@ def module_of(name: str, text: str) -> str:
 
 
 def returned(function: Any, module: str) -> None:
-    """Calls the function of a job's module and keeps its value in the folder of the attempt.
+    """Calls the function of a job's module and keeps its value, that of the first rank, in the folder of the attempt.
 
     Raises:
         InvalidRequest: The value is nothing that travels.
@@ -28,6 +30,8 @@ def returned(function: Any, module: str) -> None:
     place = Path(module).parent
     args, kwargs = unpack((place / ARGUMENTS).read_bytes())
     value = function(*args, **kwargs)
+    if os.environ.get(RANK, "0") != "0":
+        return  # the first speaks for all
     packed = pack(value, what=f"what {function.__name__} returned")
     draft = place.parent / f".{RETURNED}"
     draft.write_bytes(packed)

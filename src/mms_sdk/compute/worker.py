@@ -30,6 +30,8 @@ def main(folder: Path, supervisor: int) -> int:
     _die_with(supervisor)
     os.environ[WORKER_VARIABLE] = str(os.getpid())
     try:
+        if files.COORDINATOR in os.environ and not _joined(folder):
+            return 1
         _run(folder)
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
@@ -40,6 +42,19 @@ def main(folder: Path, supervisor: int) -> int:
         _failed(folder, error)
         return 1
     return 0
+
+
+def _joined(folder: Path) -> bool:
+    from mms_sdk.compute.sharding.processes import join_processes
+    from mms_sdk.errors import MmsError
+
+    coordinator, rank, ranks = (os.environ[name] for name in (files.COORDINATOR, files.RANK, files.RANKS))
+    try:
+        join_processes(coordinator, count=int(ranks), index=int(rank))
+    except MmsError as error:  # another process took the port, or a node is out of reach: worth another attempt
+        _failed(folder, error, reason="infra")
+        return False
+    return True
 
 
 def _die_with(supervisor: int) -> None:
@@ -62,14 +77,14 @@ def _run(folder: Path) -> None:
     exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), script.__dict__)
 
 
-def _failed(folder: Path, error: BaseException) -> None:
+def _failed(folder: Path, error: BaseException, *, reason: str = "user") -> None:
     traceback.print_exception(type(error), error, _of_script(error.__traceback__))
     sys.stderr.flush()
     # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
     message = str(error)[:_MESSAGE].encode(errors="replace").decode()
-    told = {"type": type(error).__name__, "message": message}
+    told = {"type": type(error).__name__, "message": message, "reason": reason}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
-        files.create(folder / files.ERROR, told)
+        files.create(folder / files.of_rank(files.ERROR, int(os.environ.get(files.RANK, "0"))), told)
 
 
 def _of_script(trace: TracebackType | None) -> TracebackType | None:
@@ -78,5 +93,15 @@ def _of_script(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
+def _leave(code: int) -> None:
+    # One of several that failed does not wait for the others, which may wait for it: who looks after them ends them.
+    if code and files.COORDINATOR in os.environ:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code & 0xFF)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    _leave(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 
@@ -29,6 +29,7 @@ JobKind = Literal[
     "predict",
 ]
 JobState = Literal["queued", "starting", "running", "succeeded", "failed", "cancelled", "lost"]
+EngineName = Literal["local", "ray"]
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "lost"})
 Reason = Literal["succeeded", "user", "oom", "timeout", "infra", "lost", "cancelled"]
 """How an attempt ended. `user`: the code raised, or ended with an exit code. `oom`: it took more memory than it may.
@@ -57,9 +58,12 @@ class Progress(Schema):
 
 
 class Resources(Asked):
-    """What a job takes of a machine while it runs. Jobs wait in a queue until it is free.
+    """What a job takes of a machine, or of each of several, while it runs. Jobs wait in a queue until it is free.
 
     Attributes:
+        nodes: Machines. What else is asked for is of each of them.
+        processes: On each node. They run the same script and become one `jax.distributed` cluster before it begins;
+            cores and GPUs are divided between them.
         cpus: Cores; None for all, so that no other job runs beside it.
         gpus: GPUs, which nobody else's job sees meanwhile; None for all.
         memory: Most it may hold in all its processes, e.g. `8GB` or `512MiB`, or bytes; beyond, it is ended. None for
@@ -67,6 +71,8 @@ class Resources(Asked):
         time: Most that one attempt may take, e.g. `2h`, `30min`, `90s`, or seconds; beyond, it is ended.
     """
 
+    nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
     cpus: Annotated[int, Field(ge=1)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     memory: Annotated[int, Field(gt=0)] | None = None
@@ -82,6 +88,14 @@ class Resources(Asked):
     @classmethod
     def _seconds(cls, asked: Any) -> Any:
         return _in_units(asked, _TIME, _SECONDS, "time is seconds, or a number with s, min, h or d")
+
+    @model_validator(mode="after")
+    def _divide(self) -> Self:
+        if self.gpus is not None and self.gpus % self.processes:
+            raise ValueError(
+                f"GPUs divide over the processes of a node; got gpus={self.gpus} for processes={self.processes}"
+            )
+        return self
 
 
 def _in_units(asked: Any, pattern: re.Pattern[str], units: dict[str, int], rule: str) -> Any:
@@ -204,6 +218,7 @@ class JobRequest(Schema):
         key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
         spec: What is run.
         parent: The job it is a part of.
+        engine: What runs it: `local`, this machine, or `ray`, a cluster.
     """
 
     kind: Literal["script", "cell", "function"]
@@ -211,6 +226,7 @@ class JobRequest(Schema):
     key: Annotated[str, Field(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
     spec: JobSpec
     parent: str | None = None
+    engine: EngineName = "local"
 
 
 class LogPiece(Schema):
@@ -238,7 +254,7 @@ class Job(Schema):
         error: A problem+json object, once it failed.
         owner: Process that does the work, `pid:start time`; how a lost job is recognised.
         parent: The job it is a part of: of a trial, its study.
-        engine: What runs it: `local`; None for work that is done by whoever asked for it.
+        engine: What runs it: `local` or `ray`; None for work that is done by whoever asked for it.
         priority: Of those that wait, the highest is next.
         key: By which whoever asks again finds it.
         not_before: When the next attempt may begin.

@@ -66,7 +66,7 @@ def create_app(
         workspace,
         settings,
         JobRunner(workspace),
-        LocalEngine(workspace),
+        {LocalEngine.name: LocalEngine(workspace)},
         deployments or Deployments(workspace, settings, keep=False),
     )
     control = _control_plane(service)
@@ -79,8 +79,9 @@ def _control_plane(service: ServiceState) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.workspace.catalog.jobs.reconcile()
-        service.engine.reconcile()
-        service.engine.start_waiting()
+        service.reconcile()
+        for engine in service.engines.values():
+            engine.start_waiting()
         service.deployments.restore()
         yield
         service.jobs.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,13 +24,28 @@ from mms_sdk.storage.workspace import Workspace
 
 @dataclass(frozen=True)
 class ServiceState:
-    """Workspace, jobs of this process, the engine of those that outlive it, and deployments of one app."""
+    """Workspace, jobs of this process, the engines, by name, of those that outlive it, and deployments of one app."""
 
     workspace: Workspace
     settings: ServerSettings
     jobs: JobRunner
-    engine: Engine
+    engines: Mapping[str, Engine]
     deployments: Deployments
+
+    def engine(self, name: str) -> Engine:
+        """The engine of that name.
+
+        Raises:
+            InvalidRequest: It is none of this workspace's.
+        """
+        if name not in self.engines:
+            raise InvalidRequest(f"a job runs on an engine that there is; got {name!r}; there are {list(self.engines)}")
+        return self.engines[name]
+
+    def reconcile(self) -> None:
+        """Brings the catalog and what runs on every engine together."""
+        for engine in self.engines.values():
+            engine.reconcile()
 
     def check_source(self, source: Source | Union) -> None:
         """Refuses a source that callers may not have read.

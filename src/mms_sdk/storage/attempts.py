@@ -33,8 +33,8 @@ class Attempts:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def submit(self, asked: JobRequest, *, engine: str) -> Job:
-        """Puts a job at its place in the queue of an engine; the job of the first time if its key was used before.
+    def submit(self, asked: JobRequest) -> Job:
+        """Puts a job at its place in the queue of its engine; the job of the first time if its key was used before.
 
         Raises:
             Conflict: Another job was asked for with that key.
@@ -47,7 +47,7 @@ class Attempts:
             created_at=now(),
             spec=asked.spec.model_dump(mode="json"),
             parent=asked.parent,
-            engine=engine,
+            engine=asked.engine,
             priority=asked.spec.priority,
             key=asked.key,
         )
@@ -223,7 +223,7 @@ def _at_work(connection: sa.Connection, engine: str) -> Iterator[tuple[Job, Atte
 
 
 def _same(first: Job, again: Job) -> Job:
-    if (first.kind, first.name, _asked(first)) != (again.kind, again.name, _asked(again)):
+    if (first.kind, first.name, first.engine, _asked(first)) != (again.kind, again.name, again.engine, _asked(again)):
         raise Conflict(
             f"a key stands for one job; {first.key!r} is that of job {first.id}, which runs something else; give this "
             f"one a key of its own"

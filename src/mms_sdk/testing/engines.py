@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from mms_sdk.compute.engines.base import Engine
-from mms_sdk.compute.engines.folder import COOKIE, LOG, attempt_folder
+from mms_sdk.compute.engines.folder import COOKIE, LOG, attempt_folder, of_rank
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest, JobNotFound, MmsError
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, Resources, Retry
@@ -87,6 +87,20 @@ time.sleep(0.1)
 """A script that starts another of its kind and ends, again and again, and so is on no list of processes for long."""
 
 
+GANG = """
+import os, signal, sys, time
+from pathlib import Path
+import jax, numpy as np
+from jax.experimental import multihost_utils
+gather = lambda value: np.asarray(multihost_utils.process_allgather(np.int32(value)))
+rank = jax.process_index()
+print("rank", rank, "of", jax.process_count(), flush=True)
+total = gather(rank + 5).sum()
+{}
+"""
+"""A script of several processes, which know their numbers and what those are in all; its end is filled in."""
+
+
 class Jobs:
     """Jobs that a test submits; whatever it left behind is ended after it.
 
@@ -119,8 +133,8 @@ class Jobs:
             **asked,
         )
         self.engine.check(spec)
-        request = JobRequest(kind="script", name="test", spec=spec)
-        return self.workspace.catalog.attempts.submit(request, engine=self.engine.name).id
+        request = JobRequest(kind="script", name="test", spec=spec, engine=self.engine.name)
+        return self.workspace.catalog.attempts.submit(request).id
 
     def get(self, job: str) -> Job:
         """A job, as the catalog has it."""
@@ -154,9 +168,9 @@ class Jobs:
         assert ended is not None
         return ended
 
-    def log(self, job: str, attempt: int = 1) -> bytes:
-        """What an attempt printed."""
-        return (attempt_folder(self.workspace.job_folder(job), attempt) / LOG).read_bytes()
+    def log(self, job: str, attempt: int = 1, *, rank: int = 0) -> bytes:
+        """What a rank of an attempt printed."""
+        return (attempt_folder(self.workspace.job_folder(job), attempt) / of_rank(LOG, rank)).read_bytes()
 
     def left(self, job: str) -> list[int]:
         """Processes of a job that are there."""
@@ -509,6 +523,53 @@ class EngineConformance:
         assert len(jobs.log(job).splitlines()) == 50_001
         assert max(map(len, ended.lines)) <= 500
         assert ended.lines[-1].startswith("xxx")
+
+    def test_several_processes_are_one_cluster(self, jobs: Jobs) -> None:
+        """Of `jax.distributed`, before their script begins, each with a log of its own."""
+        job = jobs.submit(GANG.format("print('sum', int(total), flush=True)"), processes=2, times=0)
+        assert jobs.end_of(job).reason == "succeeded"
+        for rank in range(2):
+            told = jobs.log(job, rank=rank).decode()
+            assert f"rank {rank} of 2\n" in told
+            assert "sum 11\n" in told  # 5 + 6
+
+    def test_what_one_process_does_wrong_ends_all(self, jobs: Jobs) -> None:
+        """Soon, though the others wait for it; it is told whose error it was, and not tried again."""
+        wrong = "if rank == 1:\n    raise ValueError('of the second')\ngather(rank)\nprint('went on')"
+        job = jobs.submit(GANG.format(wrong), processes=2)
+        ended = jobs.end_of(job)
+        assert (ended.reason, ended.detail, ended.exit_code) == ("user", "rank 1: ValueError: of the second", 1)
+        assert ended.lines[-1] == "ValueError: of the second"
+        assert len(jobs.attempts(job)) == 1
+        assert jobs.left(job) == []
+        assert "went on" not in jobs.log(job).decode()
+
+    def test_a_process_that_is_killed_is_the_end_of_all_and_all_are_tried_again(self, jobs: Jobs, marks: Path) -> None:
+        """Together, as a new cluster."""
+        dies = (
+            "mark = Path(sys.argv[1], 'was-here')\nif rank == 1 and not mark.exists():\n    mark.touch()\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\nprint('sum', int(gather(rank).sum()), flush=True)"
+        )
+        job = jobs.submit(GANG.format(dies), marks, processes=2, wait_s=0)
+        assert jobs.ended(job, alone=True).state == "succeeded"
+        first, second = jobs.attempts(job)
+        assert first.ended is not None
+        assert second.ended is not None
+        assert (first.ended.reason, first.ended.signal) == ("infra", "SIGKILL")
+        assert first.ended.detail.startswith("rank 1: SIGKILL ended it")
+        for rank in range(2):
+            assert "sum 1\n" in jobs.log(job, 2, rank=rank).decode()
+
+    def test_all_processes_are_cancelled(self, jobs: Jobs, marks: Path) -> None:
+        """Whatever each of them waits for."""
+        waits = "Path(sys.argv[1], str(rank)).touch()\nif rank == 1:\n    time.sleep(100)\ngather(rank)"
+        job = jobs.submit(GANG.format(waits), marks, processes=2, grace_s=0.2)
+        until(lambda: len(list(marks.iterdir())) == 2, "their beginning")
+        began = time.monotonic()
+        jobs.engine.cancel(job)
+        assert jobs.ended(job).state == "cancelled"
+        assert time.monotonic() - began < _CANCELLED_WITHIN_S
+        assert jobs.left(job) == []
 
     def test_looking_again_changes_nothing(self, jobs: Jobs, marks: Path) -> None:
         """By however many at once."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from mms_sdk.schema.job import Job, JobSpec
+from mms_sdk.schema.job import EngineName, Job, JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What there is to run jobs on.
+    """What there is to run jobs on: of each node, the least that any has.
 
     Attributes:
+        nodes: Machines.
         cpus: Cores.
         gpus: Names of GPUs.
         memory: Bytes.
     """
 
+    nodes: int = 1
     cpus: int
     gpus: tuple[str, ...]
     memory: int
@@ -31,7 +33,7 @@ class Engine(Protocol):
     the tests that an engine passes.
     """
 
-    name: str
+    name: EngineName
     """As it is called in `on=` and in the catalog."""
 
     def room(self) -> Room:

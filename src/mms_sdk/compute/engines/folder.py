@@ -17,24 +17,34 @@ GIVEN = "attempt.json"
 CLAIM = "supervisor.json"
 """Who looks after it. Whoever makes this file owns the attempt: a supervisor, or the engine that declares it lost."""
 WORKER = "worker.json"
-"""What runs it, by the supervisor; its number is that of its session."""
+"""What runs it, by the supervisor, one file a rank; its number is that of its session."""
 CANCEL = "cancel"
 """It is to be cancelled."""
 ERROR = "error.json"
-"""What the code raised, by the worker."""
+"""What the code raised, by the worker, one file a rank."""
 ENDED = "ended.json"
 """How it ended, by the supervisor."""
 LOG = "log.txt"
-"""All that it printed."""
+"""All that it printed, one file a rank."""
 CODE = "code"
 """The bundle, unpacked; where it runs."""
 COOKIE = "MMS_ATTEMPT"
 """The variable that all processes of an attempt inherit, whatever else they do to get away."""
+RANK, RANKS = "MMS_RANK", "MMS_RANKS"
+"""The variables by which the workers of an attempt know which they are, from 0, and how many."""
+COORDINATOR = "MMS_COORDINATOR"
+"""The variable that says where several workers come together: an address and a port."""
 
 
 def attempt_folder(job_folder: Path, number: int) -> Path:
     """Where an attempt at a job lies."""
     return job_folder / "attempts" / str(number)
+
+
+def of_rank(name: str, rank: int) -> str:
+    """What a file is called of which each rank has one: of rank 0 as it is, of others e.g. `log.3.txt`."""
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}.{rank}.{kind}" if rank else name
 
 
 def cookie(job: str, number: int) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import psutil
@@ -21,7 +23,7 @@ from mms_sdk.compute.engines.base import Room
 from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
 from mms_sdk.compute.engines.supervisor import MODULE, last_lines
 from mms_sdk.errors import Conflict, InvalidRequest, MmsError
-from mms_sdk.schema.job import ENDED, Attempt, Ended, Job, JobSpec, JobState
+from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
 from mms_sdk.settings import JOB_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.attempts import Given
@@ -29,7 +31,7 @@ from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
 from mms_sdk.storage.workspace import Workspace
 
-NAME = "local"
+NAME: EngineName = "local"
 _OURS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 _started: set[int] = set()  # children of this process that were not waited for yet
 _starting = threading.Lock()
@@ -59,7 +61,13 @@ class LocalEngine:
     def check(self, spec: JobSpec) -> None:
         """See `Engine`."""
         asked, room = spec.resources, self.room()
+        if asked.gpus is None and len(room.gpus) % asked.processes:
+            raise InvalidRequest(
+                f"GPUs divide over the processes of a node; this machine has {len(room.gpus)}, for processes="
+                f"{asked.processes}; say how many: gpus="
+            )
         for what, wanted, there in (
+            ("machines", asked.nodes, room.nodes),
             ("cores", asked.cpus, room.cpus),
             ("GPUs", asked.gpus, len(room.gpus)),
             ("bytes of memory", asked.memory, room.memory),
@@ -141,6 +149,7 @@ class LocalEngine:
             "entrypoint": spec.entrypoint,
             "args": list(spec.args),
             "environment": self._own_variables(spec, attempt),
+            "ranks": self._variables_of_ranks(spec, attempt),
             "time_s": spec.resources.time,
             "memory_bytes": spec.resources.memory,
             "grace_s": spec.grace_s,
@@ -150,12 +159,23 @@ class LocalEngine:
     def _own_variables(self, spec: JobSpec, attempt: Attempt) -> dict[str, str]:
         room, given = self.room(), attempt.given
         told = dict(spec.environment)
-        if room.gpus:
-            told["CUDA_VISIBLE_DEVICES"] = ",".join(given["gpus"])
-        if given["cpus"] < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads
-            told = {"NPROC": str(given["cpus"]), "OMP_NUM_THREADS": str(given["cpus"]), **told}
+        cpus = max(1, given["cpus"] // spec.resources.processes)
+        if cpus < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads
+            told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
         told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
         return {**told, JOB_VARIABLE: attempt.job, "PYTHONUNBUFFERED": "1"}
+
+    def _variables_of_ranks(self, spec: JobSpec, attempt: Attempt) -> list[dict[str, str]]:
+        count, gpus = spec.resources.processes, attempt.given["gpus"]
+        share = len(gpus) // count
+        told: list[dict[str, str]] = [{names.RANK: str(rank), names.RANKS: str(count)} for rank in range(count)]
+        coordinator = f"127.0.0.1:{_free_port()}" if count > 1 else None
+        for rank, variables in enumerate(told):
+            if self.room().gpus:
+                variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[rank * share : (rank + 1) * share])
+            if coordinator:
+                variables[names.COORDINATOR] = coordinator
+        return told
 
     def _supervised(self, spec: JobSpec, folder: Path) -> str:
         return self._detached(spec.python, [str(folder)], spec.inherited, log=folder / "supervisor.txt")
@@ -215,7 +235,7 @@ class LocalEngine:
             return False
         told = self._told(folder)  # it may have written down the end, and gone, since
         if told is None:
-            _end_orphans(names.cookie(attempt.job, attempt.number), _session(folder))
+            _end_orphans(names.cookie(attempt.job, attempt.number), _sessions(folder))
             told = _lost(folder, "what looked after it is gone: it was killed, or the machine went down")
         return self._end(attempt, told) is not None
 
@@ -242,6 +262,13 @@ class LocalEngine:
         return names.attempt_folder(self._workspace.root / "jobs" / attempt.job, attempt.number)
 
 
+def _free_port() -> int:
+    # Somebody else may take it before the first rank does: then the ranks do not come together, and it is tried again.
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def _lost(folder: Path, detail: str) -> Ended:
     return Ended(reason="lost", detail=detail, lines=tuple(last_lines(folder / names.LOG)), at=now())
 
@@ -263,9 +290,18 @@ def _claim(folder: Path) -> dict[str, str] | None:
         return {"owner": ""}
 
 
-def _session(folder: Path) -> int | None:
+def _sessions(folder: Path) -> set[int]:
     try:
-        told = names.read(folder / names.WORKER)
+        ranks = len((names.read(folder / names.GIVEN) or {}).get("ranks", ()))
+    except ValueError:  # likewise
+        return set()
+    found = (_session(folder / names.of_rank(names.WORKER, rank)) for rank in range(ranks))
+    return {each for each in found if each is not None}
+
+
+def _session(worker: Path) -> int | None:
+    try:
+        told = names.read(worker)
     except ValueError:  # likewise
         return None
     if told is None or told["owner"].partition("@")[2] != owner_of(os.getpid()).partition("@")[2]:  # another boot
@@ -276,20 +312,20 @@ def _session(folder: Path) -> int | None:
     return pid
 
 
-def _end_orphans(cookie: str, session: int | None) -> None:
+def _end_orphans(cookie: str, sessions: AbstractSet[int]) -> None:
     # They died with their supervisor, but for those that they started. These know whose they are, or, if they were
     # given other variables, are of the worker's session; with neither, they are as if a person had started them.
-    while left := [process for process in psutil.process_iter() if _has(process, cookie, session)]:
+    while left := [process for process in psutil.process_iter() if _has(process, cookie, sessions)]:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=1)
 
 
-def _has(process: psutil.Process, cookie: str, session: int | None) -> bool:
+def _has(process: psutil.Process, cookie: str, sessions: AbstractSet[int]) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return bool(os.getsid(process.pid) == session or process.environ().get(names.COOKIE) == cookie)
+        return bool(os.getsid(process.pid) in sessions or process.environ().get(names.COOKIE) == cookie)
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return False

@@ -2,10 +2,10 @@
 
 Without a folder it only starts what waits to be tried again, once that is due.
 
-A process in a session of its own, which nothing ends with a notebook or a server. It starts the worker, keeps it within
-its limits, stops it when asked, ends all that it leaves behind, writes down how it ended and starts what waits next. It
-speaks to the catalog only through a process that comes and goes, so that it holds little memory for as long as the job
-takes.
+A process in a session of its own, which nothing ends with a notebook or a server. It starts the worker of each rank,
+keeps them within their limits, stops them when asked or once one of them has failed, ends all that they leave behind,
+writes down how they ended and starts what waits next. It speaks to the catalog only through a process that comes and
+goes, so that it holds little memory for as long as the job takes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -37,8 +38,10 @@ _LINES = 20
 _LINE_BYTES = 500
 _AGAIN_S = 1.0, 60.0  # first and longest pause while the disk is full, or the catalog away
 _SEEN_NONE = 3
+_OTHERS_S = 1.0  # after one rank failed, how long it is looked for another whose death was the cause
 _PR_SET_CHILD_SUBREAPER = 36
 _TERMINATED = 143  # what a process says that SIGTERM ended and that put its things in order first
+_ABORTED = -signal.SIGABRT
 
 
 def main(folder: Path) -> None:
@@ -54,13 +57,15 @@ def main(folder: Path) -> None:
 
 
 class Supervised:
-    """One attempt's worker, and everything that it starts."""
+    """One attempt's workers, one a rank, and everything that they start."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._given: dict[str, Any] = files.read(folder / files.GIVEN) or {}
         self._stop_at: float | None = None  # when what was asked to stop is ended
         self._why: tuple[str, str] | None = None  # reason and detail, once we end it
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._failed: list[int] = []  # ranks, in the order in which they were seen to fail by themselves
         self._terminated = False
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -70,25 +75,27 @@ class Supervised:
         _become_subreaper()
 
     def run(self) -> dict[str, Any]:
-        """Runs the worker to its end.
+        """Runs the workers to their ends.
 
         Returns:
             What `mms_sdk.schema.job.Ended` holds.
         """
         try:
-            worker = self._started()
+            for rank, variables in enumerate(self._given["ranks"]):
+                self._workers.append(self._started(rank, variables))
         except OSError as error:
-            return self._told("infra", f"the worker could not be started: {error}", None)
-        code = self._waited(worker)
+            _end_all_below()
+            return self._told("infra", f"the worker could not be started: {error}")
+        self._wait()
         _end_all_below()
-        return self._how_it_ended(code)
+        return self._how_it_ended()
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         # To cancel, if the file is there; the signal only wakes it then.
         self._terminated = True
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        log = os.open(self._folder / files.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def _started(self, rank: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        log = os.open(self._folder / files.of_rank(files.LOG, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
@@ -97,38 +104,49 @@ class Supervised:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder / files.CODE,
-                env={**os.environ, **self._given["environment"]},
+                env={**os.environ, **self._given["environment"], **variables},
                 start_new_session=True,
             )
         finally:
             os.close(log)
         with contextlib.suppress(OSError):  # a full disk; it has ended, and keeps its number until it is waited for
-            files.create(self._folder / files.WORKER, {"owner": owner_of(worker.pid)})
+            files.create(self._folder / files.of_rank(files.WORKER, rank), {"owner": owner_of(worker.pid)})
         return worker
 
-    def _waited(self, worker: subprocess.Popen[bytes]) -> int:
+    def _wait(self) -> None:
         began = time.monotonic()
-        watched = [self._woken]
-        if hasattr(os, "pidfd_open"):
-            watched.append(os.pidfd_open(worker.pid))
+        pids = frozenset(worker.pid for worker in self._workers)
+        ends = {pid: os.pidfd_open(pid) for pid in pids} if hasattr(os, "pidfd_open") else {}
         watches_memory = self._given["memory_bytes"] is not None
-        look_s = _LOOK_AT_MEMORY_S if watches_memory or len(watched) == 1 else _LOOK_S
-        while (code := worker.poll()) is None:
-            if self._why is None and (why := self._reason_to_stop(worker, began)):
+        look_s = _LOOK_AT_MEMORY_S if watches_memory or not ends else _LOOK_S
+        while running := [worker for worker in self._workers if worker.poll() is None]:
+            if self._why is None and (why := self._reason_to_stop(began)):
                 self._why = why
                 self._stop_at = time.monotonic() + self._given["grace_s"]
-                _signal_group(worker.pid, signal.SIGTERM)
+                for worker in running:
+                    _signal_group(worker.pid, signal.SIGTERM)
+            self._see_who_failed()
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
-                worker.kill()
+                for worker in running:
+                    worker.kill()
                 self._stop_at = None
             wait_s = look_s if self._stop_at is None else max(0.0, min(look_s, self._stop_at - time.monotonic()))
-            _wait_for_ended(but=worker.pid)
+            _wait_for_ended(but=pids)
+            watched = [self._woken, *(ends[worker.pid] for worker in running if ends)]
             ready, _, _ = select.select(watched, [], [], wait_s)
             if self._woken in ready:
                 os.read(self._woken, 1024)
-        return code
+        self._see_who_failed()
 
-    def _reason_to_stop(self, worker: subprocess.Popen[bytes], began: float) -> tuple[str, str] | None:
+    def _see_who_failed(self) -> None:
+        # Ranks do their work together: what one of them does not outlive, the others cannot end without it.
+        failed = [rank for rank, worker in enumerate(self._workers) if worker.returncode and rank not in self._failed]
+        if self._why is None and failed and not self._failed:
+            self._stop_at = time.monotonic() + _OTHERS_S
+        if self._stop_at is not None:  # not those that were ended on that account
+            self._failed += failed
+
+    def _reason_to_stop(self, began: float) -> tuple[str, str] | None:
         if (self._folder / files.CANCEL).exists():
             return "cancelled", "it was cancelled"
         if self._terminated:
@@ -140,32 +158,46 @@ class Supervised:
             return "oom", f"it may hold {limit_bytes:,} bytes; it held {held:,}; give it more memory"
         return None
 
-    def _how_it_ended(self, code: int) -> dict[str, Any]:
-        error = files.read(self._folder / files.ERROR)
+    def _how_it_ended(self) -> dict[str, Any]:
         if self._why is not None:
-            reason, detail = self._why
-            return self._told(reason, detail, code, error)
-        if code == 0:
-            return self._told("succeeded", "", code)
-        if code < 0 or code == _TERMINATED:
+            return self._told(*self._why)
+        if not self._failed:
+            return self._told("succeeded", "")
+        rank = self._cause()
+        code, error = self._workers[rank].returncode, self._error(rank)
+        reason, detail = "user", f"it ended with exit code {code}"
+        if _by_signal(code):
             name = signal.Signals(-code).name if code < 0 else "SIGTERM"
             guess = ", as Linux does with what takes the machine's last memory" if name == "SIGKILL" else ""
-            return self._told("infra", f"{name} ended it{guess}", code, error)
-        if error is not None:
-            return self._told("user", f"{error['type']}: {error['message']}", code, error)
-        return self._told("user", f"it ended with exit code {code}", code)
+            reason, detail = "infra", f"{name} ended it{guess}"
+        elif error is not None:
+            reason, detail = error["reason"], f"{error['type']}: {error['message']}"
+        return self._told(reason, detail if len(self._workers) == 1 else f"rank {rank}: {detail}", rank)
 
-    def _told(self, reason: str, detail: str, code: int | None, error: dict[str, Any] | None = None) -> dict[str, Any]:
-        by_signal = code is not None and code < 0
+    def _cause(self) -> int:
+        # With one that a signal ended, the others fail by errors of their own, or JAX aborts them.
+        codes = {rank: self._workers[rank].returncode for rank in self._failed}
+        return next((rank for rank, code in codes.items() if _by_signal(code) and code != _ABORTED), self._failed[0])
+
+    def _error(self, rank: int) -> dict[str, str] | None:
+        return files.read(self._folder / files.of_rank(files.ERROR, rank))
+
+    def _told(self, reason: str, detail: str, rank: int = 0) -> dict[str, Any]:
+        code = self._workers[rank].returncode if self._workers else None
+        error = self._error(rank)
         return {
             "reason": reason,
             "detail": detail,
-            "exit_code": None if by_signal else code,
-            "signal": signal.Signals(-code).name if code is not None and by_signal else None,
-            "lines": last_lines(self._folder / files.LOG),
-            "error": error,
+            "exit_code": None if code is None or code < 0 else code,
+            "signal": signal.Signals(-code).name if code is not None and code < 0 else None,
+            "lines": last_lines(self._folder / files.of_rank(files.LOG, rank)),
+            "error": error and {name: error[name] for name in ("type", "message")},
             "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
+
+
+def _by_signal(code: int) -> bool:
+    return code < 0 or code == _TERMINATED
 
 
 def last_lines(log: Path) -> list[str]:
@@ -230,13 +262,13 @@ def _end(process: psutil.Process) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def _wait_for_ended(*, but: int | None = None) -> bool:
+def _wait_for_ended(*, but: AbstractSet[int] = frozenset()) -> bool:
     # Those that were left behind become children of this process. False once there are none, ended or not.
     if not hasattr(os, "waitid"):  # macOS
         return bool(_below())
     try:
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if ended.si_pid == but:
+            if ended.si_pid in but:
                 return True
             os.waitpid(ended.si_pid, 0)
     except ChildProcessError:

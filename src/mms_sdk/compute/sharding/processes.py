@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
 from mms_sdk.errors import InvalidRequest, Unavailable
 
@@ -17,8 +18,9 @@ def join_processes(
     were waiting for numbers of it, or when its heartbeat is missed.
 
     Args:
-        coordinator: Address and port at which the first process listens, e.g. `127.0.0.1:4321`. JAX neither encrypts
-            nor authenticates what goes over it: a private network only.
+        coordinator: Address and port at which the first process listens, e.g. `127.0.0.1:4321`, and on that address
+            alone if it is one of this machine's loopback. JAX neither encrypts nor authenticates what goes over it: a
+            private network only.
         count: How many processes there are.
         index: The number of this one, from 0; the first writes the catalog, the metric log and manifests.
         start_timeout_s: How long to wait until all are there.
@@ -39,6 +41,7 @@ def join_processes(
         jax.distributed.initialize(
             coordinator,
             num_processes=count,
+            coordinator_bind_address=coordinator if _is_loopback(coordinator) else None,  # None: all there are
             process_id=index,
             initialization_timeout=start_timeout_s,
             heartbeat_timeout_seconds=heartbeat_timeout_s,
@@ -56,3 +59,11 @@ def join_processes(
         ) from error
     if jax.process_count() != count:
         raise Unavailable(f"{count} processes were to join; JAX counts {jax.process_count()}; start all of them anew")
+
+
+def _is_loopback(coordinator: str) -> bool:
+    host = coordinator.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from mms_sdk.compute.engines.folder import LOG, attempt_folder
+from mms_sdk.compute.engines.folder import LOG, attempt_folder, of_rank
+from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest, NotFound
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
@@ -23,6 +24,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _PIECE_BYTES = 2**20
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
+_MOST_RANKS = 10_000_000
 JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json", "returned.npz"]
 
 
@@ -35,7 +37,7 @@ def list_jobs(
     parent: str | None = None,
 ) -> JobPage:
     """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before."""
-    service.engine.reconcile()
+    service.reconcile()
     found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
     page = found[:limit]
     return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
@@ -59,14 +61,15 @@ def get_job(service: Service, job: str) -> Job:
     found = service.workspace.catalog.jobs.get(job)
     if found.engine is None or found.ended:
         return found
-    service.engine.reconcile()
+    service.engine(found.engine).reconcile()
     return service.workspace.catalog.jobs.get(job)
 
 
 @router.post("/{job}:cancel", **needs("editor"))
 def cancel_job(service: Service, job: str) -> Job:
     """Takes a job from the queue, or asks it to stop; after its grace it is ended."""
-    return service.engine.cancel(job)
+    found = service.workspace.catalog.jobs.get(job)
+    return service.engine(found.engine or LocalEngine.name).cancel(job)
 
 
 @router.post("/{job}:retry", status_code=202, **needs("editor"))
@@ -78,7 +81,8 @@ def retry_job(service: Service, job: str) -> Job:
     if not found.ended:
         raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
     spec = JobSpec.model_validate(found.spec)
-    asked = JobRequest.model_validate({"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent})
+    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent, "engine": found.engine}
+    asked = JobRequest.model_validate(told)
     return _submitted(service, asked)
 
 
@@ -95,8 +99,9 @@ def get_log(
     job: str,
     offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
     attempt: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    rank: Annotated[int, Query(ge=0, le=_MOST_RANKS)] = 0,
 ) -> LogPiece:
-    """What an attempt printed from a byte offset on, at most a MiB of it; of the newest attempt if none is named."""
+    """What a rank of an attempt printed from an offset on, at most a MiB; of the newest attempt if none is named."""
     found = service.workspace.catalog.jobs.get(job)
     attempts = service.workspace.catalog.attempts.of(job)
     numbers = [each.number for each in attempts]
@@ -107,7 +112,7 @@ def get_log(
     asked = attempts[-1] if attempt is None else attempts[attempt - 1]
     # Asked before it is read: what is written between would else be taken for nothing.
     over = asked.ended is not None
-    path = attempt_folder(service.workspace.job_folder(found.id), asked.number) / LOG
+    path = attempt_folder(service.workspace.job_folder(found.id), asked.number) / of_rank(LOG, rank)
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -148,12 +153,13 @@ def _submitted(service: Service, asked: JobRequest) -> Job:
     filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
     if asked.parent is not None:
         service.workspace.catalog.jobs.get(asked.parent)
-    service.engine.check(filled)
+    engine = service.engine(asked.engine)
+    engine.check(filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
     request = asked.model_copy(update={"spec": filled})
-    job = service.workspace.catalog.attempts.submit(request, engine=service.engine.name)
-    service.engine.start_waiting()
+    job = service.workspace.catalog.attempts.submit(request)
+    engine.start_waiting()
     return service.workspace.catalog.jobs.get(job.id)
 
 

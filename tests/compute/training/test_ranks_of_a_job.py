@@ -1,0 +1,84 @@
+"""A training that an engine starts as several processes: the same as one, whatever happens to any of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_pictures import make_data
+from test_trainer import assert_equal_to_the_bit
+
+from mms_sdk.compute.engines.local import LocalEngine
+from mms_sdk.schema.job import Job
+from mms_sdk.settings import COMPILE_CACHE_VARIABLE
+from mms_sdk.storage.bundles import pack
+from mms_sdk.testing.engines import Jobs
+
+HERE = Path(__file__).parent
+FILES = ("trains_as_ranks.py", "trains_in_a_job.py", "small_pictures.py")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a job left."""
+
+    history: list[dict[str, float]]
+    states: list[list[Any]]  # of each rank
+    attempts: int
+    parts: list[Job]
+
+
+def run(root: Path, *kills: int, processes: int, devices: int) -> Run:
+    """Trains from the beginning, in a workspace of its own, on so many devices of each process."""
+    data, said = make_data(root / "workspace"), root / "said"
+    said.mkdir()
+    jobs = Jobs(data.workspace, LocalEngine(data.workspace))
+    files = {f"code/{name}": (HERE / name).read_bytes() for name in FILES}
+    packed = pack(files | {"code/run.py": files[f"code/{FILES[0]}"]})
+    variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": ""}
+    bundle = data.workspace.bundles.keep(packed)
+    asked = {"bundle": bundle, "environment": variables, "processes": processes, "wait_s": 0, "times": len(kills)}
+    try:
+        job = jobs.submit("", said, *kills, **asked)
+        assert jobs.ended(job, within_s=200).state == "succeeded", jobs.log(job, len(jobs.attempts(job))).decode()
+        history = json.loads((said / "history.json").read_text())
+        states = [list(np.load(said / f"state-{rank}.npz").values()) for rank in range(processes)]
+        return Run(history, states, len(jobs.attempts(job)), data.workspace.catalog.jobs.parts(job))
+    finally:
+        jobs.end_all()
+        data.workspace.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(COMPILE_CACHE_VARIABLE, str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two processes of a device each, which nobody disturbs."""
+    return run(tmp_path_factory.mktemp("two"), processes=2, devices=1)
+
+
+def test_two_processes_train_as_one_of_two_devices(two: Run, tmp_path: Path) -> None:
+    one = run(tmp_path, processes=1, devices=2)
+
+    for mine, theirs in zip(one.history, two.history, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [2, 7, 17])
+def test_a_process_that_is_killed_changes_nothing_to_the_bit(two: Run, tmp_path: Path, step: int) -> None:
+    broken = run(tmp_path, step, processes=2, devices=1)
+
+    assert (two.attempts, broken.attempts) == (1, 2)
+    assert broken.history == two.history
+    assert_equal_to_the_bit(broken.states, two.states)
+    assert any(part.spec["resumed_from"] for part in broken.parts) or step <= 8  # of two checkpoints, one is whole
