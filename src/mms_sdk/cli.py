@@ -210,6 +210,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run = verb("run", _run, "run a script as a job, which goes on without this terminal")
     run.add_argument("--on", default="local", choices=["local", "ray"], help="this machine or a cluster (local)")
     run.add_argument("--nodes", type=_positive, default=1, help="machines; what else is asked for is of each (1)")
+    run.add_argument(
+        "--min-nodes", type=_positive, help="with how many it goes on when machines are gone; all if left out"
+    )
     run.add_argument("--processes", type=_positive, default=1, help="on each node, as one jax.distributed cluster (1)")
     run.add_argument("--cpus", type=_positive, help="cores it takes; all if left out, so that jobs run one by one")
     run.add_argument("--gpus", type=_whole, help="GPUs it takes; all if left out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def own_variables(spec: JobSpec, attempt: Attempt, *, cores: int) -> dict[str, s
         attempt: Which.
         cores: How many the machine has.
     """
-    told, cpus = dict(spec.environment), attempt.given["cpus"]
+    told, cpus = dict(spec.environment), max(1, attempt.given["cpus"] // spec.resources.processes)
     if cpus < cores:  # XLA's CPU client takes NPROC for the number of its threads
         told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
     told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
@@ -135,17 +136,23 @@ def end_orphans(folder: Path, cookie: str) -> None:
     These know whose they are, or, if they were given other variables, are of the worker's session; with neither, they
     are as if a person had started them.
     """
-    session = _session(folder)
-    while left := [process for process in psutil.process_iter() if _has(process, cookie, session)]:
+    sessions = _sessions(folder)
+    while left := [process for process in psutil.process_iter() if _has(process, cookie, sessions)]:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=1)
 
 
-def _session(folder: Path) -> int | None:
+def _sessions(folder: Path) -> set[int]:
+    stem, _, kind = names.WORKER.rpartition(".")
+    found = (_session(worker) for worker in folder.glob(f"{stem}*.{kind}"))
+    return {each for each in found if each is not None}
+
+
+def _session(worker: Path) -> int | None:
     try:
-        told = names.read(folder / names.WORKER)
+        told = names.read(worker)
     except ValueError:  # the machine went down before it was on the disk
         return None
     if told is None or told["owner"].partition("@")[2] != owner_of(os.getpid()).partition("@")[2]:  # another boot
@@ -156,10 +163,10 @@ def _session(folder: Path) -> int | None:
     return pid
 
 
-def _has(process: psutil.Process, cookie: str, session: int | None) -> bool:
+def _has(process: psutil.Process, cookie: str, sessions: AbstractSet[int]) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return bool(os.getsid(process.pid) == session or process.environ().get(names.COOKIE) == cookie)
+        return bool(os.getsid(process.pid) in sessions or process.environ().get(names.COOKIE) == cookie)
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return False

@@ -21,19 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from mms_sdk.compute.engines import folder as files
-from mms_sdk.compute.engines.machine import environment
+from mms_sdk.compute.engines.machine import environment, free_port, of_ranks
 from mms_sdk.compute.engines.ray import part
-from mms_sdk.compute.engines.supervisor import _AGAIN_S as AGAIN_S
-from mms_sdk.compute.engines.supervisor import _write_down as write_down
-from mms_sdk.settings import RAY_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.compute.engines.supervisor import AGAIN_S, write_down
+from mms_sdk.settings import RAY_OPEN_VARIABLE, RAY_VARIABLE, WORKSPACE_VARIABLE
 
 Told = dict[str, Any]
 OWNER = "ray:"
 """With what the owner of an attempt begins whose actor looks after it."""
 _LOOK_S = 0.25
+_PLACED_S = 1  # whole seconds, by Ray; a group that is removed as it is made takes its resources along for good
 _OTHERS_S = 1.0  # after one node failed, how long it is looked for another whose death was the cause
+_OTHER = "another node failed"
+# Which of several ends was the cause: with a node that died, the others fail by errors of their own.
+_CAUSES = ("lost", "cancelled", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
 _HEARD_S = 600.0  # how long a complaint is kept for whoever comes to hear it
-_OF_RAY = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
+_OF_RAY = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
 
 
 class AttemptActor:
@@ -46,6 +49,7 @@ class AttemptActor:
 
     def __init__(self, folder: str, variables: Mapping[str, str]) -> None:
         os.environ.update(variables)
+        self._variables = variables
         self._stop = threading.Event()
         self._says = ""
         # Not as a call of whoever started it, which would end with that one.
@@ -77,7 +81,7 @@ class AttemptActor:
         if not files.create(folder / files.CLAIM, {"owner": f"{OWNER}{_actor()}"}):
             return False  # it was given up before it began
         try:
-            told = Gang(folder, given, self._stop).run()
+            told = Gang(folder, given, self._variables, self._stop).run()
         except Exception as error:  # noqa: BLE001 (whatever Ray raises, the attempt gets its recorded end)
             told = _ended("infra", f"it could not be run: {type(error).__name__}: {error}")
         write_down(folder, told)
@@ -85,23 +89,34 @@ class AttemptActor:
 
 
 class NodeActor:
-    """Runs the part of an attempt that is one node's."""
+    """Runs the part of an attempt that is one node's.
 
-    def __init__(self) -> None:
+    Args:
+        variables: By which the workspace is opened.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
         self._process: subprocess.Popen[str] | None = None
-        self._stopping: str | None = None
+        self._stopping: Told | None = None
         self._starting = threading.Lock()
 
     def address(self) -> str:
         """Where the ranks can come together, on this node."""
         import ray
 
-        with socket.socket() as found:
-            found.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
+        found: Any = ray.util
+        address = found.get_node_ip_address()
+        return f"{address}:{free_port(address)}"
 
-    def run(self, folder: str, given: Told) -> Told:
+    def run(self, folder: str, ranks: Sequence[int], of: int, coordinator: str | None) -> Told:
         """Runs it to its end.
+
+        Args:
+            folder: The attempt's.
+            ranks: Of this node.
+            of: How many there are on all nodes.
+            coordinator: Where they come together.
 
         Returns:
             What `mms_sdk.schema.job.Ended` holds.
@@ -114,10 +129,10 @@ class NodeActor:
                 [sys.executable, "-P", "-m", part.MODULE, folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=_variables(),
+                env={**_variables(), **self._variables},
                 text=True,
             )
-            self._say(given)
+            self._say({"ranks": of_ranks(range(*ranks), of=of, gpus=_gpus(), coordinator=coordinator)})
             if self._stopping is not None:
                 self._say(self._stopping)
         assert process.stdout is not None
@@ -148,9 +163,10 @@ class NodeActor:
 class Gang:
     """The nodes of an attempt: all of them, or none."""
 
-    def __init__(self, folder: Path, given: Told, stop: threading.Event) -> None:
+    def __init__(self, folder: Path, given: Told, variables: Mapping[str, str], stop: threading.Event) -> None:
         self._folder = folder
         self._given = given
+        self._variables = variables
         self._stop = stop
 
     def run(self) -> Told:
@@ -160,10 +176,10 @@ class Gang:
         nodes, each = self._given["nodes"], self._given["of_node"]
         group = placement_group([{name: has for name, has in each.items() if has}] * nodes, strategy="STRICT_SPREAD")
         try:
-            while not group.wait(_LOOK_S):
+            while not group.wait(_PLACED_S):
                 if self._is_cancelled():
                     return _ended("cancelled", "it was cancelled")
-            actors = [_on_node(group, number, each) for number in range(nodes)]
+            actors = [_on_node(group, number, each).remote(self._variables) for number in range(nodes)]
             return self._joined(actors, self._started(actors))
         finally:
             remove_placement_group(group)
@@ -171,25 +187,23 @@ class Gang:
     def _started(self, actors: Sequence[Any]) -> list[Any]:
         import ray
 
-        processes = self._given["processes"]
-        count = len(actors) * processes
-        shared = {"MMS_COORDINATOR": ray.get(actors[0].address.remote())} if count > 1 else {}
-        ranks = [{"MMS_RANK": str(rank), "MMS_RANKS": str(count), **shared} for rank in range(count)]
+        each = self._given["processes"]
+        count = len(actors) * each
+        coordinator = ray.get(actors[0].address.remote()) if count > 1 else None
         return [
-            actor.run.remote(str(self._folder), {"ranks": ranks[number * processes : (number + 1) * processes]})
-            for number, actor in enumerate(actors)
+            actor.run.remote(str(self._folder), (node * each, (node + 1) * each), count, coordinator)
+            for node, actor in enumerate(actors)
         ]
 
     def _joined(self, actors: Sequence[Any], running: list[Any]) -> Told:
         import ray
 
-        ends: list[Told] = []  # in the order in which they came, until what the others did was of no account
+        ends: list[Told] = []  # in the order in which they came, but for those that we brought about
         failed_at = math.inf
         told: Told | None = None
         while running:
             ended, running = ray.wait(running, timeout=_LOOK_S)
-            if time.monotonic() < failed_at + _OTHERS_S:
-                ends += [_end_of(each) for each in ended]
+            ends += [end for end in map(_end_of, ended) if end["detail"] != _OTHER]
             if failed_at == math.inf and any(end["reason"] != "succeeded" for end in ends):
                 failed_at = time.monotonic()
             if told is None and (told := self._reason_to_stop(failed_at)):
@@ -202,7 +216,7 @@ class Gang:
             return {"reason": "cancelled", "detail": "it was cancelled", "grace_s": self._given["grace_s"]}
         if time.monotonic() > failed_at + _OTHERS_S:
             # They do their work together: what one of them does not outlive, the others cannot end without it.
-            return {"reason": "infra", "detail": "another node failed", "grace_s": 0.0}
+            return {"reason": "infra", "detail": _OTHER, "grace_s": 0.0}
         return None
 
     def _is_cancelled(self) -> bool:
@@ -246,7 +260,7 @@ def _on_node(group: Any, number: int, each: Mapping[str, int]) -> Any:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     made: Any = ray.remote(NodeActor)
-    options = made.options(
+    return made.options(
         num_cpus=each["CPU"],
         num_gpus=each["GPU"],
         memory=each["memory"] or None,
@@ -254,7 +268,6 @@ def _on_node(group: Any, number: int, each: Mapping[str, int]) -> Any:
         max_restarts=0,
         max_concurrency=2,  # it is told to stop while it runs
     )
-    return options.remote()
 
 
 def _end_of(running: Any) -> Told:
@@ -268,10 +281,8 @@ def _end_of(running: Any) -> Told:
 
 
 def _cause(ends: Sequence[Told]) -> Told:
-    # With one that died, the others fail by errors of their own.
-    failed = [end for end in ends if end["reason"] != "succeeded"]
-    died = [end for end in failed if end["reason"] in ("lost", "infra")]
-    return (died or failed or list(ends))[0]
+    # JAX aborts those whose others failed.
+    return min(ends, key=lambda end: _CAUSES.index("SIGABRT" if end.get("signal") == "SIGABRT" else end["reason"]))
 
 
 def _ended(reason: str, detail: str) -> Told:
@@ -281,9 +292,16 @@ def _ended(reason: str, detail: str) -> Told:
 
 def _unseen(folder: Path) -> str:
     return (
-        f"each node sees the workspace under the same path; {_here()} does not see {folder}; mount the workspace there, "
-        f"or run the job where it is"
+        f"each node sees the workspace under the same path; {_here()} does not see {folder}; mount the workspace "
+        f"there, too"
     )
+
+
+def _gpus() -> list[str] | None:
+    # Ray hides the others from this process by the same variable; on a node without any, there is none to set.
+    import ray
+
+    return [str(each) for each in ray.get_gpu_ids()] or None
 
 
 def _here() -> str:
@@ -300,8 +318,8 @@ def _variables() -> dict[str, str]:
     # What a job sees of the node; and by which it submits others to the same workspace and cluster.
     import ray
 
-    ours = {name: has for name, has in os.environ.items() if name in _OF_RAY or name.startswith("MMS_")}
-    return {**environment(os.environ, stores=True), **ours, RAY_VARIABLE: ray.get_runtime_context().gcs_address}
+    seen = environment(os.environ, more=_OF_RAY, stores=True)
+    return {**seen, RAY_VARIABLE: ray.get_runtime_context().gcs_address}
 
 
 def _end_orphans(folder: Path) -> None:

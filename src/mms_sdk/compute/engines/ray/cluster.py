@@ -57,7 +57,8 @@ class Connected:
         """See `Cluster`."""
         import ray
 
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        of_ray: Any = ray
+        alive = [node["Resources"] for node in of_ray.nodes() if node["Alive"]]
         return [
             Node(cpus=int(has["CPU"]), gpus=int(has.get("GPU", 0)), memory=int(has.get("memory", 0)))
             for has in alive

@@ -1,4 +1,4 @@
-"""A cluster from outside: a process of its own is connected to it, `python -m mms_sdk.compute.engines.ray.door ADDRESS`.
+"""A cluster from outside: `python -m mms_sdk.compute.engines.ray.door ADDRESS` is a process that is connected to it.
 
 Ray ends a process that has lost its cluster for a minute, and a process is connected to one cluster at a time. Neither
 is to befall a server, or a notebook that uses Ray itself.
@@ -6,8 +6,10 @@ is to befall a server, or a notebook that uses Ray itself.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import logging
 import os
 import select
 import socket
@@ -16,7 +18,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mms_sdk.compute.engines.ray.cluster import NAMESPACE, Cluster, Connected, Node, as_json
@@ -24,6 +26,7 @@ from mms_sdk.errors import InvalidRequest, MissingExtra, Unavailable
 from mms_sdk.settings import RAY_OPEN_VARIABLE, RAY_VARIABLE, ray_may_be_open
 
 MODULE = "mms_sdk.compute.engines.ray.door"
+_LISTENS_WITHIN_S = 2.0
 _OPENED_WITHIN_S = 90.0
 _ANSWERED_WITHIN_S = 30.0
 _AGAIN_AFTER_S = 5.0  # what cannot be reached is not asked more often
@@ -62,7 +65,7 @@ class Door:
         self._address = address
         self._asking = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._closed = weakref.finalize(self, lambda: None)
+        self._closed: Callable[[], object] = lambda: None
         self._shut_until = 0.0
         self._why = ""
 
@@ -104,6 +107,8 @@ class Door:
             return self._process
         if time.monotonic() < self._shut_until:
             raise Unavailable(self._why)
+        if not _listens(self._address):
+            raise self._shut("nothing listens there")
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE, self._address],
             stdin=subprocess.PIPE,
@@ -132,6 +137,16 @@ class Door:
         return Unavailable(self._why)
 
 
+def _listens(address: str) -> bool:
+    # Ray itself would take half a minute to find out.
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENS_WITHIN_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def _answer(process: subprocess.Popen[str], asked: Any, within_s: float) -> Any:
     assert process.stdin is not None
     assert process.stdout is not None
@@ -150,10 +165,8 @@ def _answer(process: subprocess.Popen[str], asked: Any, within_s: float) -> Any:
 def _end(process: subprocess.Popen[str]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            try:
+            with contextlib.suppress(OSError):  # what was not written is for nobody any more
                 stream.close()
-            except OSError:  # what was not written is for nobody any more
-                pass
     process.kill()
     process.wait()
 
@@ -174,13 +187,7 @@ def main(address: str) -> None:
     try:
         if why := _unsafe(address):
             return say(error=why)
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="error",
-            runtime_env={},
-        )
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001 (whatever it is, the one who asked is told)
         return say(error=_told(error))
     say(value=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -18,16 +19,16 @@ from mms_sdk.compute.engines import attempt as common
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.base import Room
 from mms_sdk.compute.engines.ray.cluster import Cluster
-from mms_sdk.compute.engines.ray.room import fitting, suiting
+from mms_sdk.compute.engines.ray.room import fitting, shape_of, suiting
 from mms_sdk.errors import InvalidRequest, MmsError, Unavailable
-from mms_sdk.schema.job import Attempt, Ended, Job, JobSpec, JobState
+from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobState
 from mms_sdk.storage import files
 from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of
 from mms_sdk.storage.workspace import Workspace
 
-NAME = "ray"
+NAME: EngineName = "ray"
 _LOOK_S = 1.0  # how often Ray is asked whether an actor is there
 _BEGUN_WITHIN_S = 60.0  # by whoever took an attempt, on another machine
 
@@ -52,18 +53,30 @@ class RayEngine:
         self._looked_at: dict[str, float] = {}
 
     def room(self) -> Room:
-        """See `Engine`; of the nodes together, but what one of them has is the most that a job gets of it."""
+        """See `Engine`."""
         nodes = self._cluster.nodes()
-        cpus, gpus, memory = (min(each) for each in zip(*((n.cpus, n.gpus, n.memory) for n in nodes), strict=True))
-        return Room(cpus=cpus, gpus=tuple(map(str, range(gpus))), memory=memory)
+        if not nodes:
+            return Room(nodes=0, cpus=0, gpus=(), memory=0)
+        return Room(
+            nodes=len(nodes),
+            cpus=min(node.cpus for node in nodes),
+            gpus=tuple(map(str, range(min(node.gpus for node in nodes)))),
+            memory=min(node.memory for node in nodes),
+        )
 
     def check(self, spec: JobSpec) -> None:
         """See `Engine`."""
-        nodes, least = self._cluster.nodes(), 1
-        if len(suiting(nodes, spec)) < least:
+        asked, nodes = spec.resources, self._cluster.nodes()
+        if len(suiting(nodes, asked)) < (asked.min_nodes or asked.nodes):
+            wanted = asked.model_dump(exclude_defaults=True, exclude={"time"})
             raise InvalidRequest(
-                f"a job takes no more than there is; it asks for {spec.resources!r}, and the cluster's nodes have "
-                f"{nodes}; ask for less"
+                f"a job takes no more than there is; it asks for {wanted}, of each node, and the cluster has "
+                f"{len(nodes)}: {', '.join(map(str, nodes))}; ask for less"
+            )
+        if asked.gpus is None and shape_of(nodes, asked, asked.nodes).gpus % asked.processes:
+            raise InvalidRequest(
+                f"GPUs divide over the processes of a node; the cluster's are {', '.join(map(str, nodes))}, for "
+                f"processes={asked.processes}; say how many: gpus="
             )
 
     def start_waiting(self) -> list[str]:
@@ -75,7 +88,7 @@ class RayEngine:
             nodes = self._cluster.nodes()
 
             def fits(spec: JobSpec, taken: Sequence[Given]) -> Given | None:
-                return fitting(nodes, spec, taken)
+                return fitting(nodes, spec.resources, taken)
 
             while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=fits):
                 states[taken[0].id] = self._start(*taken)
@@ -105,7 +118,12 @@ class RayEngine:
         of_node = {"CPU": given["cpus"], "GPU": given["gpus"], "memory": given["memory"]}
         folder = common.folder_of(self._workspace, attempt)
         try:
-            more = {"environment": variables, "nodes": given["nodes"], "processes": 1, "of_node": of_node}
+            more = {
+                "environment": variables,
+                "nodes": given["nodes"],
+                "processes": spec.resources.processes,
+                "of_node": of_node,
+            }
             common.lay_out(self._workspace, spec, attempt, **more)
             self._cluster.start(_actor_of(attempt), str(folder), self._workspace.variables())
         except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged, a cluster that is gone
@@ -121,7 +139,7 @@ class RayEngine:
 
     def _ask_to_stop(self, attempt: Attempt) -> None:
         with contextlib.suppress(Unavailable):  # its actor looks for the file by itself, too
-            self._looked_at.pop(_actor_of(attempt), None)
+            self._looked_at[_actor_of(attempt)] = -math.inf
             self._come_back(if_so=self._look_at(attempt, starting=True))
             self._cluster.stop(_actor_of(attempt))
 
@@ -147,9 +165,11 @@ class RayEngine:
         return self._end(attempt, told or common.lost(folder, detail)) is not None
 
     def _is_to_be_asked(self, actor: str) -> bool:
-        if time.monotonic() < self._looked_at.get(actor, 0.0) + _LOOK_S:
+        # Not as soon as it is seen: whoever opens the workspace for a moment is not to wait for the cluster.
+        seen = time.monotonic()
+        if seen < self._looked_at.setdefault(actor, seen) + _LOOK_S:
             return False
-        self._looked_at[actor] = time.monotonic()
+        self._looked_at[actor] = seen
         return True
 
     def _is_given_up(self, attempt: Attempt, folder: Path) -> bool:

@@ -15,8 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mms_sdk.compute.engines.supervisor import Supervised
-from mms_sdk.compute.engines.supervisor import _pass as ignored
+from mms_sdk.compute.engines.supervisor import Supervised, ignored
 
 MODULE = "mms_sdk.compute.engines.ray.part"
 _ALONE = {"reason": "lost", "detail": "the node's actor is gone", "grace_s": 0.0}

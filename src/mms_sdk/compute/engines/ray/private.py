@@ -72,8 +72,7 @@ class PrivateCluster:
         folder = self.folder / "ray"
         client = _free_port()  # of a server that nobody here asks; without a number, all clusters have the same
         words = (f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}", f"--ray-client-server-port={client}")
-        words = (*words, "--include-dashboard=false")
-        self._start("head", "--head", *words)
+        self._start("head", "--head", "--include-dashboard=false", *words)
 
     def add_node(self, *, cpus: int) -> str:
         """Starts a node; returns its name."""
@@ -82,6 +81,25 @@ class PrivateCluster:
         self._start(name, f"--address={self.address}", f"--num-cpus={cpus}")
         return name
 
+    def processes(self, name: str = "", *, title: str = "") -> list[psutil.Process]:
+        """What the cluster is made of.
+
+        Args:
+            name: Of which node; of all if left out.
+            title: With what their command lines begin, e.g. `ray::AttemptActor`.
+        """
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+                ours = each.environ().get(_COOKIE, "").partition("/")
+                if ours[0] == self._name and name in ("", ours[2]) and " ".join(each.cmdline()).startswith(title):
+                    found.append(each)
+        return found
+
+    def nodes_with(self, title: str) -> set[str]:
+        """Names of the nodes that run a process whose command line begins so."""
+        return {each.environ()[_COOKIE].partition("/")[2] for each in self.processes(title=title)}
+
     def kill(self, name: str, *, only: str = "") -> None:
         """Kills a node as when a machine loses its power.
 
@@ -89,27 +107,12 @@ class PrivateCluster:
             name: Which; `head` for the head.
             only: The one process of it that is killed, e.g. `raylet`.
         """
-        found = [each for each in self._processes(f"{self._name}/{name}") if only in each.name()]
-        for each in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(found, timeout=10)
+        _kill([each for each in self.processes(name) if only in each.name()])
 
     def end(self) -> None:
         """Ends all of it."""
-        while left := self._processes(self._name):
-            for each in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
-            psutil.wait_procs(left, timeout=10)
-
-    def _processes(self, cookie: str) -> list[psutil.Process]:
-        found = []
-        for each in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-                if f"{each.environ().get(_COOKIE, '')}/".startswith(f"{cookie}/") and each.pid != os.getpid():
-                    found.append(each)
-        return found
+        while left := self.processes():
+            _kill(left)
 
     def _start(self, name: str, *words: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
@@ -131,6 +134,13 @@ class PrivateCluster:
             )
         if started.returncode:
             raise Unavailable(f"a node of Ray could not be started: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _own_address() -> str:

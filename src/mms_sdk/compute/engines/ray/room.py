@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mms_sdk.compute.engines.ray.cluster import Node
-from mms_sdk.schema.job import JobSpec
+from mms_sdk.schema.job import Resources
 from mms_sdk.storage.attempts import Given
 
 
-def shape_of(nodes: Sequence[Node], spec: JobSpec, count: int) -> Node:
+def shape_of(nodes: Iterable[Node], asked: Resources, count: int) -> Node:
     """What a job takes of each of some nodes: of what it leaves open, all that each of the largest has."""
-    asked, largest = spec.resources, _largest_first(nodes)[:count]
+    largest = sorted(nodes, key=_size, reverse=True)[:count]
     return Node(
         cpus=min((node.cpus for node in largest), default=1) if asked.cpus is None else asked.cpus,
         gpus=min((node.gpus for node in largest), default=0) if asked.gpus is None else asked.gpus,
@@ -23,44 +23,33 @@ def shape_of(nodes: Sequence[Node], spec: JobSpec, count: int) -> Node:
     )
 
 
-def suiting(nodes: Sequence[Node], spec: JobSpec) -> list[Node]:
-    """Nodes that have what a job asks of one, taken or not."""
-    shape = shape_of(nodes, spec, 1)
-    least = Node(
-        cpus=shape.cpus if spec.resources.cpus else 1,
-        gpus=shape.gpus if spec.resources.gpus else 0,
-        memory=shape.memory,
-    )
+def suiting(nodes: Iterable[Node], asked: Resources) -> list[Node]:
+    """Nodes that have what a job asks of each, taken or not."""
+    least = Node(cpus=asked.cpus or 1, gpus=asked.gpus or 0, memory=asked.memory or 0)
     return [node for node in nodes if _has(node, least)]
 
 
-def fitting(nodes: Sequence[Node], spec: JobSpec, taken: Iterable[Given]) -> Given | None:
+def fitting(nodes: Sequence[Node], asked: Resources, taken: Sequence[Given]) -> Given | None:
     """What a job is given beside what others have; None if there is too little left."""
-    count = 1
-    shape = shape_of(nodes, spec, count)
-    free, alone = list(nodes), True
+    able = suiting(nodes, asked)
+    count = len(able) if (asked.min_nodes or asked.nodes) <= len(able) < asked.nodes else asked.nodes
+    shape, free = shape_of(able, asked, count), list(nodes)
     for given in taken:
-        alone = False
         _place(free, Node(cpus=given["cpus"], gpus=given["gpus"], memory=given["memory"]), given["nodes"])
-    fits = _place(free, shape, count)
-    cores = max((node.cpus for node in nodes), default=1)
-    given = {"nodes": count, "cpus": shape.cpus, "gpus": shape.gpus, "memory": shape.memory, "cores": cores}
     # What the cluster has less of than when the job was submitted, is waited for by Ray, and by nobody behind it.
-    return given if fits or alone else None
+    if not _place(free, shape, count) and taken:
+        return None
+    cores = max((node.cpus for node in nodes), default=1)
+    return {"nodes": count, "cpus": shape.cpus, "gpus": shape.gpus, "memory": shape.memory, "cores": cores}
 
 
 def _place(free: list[Node], shape: Node, count: int) -> bool:
     # On as many nodes, each another one; those that have the least to spare.
-    able = sorted((node for node in free if _has(node, shape)), key=lambda node: (node.gpus, node.cpus, node.memory))
+    able = sorted((node for node in free if _has(node, shape)), key=_size)
     for node in able[:count]:
         free.remove(node)
-        free.append(
-            Node(
-                cpus=node.cpus - shape.cpus,
-                gpus=node.gpus - shape.gpus,
-                memory=node.memory - shape.memory,
-            )
-        )
+        left = Node(cpus=node.cpus - shape.cpus, gpus=node.gpus - shape.gpus, memory=node.memory - shape.memory)
+        free.append(left)
     return len(able) >= count
 
 
@@ -68,5 +57,5 @@ def _has(node: Node, shape: Node) -> bool:
     return node.cpus >= shape.cpus and node.gpus >= shape.gpus and node.memory >= shape.memory
 
 
-def _largest_first(nodes: Iterable[Node]) -> list[Node]:
-    return sorted(nodes, key=lambda node: (node.gpus, node.cpus, node.memory), reverse=True)
+def _size(node: Node) -> tuple[int, int, int]:
+    return node.gpus, node.cpus, node.memory
