@@ -242,6 +242,12 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     again = verb("retry", _retry, "run a job that has ended anew")
     again.add_argument("job", metavar="JOB", help="its id")
 
+    engine = verb("engine", _engine, "start a Ray of this machine's own, to try clusters with, or end it")
+    engine.add_argument("action", choices=["up", "down"])
+    engine.add_argument("name", nargs="?", choices=["ray"], default="ray")
+    engine.add_argument("--nodes", type=_positive, default=1, help="on which jobs run, beside the head (1)")
+    engine.add_argument("--cpus", type=_positive, help="of each; its share of this machine's if left out")
+
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
     models.add_argument("--alias", metavar="NAME", help="an alias for that version, e.g. champion")
@@ -780,6 +786,17 @@ def _jobs(asked: argparse.Namespace) -> Any:
     if asked.job is None:
         return _listed(workspace.jobs.list(asked.limit), workspace, asked)
     return _shown(workspace.jobs.get(asked.job), asked)
+
+
+def _engine(asked: argparse.Namespace) -> Any:
+    from mms_sdk.compute.engines.ray.private import HOME, end_cluster, start_cluster
+
+    if asked.action == "down":
+        end_cluster(HOME)
+        return None
+    variables = start_cluster(HOME, nodes=asked.nodes, cpus=asked.cpus).variables()
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return variables if asked.json else "\n".join(lines)
 
 
 def _models(asked: argparse.Namespace) -> Any:

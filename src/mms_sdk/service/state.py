@@ -40,8 +40,8 @@ class ServiceState:
         """
         if name not in self.engines:
             raise InvalidRequest(
-                f"a job runs on an engine that there is; got {name!r}; there are {list(self.engines)}; ray is one where "
-                f"${RAY_VARIABLE} names a cluster"
+                f"a job runs on an engine that there is; got {name!r}; there are {list(self.engines)}; ray is one "
+                f"where ${RAY_VARIABLE} names a cluster"
             )
         return self.engines[name]
 

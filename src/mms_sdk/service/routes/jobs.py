@@ -59,7 +59,7 @@ def submit_job(service: Service, asked: JobRequest) -> Job:
 def get_job(service: Service, job: str) -> Job:
     """One job."""
     found = service.workspace.catalog.jobs.get(job)
-    if found.ended or found.engine not in service.engines:
+    if found.ended or found.engine is None or found.engine not in service.engines:
         return found
     service.engines[found.engine].reconcile()
     return service.workspace.catalog.jobs.get(job)

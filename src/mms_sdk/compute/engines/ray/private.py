@@ -6,6 +6,8 @@ Ray listens on every network that it finds. On a machine that others reach, it i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -19,51 +21,94 @@ from pathlib import Path
 
 import psutil
 
-from mms_sdk.errors import Unavailable
+from mms_sdk.compute.engines.machine import cores_here
+from mms_sdk.errors import Conflict, MissingExtra, NotFound, Unavailable
 from mms_sdk.settings import RAY_VARIABLE
 
+HOME = Path.home() / ".mms-ray"
+"""Where the cluster lies that `mms engine up` starts."""
 _COOKIE = "PRIVATE_RAY"  # of what the cluster is made of; jobs do not see it
+_TOLD = "cluster.json"
 _STORE_BYTES = 80 * 2**20  # jobs hand nothing to one another through Ray
 _STARTED_WITHIN_S = 180.0
 
 
-@contextlib.contextmanager
-def private_cluster(*, nodes: int = 1, cpus: int = 1) -> Iterator[PrivateCluster]:
-    """A cluster for as long as the block lasts.
+def start_cluster(folder: Path, *, nodes: int = 1, cpus: int | None = None) -> PrivateCluster:
+    """Starts a cluster, which stays until it is ended.
 
     Args:
+        folder: Where it keeps its token and its logs; with a short path.
         nodes: On which jobs run, beside the head, on which none does.
-        cpus: Of each.
+        cpus: Of each; its share of the machine's if left out.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        Conflict: There is one.
+        Unavailable: It could not be started.
     """
-    cluster = PrivateCluster(Path(tempfile.mkdtemp(prefix="mms-ray-")))  # a socket's path is short
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtra("ray", extra="ray")
+    cluster = PrivateCluster(folder)
+    if cluster.processes():
+        raise Conflict(f"a folder has one cluster; that of {folder} runs; end it first: mms engine down")
     try:
         cluster.start_head()
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: cluster.add_node(cpus=cpus), range(nodes)))
-        yield cluster
-    finally:
+            list(pool.map(lambda _: cluster.add_node(cpus=cpus or max(1, cores_here() // nodes)), range(nodes)))
+    except BaseException:
         cluster.end()
-        shutil.rmtree(cluster.folder, ignore_errors=True)
+        raise
+    return cluster
+
+
+def end_cluster(folder: Path) -> None:
+    """Ends the cluster of a folder, with all that runs on it, and removes it.
+
+    Raises:
+        NotFound: There is none.
+    """
+    if not (folder / _TOLD).exists():
+        raise NotFound(f"no cluster was started in {folder}; start one: mms engine up ray")
+    PrivateCluster(folder).end()
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def private_cluster(*, nodes: int = 1, cpus: int = 1) -> Iterator[PrivateCluster]:
+    """A cluster for as long as the block lasts; see `start_cluster`."""
+    folder = Path(tempfile.mkdtemp(prefix="mms-ray-"))  # a socket's path is short
+    try:
+        cluster = start_cluster(folder, nodes=nodes, cpus=cpus)
+        try:
+            yield cluster
+        finally:
+            cluster.end()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class PrivateCluster:
     """Some nodes of one machine.
 
     Args:
-        folder: Where it keeps its token and its logs; with a short path.
+        folder: Of which; one that has none yet gets a new one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.address = f"{_own_address()}:{_free_port()}"
-        self._name = secrets.token_hex(8)
-        self._count = 0
         self.token = folder / "token"
-        with open(self.token, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(secrets.token_hex(32))
+        self._count = 0
+        known = folder / _TOLD
+        if not known.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(self.token, secrets.token_hex(32))
+            _write(known, json.dumps({"name": secrets.token_hex(8), "address": f"{_own_address()}:{_free_port()}"}))
+        told = json.loads(known.read_bytes())
+        self._name: str = told["name"]
+        self.address: str = told["address"]
 
     def variables(self) -> dict[str, str]:
-        """The environment in which MMS, and Ray itself, find it and may use it."""
+        """The environment in which MMS finds it, and may use it, as Ray's own programs may."""
         return {RAY_VARIABLE: self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
     def start_head(self) -> None:
@@ -134,6 +179,11 @@ class PrivateCluster:
             )
         if started.returncode:
             raise Unavailable(f"a node of Ray could not be started: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(text)
 
 
 def _kill(processes: list[psutil.Process]) -> None:
