@@ -212,6 +212,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run = verb("run", _run, "run a script as a job, which goes on without this terminal")
     run.add_argument("--on", default="local", choices=["local", "ray"], help="this machine or a cluster (local)")
     run.add_argument("--nodes", type=_positive, default=1, help="machines; what else is asked for is of each (1)")
+    run.add_argument(
+        "--min-nodes", type=_positive, help="with how many it goes on when machines are gone; all if left out"
+    )
     run.add_argument("--processes", type=_positive, default=1, help="on each node, as one jax.distributed cluster (1)")
     run.add_argument("--cpus", type=_positive, help="cores it takes; all if left out, so that jobs run one by one")
     run.add_argument("--gpus", type=_whole, help="GPUs it takes; all if left out")
@@ -231,8 +234,8 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
     run.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
 
-    engine = verb("engine", _engine, "manifests for a Kubernetes cluster; mms engine render job --help says how")
-    _add_rendering(engine, where)
+    engine = verb("engine", _engine, "a Ray of this machine's own, to try clusters with; manifests for Kubernetes")
+    _add_engine_actions(engine, where)
 
     jobs = verb("jobs", _jobs, "list jobs, or show one")
     jobs.add_argument("job", nargs="?", help="id of one to show")
@@ -312,8 +315,22 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     return parser
 
 
-def _add_rendering(verb: argparse.ArgumentParser, where: _Parser) -> None:
-    actions = verb.add_subparsers(dest="action", metavar="render", parser_class=_Parser)
+def _add_engine_actions(verb: argparse.ArgumentParser, where: _Parser) -> None:
+    actions = verb.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser)
+    told = "start a Ray of this machine's own, and print the variables by which MMS finds it"
+    up = actions.add_parser("up", help=told, description=told, parents=[where])
+    up.set_defaults(command=_engine_up)
+    up.add_argument("name", nargs="?", choices=["ray"], default="ray", metavar="ENGINE", help="ray")
+    up.add_argument("--nodes", type=_positive, default=1, help="on which jobs run, beside the head (1)")
+    up.add_argument("--cpus", type=_positive, help="of each; its share of this machine's if left out")
+    told = "end it, with all that runs on it"
+    down = actions.add_parser("down", help=told, description=told, parents=[where])
+    down.set_defaults(command=_engine_down)
+    down.add_argument("name", nargs="?", choices=["ray"], default="ray", metavar="ENGINE", help="ray")
+    _add_rendering(actions, where)
+
+
+def _add_rendering(actions: Any, where: _Parser) -> None:
     told = "write manifests that kubectl apply takes; no cluster is spoken to"
     kinds = actions.add_parser("render", help=told, description=told).add_subparsers(
         dest="kind", metavar="KIND", parser_class=_Parser, required=True
@@ -813,7 +830,7 @@ def _run(asked: argparse.Namespace) -> Any:
 
 
 def _engine(asked: argparse.Namespace) -> Any:
-    raise UsageProblem("usage: mms engine render job, or service; more: mms engine render job --help")
+    raise UsageProblem("usage: mms engine up, down or render; more: mms engine up --help, mms engine render --help")
 
 
 def _render_job(asked: argparse.Namespace) -> Any:
@@ -905,6 +922,20 @@ def _jobs(asked: argparse.Namespace) -> Any:
     if asked.job is None:
         return _listed(workspace.jobs.list(asked.limit), workspace, asked)
     return _shown(workspace.jobs.get(asked.job), asked)
+
+
+def _engine_up(asked: argparse.Namespace) -> Any:
+    from mms_sdk.compute.engines.ray.private import HOME, start_cluster
+
+    variables = start_cluster(HOME, nodes=asked.nodes, cpus=asked.cpus).variables()
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return variables if asked.json else "\n".join(lines)
+
+
+def _engine_down(asked: argparse.Namespace) -> None:
+    from mms_sdk.compute.engines.ray.private import HOME, end_cluster
+
+    end_cluster(HOME)
 
 
 def _models(asked: argparse.Namespace) -> Any:

@@ -13,6 +13,8 @@ WORKSPACE_VARIABLE = "MMS_WORKSPACE"
 CATALOG_VARIABLE = "MMS_CATALOG"
 DATASETS_VARIABLE = "MMS_DATASETS"
 COMPILE_CACHE_VARIABLE = "MMS_COMPILE_CACHE"
+RAY_VARIABLE = "MMS_RAY"
+RAY_OPEN_VARIABLE = "MMS_RAY_OPEN"
 FETCH_NETWORKS_VARIABLE = "MMS_FETCH_NETWORKS"
 TOKEN_VARIABLE = "MMS_TOKEN"
 JOB_VARIABLE = "MMS_JOB"
@@ -34,6 +36,16 @@ def default_catalog() -> str | None:
 def default_datasets() -> str | None:
     """Where a workspace's datasets lie when nobody says: `$MMS_DATASETS`, or None for a folder in the workspace."""
     return os.environ.get(DATASETS_VARIABLE, "").strip() or None
+
+
+def ray_address() -> str | None:
+    """The Ray cluster that jobs can run on: `$MMS_RAY`, `host:port` of its head, or None for none."""
+    return os.environ.get(RAY_VARIABLE, "").strip() or None
+
+
+def ray_may_be_open() -> bool:
+    """Whether a Ray that asks for no token may be used, on this machine or a private network: `$MMS_RAY_OPEN` is 1."""
+    return os.environ.get(RAY_OPEN_VARIABLE, "").strip() == "1"
 
 
 def compile_cache() -> Path | None:

@@ -65,6 +65,7 @@ class Resources(Asked):
 
     Attributes:
         nodes: Machines. What else is asked for is of each of them.
+        min_nodes: With how many it begins, or is tried again, when there are fewer machines by then; None for no fewer.
         processes: On each node. They run the same script and become one `jax.distributed` cluster before it begins;
             cores and GPUs are divided between them.
         cpus: Cores; None for all, so that no other job runs beside it.
@@ -75,6 +76,7 @@ class Resources(Asked):
     """
 
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    min_nodes: Annotated[int, Field(ge=1)] | None = None
     processes: Annotated[int, Field(ge=1, le=256)] = 1
     cpus: Annotated[int, Field(ge=1)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
@@ -94,6 +96,8 @@ class Resources(Asked):
 
     @model_validator(mode="after")
     def _divide(self) -> Self:
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes is at most nodes; got min_nodes={self.min_nodes} of nodes={self.nodes}")
         if self.gpus is not None and self.gpus % self.processes:
             raise ValueError(
                 f"GPUs divide over the processes of a node; got gpus={self.gpus} for processes={self.processes}"

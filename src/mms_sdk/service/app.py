@@ -13,7 +13,10 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import mms_sdk
+from mms_sdk.compute.engines.base import Engine
 from mms_sdk.compute.engines.local import LocalEngine
+from mms_sdk.compute.engines.ray.door import Door
+from mms_sdk.compute.engines.ray.engine import RayEngine
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
 from mms_sdk.schema.findings import reasons
@@ -39,7 +42,7 @@ from mms_sdk.service.routes import (
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
-from mms_sdk.settings import ServerSettings
+from mms_sdk.settings import ServerSettings, ray_address
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
@@ -85,7 +88,7 @@ def create_app(
         workspace,
         settings,
         JobRunner(workspace),
-        {LocalEngine.name: LocalEngine(workspace)},
+        _engines(workspace),
         deployments or Deployments(workspace, settings, keep=False),
         streams or Streams(),
     )
@@ -95,13 +98,20 @@ def create_app(
     return Guard(data, rules=rules, settings=settings, find=find or workspace.catalog.tokens.find)
 
 
+def _engines(workspace: Workspace) -> dict[str, Engine]:
+    engines: dict[str, Engine] = {LocalEngine.name: LocalEngine(workspace)}
+    if address := ray_address():
+        engines[RayEngine.name] = RayEngine(workspace, Door(address))
+    return engines
+
+
 def _control_plane(service: ServiceState) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.workspace.catalog.jobs.reconcile()
         service.reconcile()
-        for engine in service.engines.values():
-            engine.start_waiting()
+        # Of others, what waits is started by whatever runs there once it ends; to look for room takes seconds.
+        service.engine(LocalEngine.name).start_waiting()
         service.deployments.restore()
         yield
         await service.streams.close()

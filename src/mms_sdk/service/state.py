@@ -19,7 +19,7 @@ from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet,
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.streams import Streams
-from mms_sdk.settings import ServerSettings
+from mms_sdk.settings import RAY_VARIABLE, ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
 
@@ -41,7 +41,10 @@ class ServiceState:
             InvalidRequest: It is none of this workspace's.
         """
         if name not in self.engines:
-            raise InvalidRequest(f"a job runs on an engine that there is; got {name!r}; there are {list(self.engines)}")
+            raise InvalidRequest(
+                f"a job runs on an engine that there is; got {name!r}; there are {list(self.engines)}; ray is one "
+                f"where ${RAY_VARIABLE} names a cluster"
+            )
         return self.engines[name]
 
     def reconcile(self) -> None:

@@ -107,11 +107,13 @@ class Jobs:
     Args:
         workspace: Where.
         engine: What runs them.
+        within_s: How long their ends are waited for.
     """
 
-    def __init__(self, workspace: Workspace, engine: Engine) -> None:
+    def __init__(self, workspace: Workspace, engine: Engine, *, within_s: float = _WITHIN_S) -> None:
         self.workspace = workspace
         self.engine = engine
+        self.within_s = within_s
 
     def submit(self, text: str, *args: object, wait_s: float = 0.1, times: int = 3, **asked: Any) -> str:
         """Puts the text of a script into the queue, and starts it if there is room; returns the job's id."""
@@ -144,13 +146,13 @@ class Jobs:
         """The attempts at it."""
         return self.workspace.catalog.attempts.of(job)
 
-    def ended(self, job: str, *, alone: bool = False, within_s: float = _WITHIN_S) -> Job:
+    def ended(self, job: str, *, alone: bool = False, within_s: float | None = None) -> Job:
         """Waits for its end.
 
         Args:
             job: Which.
             alone: Whether nobody looks after it but what it was started with.
-            within_s: How long.
+            within_s: How long, if not as long as ever.
         """
 
         def look() -> Job | None:
@@ -159,7 +161,7 @@ class Jobs:
             found = self.get(job)
             return found if found.ended else None
 
-        return until(look, f"the end of {job}", within_s=within_s)
+        return until(look, f"the end of {job}", within_s=within_s or self.within_s)
 
     def end_of(self, job: str) -> Ended:
         """Waits for the end of a job; returns how its last attempt ended."""
@@ -207,6 +209,9 @@ def runs(pid: int) -> bool:
 class EngineConformance:
     """Tests of the rules of `Engine`, on the one that the fixture `engine` gives, of the fixture `workspace`."""
 
+    within_s = _WITHIN_S
+    """How long to wait for what an engine does, at most."""
+
     @pytest.fixture
     def workspace(self, tmp_path: Path) -> Iterator[Workspace]:
         """An empty one."""
@@ -217,7 +222,7 @@ class EngineConformance:
     @pytest.fixture
     def jobs(self, workspace: Workspace, engine: Engine) -> Iterator[Jobs]:
         """Jobs of that workspace, which are ended after the test."""
-        jobs = Jobs(workspace, engine)
+        jobs = Jobs(workspace, engine, within_s=self.within_s)
         yield jobs
         jobs.end_all()
 

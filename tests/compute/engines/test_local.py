@@ -182,13 +182,14 @@ def test_a_supervisor_that_comes_too_late_runs_nothing(jobs: Jobs, marks: Path, 
     assert jobs.ended(job).state == "succeeded"
 
 
-@pytest.mark.parametrize("where", ["_start", "_lay_out", "_supervised"])
+@pytest.mark.parametrize("where", ["LocalEngine._start", "attempt.lay_out", "LocalEngine._supervised"])
 def test_a_job_whose_starter_is_killed_is_started_by_the_next_who_comes(jobs: Jobs, where: str) -> None:
     job = jobs.put("print('once')", wait_s=0)
     script = (
         "import os, sys\nfrom pathlib import Path\n"
+        "from mms_sdk.compute.engines import attempt\n"
         "from mms_sdk.compute.engines.local import LocalEngine\nfrom mms_sdk.storage.workspace import Workspace\n"
-        f"LocalEngine.{where} = lambda *given: os.kill(os.getpid(), 9)\n"
+        f"{where} = lambda *_, **__: os.kill(os.getpid(), 9)\n"
         "LocalEngine(Workspace(Path(sys.argv[1]))).start_waiting()\n"
     )
     ran = subprocess.run([sys.executable, "-c", script, str(jobs.workspace.root)], capture_output=True, check=False)

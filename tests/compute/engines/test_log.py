@@ -114,7 +114,7 @@ def test_it_is_given_up_and_read_while_it_is_written(tmp_path: Path) -> None:
 
 
 def test_a_job_that_prints_without_end_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mms_sdk.compute.engines.local.KEPT_BYTES", 4 * MIB)
+    monkeypatch.setattr("mms_sdk.compute.engines.attempt.KEPT_BYTES", 4 * MIB)
     workspace = Workspace(tmp_path / "workspace")
     jobs = Jobs(workspace, LocalEngine(workspace))
     text = f"{COUNTS}\nimport time; sys.stdout.flush(); time.sleep(2.5)\nprint('the end')"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from small_pictures import make_data
 from test_trainer import assert_equal_to_the_bit
 
+from mms_sdk.compute.engines.base import Engine
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.schema.job import Job
 from mms_sdk.settings import COMPILE_CACHE_VARIABLE
 from mms_sdk.storage.bundles import pack
+from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import Jobs
 
 HERE = Path(__file__).parent
@@ -33,21 +36,24 @@ class Run:
     parts: list[Job]
 
 
-def run(root: Path, *kills: int, processes: int, devices: int) -> Run:
+def run(
+    root: Path, *kills: int, devices: int, on: Callable[[Workspace], Engine] = LocalEngine, **resources: int
+) -> Run:
     """Trains from the beginning, in a workspace of its own, on so many devices of each process."""
     data, said = make_data(root / "workspace"), root / "said"
     said.mkdir()
-    jobs = Jobs(data.workspace, LocalEngine(data.workspace))
+    jobs = Jobs(data.workspace, on(data.workspace))
     files = {f"code/{name}": (HERE / name).read_bytes() for name in FILES}
     packed = pack(files | {"code/run.py": files[f"code/{FILES[0]}"]})
     variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": ""}
     bundle = data.workspace.bundles.keep(packed)
-    asked = {"bundle": bundle, "environment": variables, "processes": processes, "wait_s": 0, "times": len(kills)}
+    asked = {"bundle": bundle, "environment": variables, "wait_s": 0, "times": len(kills), **resources}
     try:
         job = jobs.submit("", said, *kills, **asked)
         assert jobs.ended(job, within_s=200).state == "succeeded", jobs.log(job, len(jobs.attempts(job))).decode()
         history = json.loads((said / "history.json").read_text())
-        states = [list(np.load(said / f"state-{rank}.npz").values()) for rank in range(processes)]
+        ranks = resources.get("nodes", 1) * resources.get("processes", 1)
+        states = [list(np.load(said / f"state-{rank}.npz").values()) for rank in range(ranks)]
         return Run(history, states, len(jobs.attempts(job)), data.workspace.catalog.jobs.parts(job))
     finally:
         jobs.end_all()

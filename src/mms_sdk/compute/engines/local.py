@@ -9,24 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
-import zlib
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import psutil
 
+from mms_sdk.compute.engines import attempt as common
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.base import Room
 from mms_sdk.compute.engines.environments import interpreter
-from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
-from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
+from mms_sdk.compute.engines.machine import cores_here, environment, free_port, gpus_here, of_ranks
 from mms_sdk.compute.engines.supervisor import MODULE
-from mms_sdk.errors import Conflict, InvalidRequest, MmsError
-from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
-from mms_sdk.settings import JOB_VARIABLE
+from mms_sdk.errors import InvalidRequest, MmsError
+from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobState
 from mms_sdk.storage import files
 from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.ids import now
@@ -91,19 +87,7 @@ class LocalEngine:
 
     def cancel(self, job: str) -> Job:
         """See `Engine`."""
-        jobs = self._workspace.catalog.jobs
-        asked: Attempt | None = None
-        while not self._attempts.cancel_waiting(job):
-            found = jobs.get(job)
-            if asked is None and (found.state in ENDED or found.engine is None):
-                told = f"it is {found.state}" if found.state in ENDED else "whoever began it runs it; stop it there"
-                raise Conflict(f"a job is cancelled while it waits or runs on an engine; {job}: {told}")
-            newest = self._attempts.of(job)[-1]
-            if found.state in ENDED or (asked is not None and asked.number == newest.number):
-                return found
-            self._ask_to_stop(newest)
-            asked = newest  # which may have ended in this moment, and wait to be tried again
-        return jobs.get(job)
+        return common.cancel(self._workspace, job, self._ask_to_stop)
 
     def reconcile(self) -> None:
         """See `Engine`."""
@@ -132,56 +116,22 @@ class LocalEngine:
         return {"cpus": cpus, "gpus": list(gpus), "memory": memory} if fits or not taken else None
 
     def _start(self, job: Job, attempt: Attempt) -> JobState | None:
-        spec = JobSpec.model_validate(job.spec)
-        folder = self._folder(attempt)
+        spec, room = JobSpec.model_validate(job.spec), self.room()
+        count = spec.resources.processes
+        ranks = of_ranks(
+            range(count),
+            of=count,
+            gpus=attempt.given["gpus"] if room.gpus else None,
+            coordinator=f"127.0.0.1:{free_port('127.0.0.1')}",
+        )
+        variables = common.own_variables(spec, attempt, cores=room.cpus)
         try:
-            self._lay_out(spec, folder, attempt)
-            owner = self._supervised(spec, folder)
+            common.lay_out(self._workspace, spec, attempt, environment=variables, ranks=ranks)
+            owner = self._supervised(spec, common.folder_of(self._workspace, attempt))
         except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged, too many processes
             return self._end(attempt, Ended(reason="infra", detail=f"it could not be started: {error}", at=now()))
         self._attempts.runs(attempt, owner)
         return None
-
-    def _lay_out(self, spec: JobSpec, folder: Path, attempt: Attempt) -> None:
-        code = files.make_folder(folder / names.CODE, durable=False)
-        self._workspace.bundles.unpack(spec.bundle, code)
-        told = {
-            "job": attempt.job,
-            "number": attempt.number,
-            "entrypoint": spec.entrypoint,
-            "args": list(spec.args),
-            "environment": self._own_variables(spec, attempt),
-            "ranks": self._variables_of_ranks(spec, attempt),
-            "secrets": list(spec.secrets),
-            "requirements": list(spec.requirements),
-            "time_s": spec.resources.time,
-            "memory_bytes": spec.resources.memory,
-            "grace_s": spec.grace_s,
-            "log_bytes": KEPT_BYTES,
-        }
-        names.create(folder / names.GIVEN, told)
-
-    def _own_variables(self, spec: JobSpec, attempt: Attempt) -> dict[str, str]:
-        room, given = self.room(), attempt.given
-        # Sets have the same order in each attempt, and what it was is known.
-        told = {"PYTHONHASHSEED": str(zlib.crc32(attempt.job.encode())), **spec.environment}
-        cpus = max(1, given["cpus"] // spec.resources.processes)
-        if cpus < room.cpus:  # XLA's CPU client takes NPROC for the number of its threads
-            told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
-        told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
-        return {**told, JOB_VARIABLE: attempt.job, "PYTHONUNBUFFERED": "1"}
-
-    def _variables_of_ranks(self, spec: JobSpec, attempt: Attempt) -> list[dict[str, str]]:
-        count, gpus = spec.resources.processes, attempt.given["gpus"]
-        share = len(gpus) // count
-        told: list[dict[str, str]] = [{names.RANK: str(rank), names.RANKS: str(count)} for rank in range(count)]
-        coordinator = f"127.0.0.1:{_free_port()}" if count > 1 else None
-        for rank, variables in enumerate(told):
-            if self.room().gpus:
-                variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[rank * share : (rank + 1) * share])
-            if coordinator:
-                variables[names.COORDINATOR] = coordinator
-        return told
 
     def _supervised(self, spec: JobSpec, folder: Path) -> str:
         return self._detached(spec.python, [str(folder)], spec.inherited, log=folder / "supervisor.txt")
@@ -214,9 +164,7 @@ class LocalEngine:
         return owner
 
     def _ask_to_stop(self, attempt: Attempt) -> None:
-        folder = files.make_folder(self._folder(attempt), durable=False)  # whoever starts it may not have come so far
-        names.create(folder / names.CANCEL, {"at": now()}, durable=True)
-        claim = _claim(folder)
+        claim = common.claim_of(common.folder_of(self._workspace, attempt))
         if claim and is_alive(claim["owner"]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid_of(claim["owner"]), signal.SIGTERM)
@@ -225,8 +173,8 @@ class LocalEngine:
 
     def _look_at(self, attempt: Attempt, *, starting: bool = False) -> bool:
         # Whether it ended, and nobody is there who starts the next one.
-        folder = self._folder(attempt)
-        claim, told = _claim(folder), self._told(folder)
+        folder = common.folder_of(self._workspace, attempt)
+        claim, told = common.claim_of(folder), common.ended_of(folder)
         if told is not None:
             return self._end(attempt, told) is not None and not (claim and is_alive(claim["owner"]))
         if claim is None:
@@ -234,49 +182,19 @@ class LocalEngine:
                 return False  # who starts it, or a supervisor that is about to claim it
             files.make_folder(folder, durable=False)
             if not names.create(folder / names.CLAIM, {"owner": ""}):  # a supervisor did in this moment
-                claim = _claim(folder)
+                claim = common.claim_of(folder)
         if claim is not None and is_alive(claim["owner"]):
             if starting:
                 self._attempts.runs(attempt, claim["owner"])
             return False
-        told = self._told(folder)  # it may have written down the end, and gone, since
+        told = common.ended_of(folder)  # it may have written down the end, and gone, since
         if told is None:
-            _end_orphans(names.cookie(attempt.job, attempt.number), _sessions(folder))
-            told = _lost(folder, "what looked after it is gone: it was killed, or the machine went down")
+            common.end_orphans(folder, names.cookie(attempt.job, attempt.number))
+            told = common.lost(folder, "what looked after it is gone: it was killed, or the machine went down")
         return self._end(attempt, told) is not None
 
-    def _told(self, folder: Path) -> Ended | None:
-        try:
-            told = names.read(folder / names.ENDED)
-            return None if told is None else Ended.model_validate(told)
-        except ValueError:
-            return _lost(folder, f"how it ended cannot be read in {folder / names.ENDED}")
-
     def _end(self, attempt: Attempt, ended: Ended) -> JobState | None:
-        # Who cancels writes that down and then looks how the job is; here it is the other way round, so that one of
-        # the two sees what the other did, and nothing that was cancelled is tried again.
-        cancelled = self._folder(attempt) / names.CANCEL
-        if ended.reason in ("infra", "lost") and cancelled.exists():
-            ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
-        state = self._attempts.end(attempt, ended)
-        if state == "queued" and cancelled.exists():
-            with contextlib.suppress(Conflict):
-                return self.cancel(attempt.job).state
-        return state
-
-    def _folder(self, attempt: Attempt) -> Path:
-        return names.attempt_folder(self._workspace.root / "jobs" / attempt.job, attempt.number)
-
-
-def _free_port() -> int:
-    # Somebody else may take it before the first rank does: then the ranks do not come together, and it is tried again.
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def _lost(folder: Path, detail: str) -> Ended:
-    return Ended(reason="lost", detail=detail, lines=tuple(last_lines(folder / names.LOG)), at=now())
+        return common.end(self._workspace, attempt, ended, self.cancel)
 
 
 def _wait_for_ended() -> None:
@@ -287,51 +205,3 @@ def _wait_for_ended() -> None:
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     continue
             _started.discard(pid)
-
-
-def _claim(folder: Path) -> dict[str, str] | None:
-    try:
-        return names.read(folder / names.CLAIM)
-    except ValueError:  # the machine went down before it was on the disk
-        return {"owner": ""}
-
-
-def _sessions(folder: Path) -> set[int]:
-    try:
-        ranks = len((names.read(folder / names.GIVEN) or {}).get("ranks", ()))
-    except ValueError:  # likewise
-        return set()
-    found = (_session(folder / names.of_rank(names.WORKER, rank)) for rank in range(ranks))
-    return {each for each in found if each is not None}
-
-
-def _session(worker: Path) -> int | None:
-    try:
-        told = names.read(worker)
-    except ValueError:  # likewise
-        return None
-    if told is None or told["owner"].partition("@")[2] != owner_of(os.getpid()).partition("@")[2]:  # another boot
-        return None
-    pid = pid_of(told["owner"])
-    with contextlib.suppress(ProcessLookupError):
-        return pid if owner_of(pid) == told["owner"] else None  # None: the number has been given anew
-    return pid
-
-
-def _end_orphans(cookie: str, sessions: AbstractSet[int]) -> None:
-    # They died with their supervisor, but for those that they started. These know whose they are, or, if they were
-    # given other variables, are of the worker's session; with neither, they are as if a person had started them.
-    while left := [process for process in psutil.process_iter() if _has(process, cookie, sessions)]:
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=1)
-
-
-def _has(process: psutil.Process, cookie: str, sessions: AbstractSet[int]) -> bool:
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return bool(os.getsid(process.pid) in sessions or process.environ().get(names.COOKIE) == cookie)
-    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-        return False

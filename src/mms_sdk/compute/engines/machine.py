@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mms_sdk.compute.engines.folder import COORDINATOR, RANK, RANKS
 from mms_sdk.settings import COMPILE_CACHE_VARIABLE, SECRETS_VARIABLE
 
 # What a process needs to run, to find its libraries and devices, and to speak a language. No tokens, no passwords.
@@ -49,6 +51,39 @@ def environment(given: Mapping[str, str], *, more: Sequence[str] = (), stores: b
             )
         )
     }
+
+
+def of_ranks(
+    ranks: range, *, of: int, gpus: Sequence[str] | None = None, coordinator: str | None = None
+) -> list[dict[str, str]]:
+    """The variables by which each worker of a machine knows which it is, where all come together, and its GPUs.
+
+    Args:
+        ranks: Of this machine.
+        of: How many there are in all.
+        gpus: Names of GPUs, which the ranks divide; None on a machine that has none.
+        coordinator: An address and a port.
+    """
+    told = [{RANK: str(rank), RANKS: str(of)} for rank in ranks]
+    if coordinator and of > 1:
+        told = [{**each, COORDINATOR: coordinator} for each in told]
+    if gpus is not None:
+        share = len(gpus) // len(ranks)
+        told = [
+            {**each, "CUDA_VISIBLE_DEVICES": ",".join(gpus[at * share : (at + 1) * share])}
+            for at, each in enumerate(told)
+        ]
+    return told
+
+
+def free_port(address: str) -> int:
+    """A port that nobody listens on.
+
+    Somebody else may take it before the first rank does: then the ranks do not come together, and it is tried again.
+    """
+    with socket.socket() as found:
+        found.bind((address, 0))
+        return int(found.getsockname()[1])
 
 
 def gpus_here(given: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:

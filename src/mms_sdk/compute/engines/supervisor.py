@@ -38,7 +38,8 @@ from mms_sdk.storage.secrets import FOLDER, Secrets
 MODULE = "mms_sdk.compute.engines.supervisor"
 _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
 _LOOK_AT_MEMORY_S = 0.1  # a process takes a gigabyte or so meanwhile
-_AGAIN_S = 1.0, 60.0  # first and longest pause while the disk is full, or the catalog away
+AGAIN_S = 1.0, 60.0
+"""First and longest pause while the disk is full, or the catalog away."""
 _SEEN_NONE = 3
 _OTHERS_S = 1.0  # after one rank failed, how long it is looked for another whose death was the cause
 _PR_SET_CHILD_SUBREAPER = 36
@@ -49,12 +50,12 @@ _ABORTED = -signal.SIGABRT
 def main(folder: Path) -> None:
     """Looks after the attempt of a folder, unless somebody else does."""
     for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _pass)  # not ignored: the worker would inherit that
+        signal.signal(number, ignored)  # not ignored: the worker would inherit that
     os.chdir("/")  # holds no folder that somebody may want to remove
     supervised = Supervised(folder)  # listens to who cancels, before anybody can know of it
     if not files.create(folder / files.CLAIM, {"owner": owner_of(os.getpid())}):
         return
-    _write_down(folder, supervised.run())
+    write_down(folder, supervised.run())
     settle()
 
 
@@ -66,7 +67,7 @@ class Supervised:
         self._given: dict[str, Any] = files.read(folder / files.GIVEN) or {}
         self._stop_at: float | None = None  # when what was asked to stop is ended
         self._why: tuple[str, str] | None = None  # reason and detail, once we end it
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}  # by rank
         self._logs: list[Log] = []
         self._failed: list[int] = []  # ranks, in the order in which they were seen to fail by themselves
         self._terminated = False
@@ -85,8 +86,9 @@ class Supervised:
         """
         try:
             secrets = Secrets(Path(os.environ[WORKSPACE_VARIABLE]) / FOLDER).values(self._given["secrets"])
-            for rank, variables in enumerate(self._given["ranks"]):
-                self._workers.append(self._started(rank, variables, secrets))
+            for variables in self._given["ranks"]:
+                rank = int(variables[files.RANK])
+                self._workers[rank] = self._started(rank, variables, secrets)
         except NotFound as error:
             return self._told("user", str(error))
         except OSError as error:
@@ -126,11 +128,11 @@ class Supervised:
 
     def _wait(self) -> None:
         began = time.monotonic()
-        pids = frozenset(worker.pid for worker in self._workers)
+        pids = frozenset(worker.pid for worker in self._workers.values())
         ends = {pid: os.pidfd_open(pid) for pid in pids} if hasattr(os, "pidfd_open") else {}
         watches_memory = self._given["memory_bytes"] is not None
         look_s = _LOOK_AT_MEMORY_S if watches_memory or not ends else _LOOK_S
-        while running := [worker for worker in self._workers if worker.poll() is None]:
+        while running := [worker for worker in self._workers.values() if worker.poll() is None]:
             if self._why is None and (why := self._reason_to_stop(began)):
                 self._why = why
                 self._stop_at = time.monotonic() + self._given["grace_s"]
@@ -143,7 +145,7 @@ class Supervised:
                 self._stop_at = None
             wait_s = look_s if self._stop_at is None else max(0.0, min(look_s, self._stop_at - time.monotonic()))
             _wait_for_ended(but=pids)
-            for rank in range(len(self._workers)):
+            for rank in self._workers:
                 give_up_middle(self._log(rank), self._given["log_bytes"])
             watched = [self._woken, *(ends[worker.pid] for worker in running if ends)]
             ready, _, _ = select.select(watched, [], [], wait_s)
@@ -153,7 +155,7 @@ class Supervised:
 
     def _see_who_failed(self) -> None:
         # Ranks do their work together: what one of them does not outlive, the others cannot end without it.
-        failed = [rank for rank, worker in enumerate(self._workers) if worker.returncode and rank not in self._failed]
+        failed = [rank for rank, worker in self._workers.items() if worker.returncode and rank not in self._failed]
         if self._why is None and failed and not self._failed:
             self._stop_at = time.monotonic() + _OTHERS_S
         if self._stop_at is not None:  # not those that were ended on that account
@@ -185,7 +187,8 @@ class Supervised:
             reason, detail = "infra", f"{name} ended it{guess}"
         elif error is not None:
             reason, detail = error["reason"], f"{error['type']}: {error['message']}"
-        return self._told(reason, detail if len(self._workers) == 1 else f"rank {rank}: {detail}", rank)
+        alone = self._given["ranks"][0][files.RANKS] == "1"
+        return self._told(reason, detail if alone else f"rank {rank}: {detail}", rank)
 
     def _cause(self) -> int:
         # With one that a signal ended, the others fail by errors of their own, or JAX aborts them.
@@ -198,7 +201,8 @@ class Supervised:
     def _error(self, rank: int) -> dict[str, str] | None:
         return files.read(self._folder / files.of_rank(files.ERROR, rank))
 
-    def _told(self, reason: str, detail: str, rank: int = 0) -> dict[str, Any]:
+    def _told(self, reason: str, detail: str, rank: int | None = None) -> dict[str, Any]:
+        rank = min(self._workers, default=0) if rank is None else rank
         code = self._workers[rank].returncode if self._workers else None
         error = self._error(rank)
         return {
@@ -222,7 +226,8 @@ def _become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _pass(number: int, frame: FrameType | None) -> None: ...
+def ignored(number: int, frame: FrameType | None) -> None:
+    """A signal that is for somebody else."""
 
 
 def _below() -> Sequence[psutil.Process]:
@@ -293,9 +298,9 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _write_down(folder: Path, ended: dict[str, Any]) -> None:
-    # On a full disk it waits for room: what has been done would be done once more.
-    pause_s, longest_s = _AGAIN_S
+def write_down(folder: Path, ended: dict[str, Any]) -> None:
+    """Says how an attempt ended; on a full disk it waits for room, since what was done would be done once more."""
+    pause_s, longest_s = AGAIN_S
     while folder.exists():
         try:
             files.create(folder / files.ENDED, ended, durable=True)
@@ -309,7 +314,7 @@ def _write_down(folder: Path, ended: dict[str, Any]) -> None:
 def settle() -> None:
     """Has the workspace settled until no job waits to be tried again, or the workspace is gone."""
     # The process says when it is to be asked again: a job that failed may wait to be tried once more.
-    pause_s, longest_s = _AGAIN_S
+    pause_s, longest_s = AGAIN_S
     workspace = Path(os.environ[WORKSPACE_VARIABLE])
     while workspace.exists():
         command = [sys.executable, "-P", "-m", "mms_sdk.compute.engines.settle"]

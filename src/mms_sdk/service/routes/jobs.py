@@ -62,9 +62,9 @@ def submit_job(service: Service, asked: JobRequest) -> Job:
 def get_job(service: Service, job: str) -> Job:
     """One job."""
     found = service.workspace.catalog.jobs.get(job)
-    if found.engine is None or found.ended:
+    if found.ended or found.engine is None or found.engine not in service.engines:
         return found
-    service.engine(found.engine).reconcile()
+    service.engines[found.engine].reconcile()
     return service.workspace.catalog.jobs.get(job)
 
 

@@ -1,0 +1,55 @@
+"""A training on two nodes of a real Ray: the same as in one process, whatever happens to either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ranks_of_a_job import Run, run
+from test_trainer import assert_equal_to_the_bit
+
+from mms_sdk.compute.engines.ray.door import Door
+from mms_sdk.compute.engines.ray.engine import RayEngine
+from mms_sdk.settings import COMPILE_CACHE_VARIABLE
+from ray_cluster import ray_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(COMPILE_CACHE_VARIABLE, str(tmp_path_factory.mktemp("compiled")))
+        with ray_cluster(nodes=2, cpus=1) as (_, door):
+            yield door
+
+
+@pytest.fixture(scope="module")
+def two(door: Door, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two nodes, which nobody disturbs."""
+    return on_two_nodes(door, tmp_path_factory.mktemp("two"))
+
+
+def on_two_nodes(door: Door, root: Path, *kills: int) -> Run:
+    engine: Any = partial(RayEngine, cluster=door)
+    return run(root, *kills, devices=1, on=engine, nodes=2, cpus=1)
+
+
+def test_two_nodes_train_as_one_process_of_two_devices(two: Run, tmp_path: Path) -> None:
+    one = run(tmp_path, devices=2)
+
+    assert two.attempts == 1
+    for mine, theirs in zip(one.history, two.history, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_node_whose_process_is_killed_changes_nothing_to_the_bit(door: Door, two: Run, tmp_path: Path) -> None:
+    broken = on_two_nodes(door, tmp_path, 17)
+
+    assert broken.attempts == 2
+    assert broken.history == two.history
+    assert_equal_to_the_bit(broken.states, two.states)
+    assert any(part.spec["resumed_from"] for part in broken.parts)
