@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -23,6 +24,7 @@ from mms_sdk.schema.environment import Environment
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.quota import DEFAULT_PROJECT, TopJob
 from mms_sdk.schema.secret_names import check_secret_name
 from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
@@ -315,6 +317,8 @@ class Jobs:
         secrets: Sequence[str] = (),
         requirements: Sequence[str] = (),
         priority: int = 0,
+        preemptible: bool = False,
+        project: str = DEFAULT_PROJECT,
         key: str | None = None,
     ) -> Job:
         """Runs a script, or the text of a cell, in a process of its own, which goes on without this one.
@@ -334,7 +338,10 @@ class Jobs:
             environment: Variables that it sees beside the usual ones.
             secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
             requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
-            priority: Of those that wait, the highest is next; among equals the oldest.
+            priority: Of those that wait, the highest is next.
+            preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room; a
+                training saves where it is, and goes on from there.
+            project: Whose quota it counts against.
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
         Raises:
@@ -369,17 +376,24 @@ class Jobs:
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
+            "preemptible": preemptible,
         }
         revision, diff = revision_of(code.folder)
         if revision is not None:
             spec["revision"] = revision.model_dump()
         asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on, "diff": diff}
+        asked["project"] = project
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:
         """The newest jobs."""
         found = [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
         return Table(found, title="jobs", rows=map(_row, found))
+
+    def top(self) -> Table[TopJob]:
+        """What runs, with what it takes of its machine, and what waits, in the order in which it will run."""
+        found = self._api.get("/v1/jobs:top", list[TopJob])
+        return Table(found, title="jobs that run or wait", rows=map(_top_row, found))
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state that any is in."""
@@ -443,6 +457,23 @@ def _collected(result: dict[str, Any]) -> str:
     nouns = {"folders": "folder", "snapshots": "expired snapshot", "drafts": "draft", "writings": "writing"}
     gone = [told.counted(result[name], noun) for name, noun in nouns.items() if result[name]]
     return f"{', '.join(gone)} removed: {told.size(result['bytes'])}" if gone else "nothing to remove"
+
+
+def _top_row(job: TopJob) -> dict[str, Any]:
+    has, usage = job.given, job.usage
+    return {
+        "job": job.id,
+        "name": job.name,
+        "project": job.project,
+        "priority": job.priority,
+        "state": f"waits for {job.waits_for}" if job.waits_for else job.state,
+        "for": told.duration((datetime.now(UTC) - datetime.fromisoformat(job.since)).total_seconds()),
+        "cpus": has.get("cpus", ""),
+        "gpus": has.get("gpus", ""),
+        "cpu time": told.duration(usage.cpu_s) if usage else "",
+        "memory": told.size(usage.memory) if usage else "",
+        "processes": usage.processes if usage else "",
+    }
 
 
 _IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}

@@ -17,6 +17,7 @@ from mms_sdk.compute.functions import text_of
 from mms_sdk.compute.values import pack
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.job import EngineName, Resources, Retry
+from mms_sdk.schema.quota import DEFAULT_PROJECT
 from mms_sdk.storage import bundles
 
 
@@ -83,6 +84,8 @@ def remote(
     secrets: Sequence[str] = (),
     requirements: Sequence[str] = (),
     priority: int = 0,
+    preemptible: bool = False,
+    project: str = DEFAULT_PROJECT,
 ) -> Callable[[Callable[..., Any]], RemoteFunction]:
     """Makes of a function one that can be submitted as a job.
 
@@ -99,6 +102,8 @@ def remote(
         secrets: Names of secrets that it sees as variables, too.
         requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
         priority: Of those that wait, the highest is next.
+        preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room.
+        project: Whose quota it counts against.
 
     Raises:
         InvalidRequest: The resources do not fit.
@@ -124,5 +129,7 @@ def remote(
         "secrets": secrets,
         "requirements": requirements,
         "priority": priority,
+        "preemptible": preemptible,
+        "project": project,
     }
     return lambda function: RemoteFunction(function, options)

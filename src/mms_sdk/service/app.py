@@ -38,6 +38,7 @@ from mms_sdk.service.routes import (
     jobs,
     models,
     predictions,
+    quotas,
     secrets,
 )
 from mms_sdk.service.state import ServiceState
@@ -58,6 +59,7 @@ _ROUTERS = tuple(
         jobs,
         models,
         predictions,
+        quotas,
         secrets,
     )
 )

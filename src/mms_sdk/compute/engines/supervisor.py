@@ -164,6 +164,8 @@ class Supervised:
     def _reason_to_stop(self, began: float) -> tuple[str, str] | None:
         if (self._folder / files.CANCEL).exists():
             return "cancelled", "it was cancelled"
+        if (asked := files.read(self._folder / files.PREEMPT)) is not None:
+            return "preempted", asked["why"]
         if self._terminated:
             return "infra", "what looked after it was asked to end, as when a machine goes down"
         limit_s, limit_bytes = self._given["time_s"], self._given["memory_bytes"]
@@ -174,7 +176,8 @@ class Supervised:
         return None
 
     def _how_it_ended(self) -> dict[str, Any]:
-        if self._why is not None:
+        done = all(worker.returncode == 0 for worker in self._workers.values())
+        if self._why is not None and not (done and self._why[0] == "preempted"):  # which would do it once more
             return self._told(*self._why)
         if not self._failed:
             return self._told("succeeded", "")

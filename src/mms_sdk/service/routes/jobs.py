@@ -15,11 +15,13 @@ from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest, NotFound
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
+from mms_sdk.schema.quota import TopJob
 from mms_sdk.service.following import JobSource, Seen
 from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
+from mms_sdk.service.top import check_quota, top
 from mms_sdk.storage.diffs import diff_in, keep_diff
 from mms_sdk.storage.series import CONTENT_TYPE
 
@@ -50,6 +52,13 @@ def list_jobs(
 def count_jobs(service: Service) -> dict[JobState, int]:
     """How many jobs there are in each state that any is in."""
     return service.workspace.catalog.jobs.counts()
+
+
+@router.get(":top", **needs("viewer"))
+def top_jobs(service: Service) -> list[TopJob]:
+    """What runs on every engine, the most important first, and what waits, in the order in which it will run."""
+    service.reconcile()
+    return [each for engine in service.engines.values() for each in top(service.workspace, engine)]
 
 
 @router.post("", status_code=202, **needs("editor"))
@@ -88,8 +97,8 @@ def retry_job(service: Service, job: str) -> Job:
         raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
     spec = JobSpec.model_validate(found.spec)
     diff = diff_in(service.workspace.root / "jobs" / job)
-    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent}
-    asked = JobRequest.model_validate({**told, "engine": found.engine, "diff": diff})
+    told = {name: getattr(found, name) for name in ("kind", "name", "parent", "engine", "project")}
+    asked = JobRequest.model_validate({**told, "spec": spec, "diff": diff})
     return _submitted(service, asked)
 
 
@@ -165,6 +174,7 @@ def _submitted(service: Service, asked: JobRequest) -> Job:
     service.workspace.secrets.check(filled.secrets)
     check(filled.requirements)
     engine.check(filled)
+    check_quota(service.workspace, engine, asked.project, filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
     request = asked.model_copy(update={"spec": filled})
