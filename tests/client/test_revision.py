@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mms_sdk.client import revision as module
+from mms_sdk.client.code import code_of
 from mms_sdk.client.revision import revision_of
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
 
@@ -205,6 +206,15 @@ def test_no_program_that_a_repository_names_runs(repository: Path, tmp_path: Pat
     assert revision is not None
     assert (revision.unknown, revision.dirty) == ("", True)
     assert "+print(3)" in diff
+
+
+def test_from_a_folder_that_is_gone_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert revision_of(Path()) == (None, "")
+    assert code_of("print(1)\nprint(2)\n", None).folder == Path()
 
 
 def test_the_index_is_not_written(repository: Path) -> None:
