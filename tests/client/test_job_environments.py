@@ -128,8 +128,8 @@ def test_what_is_required_is_kept_with_the_job(ws: mms.WorkspaceClient) -> None:
     [
         ("einops", r"a list of texts; got the text 'einops'; put it into \[ \]"),
         (["-r requirements.txt"], "options are settings of pip"),
-        (["./wheel.whl"], "lies where PIP_FIND_LINKS says"),
-        (["a @ https://me:hidden@example.org/a.whl"], "secrets=.'PIP_INDEX_URL'"),
+        (["./wheel.whl"], "name the folder of your own wheels in pip's configuration file"),
+        (["a @ https://me:hidden@example.org/a.whl"], "put it into ~/.netrc"),
         (["jax<0.5"], "a job runs on what MMS runs on: jax is .* here"),
         (["a"] * 101, "at most 100 of them"),
         ([None], "it is a text, got None"),
