@@ -142,7 +142,7 @@ def test_what_cannot_be_required_is_refused(ws: mms.WorkspaceClient, requirement
 
 
 @pytest.mark.parametrize(
-    "revision", [{"commit": "main"}, {"branch": "x" * 501}, {"untracked": ["x"] * 101}, {"who": "me"}]
+    "revision", [{"commit": "main"}, {"branch": "x" * 251}, {"untracked": ["x"] * 21}, {"who": "me"}]
 )
 def test_a_revision_that_is_none_is_refused(ws: mms.WorkspaceClient, revision: dict[str, object]) -> None:
     spec = {"bundle": "0" * 64, "entrypoint": "a.py", "revision": revision}

@@ -92,10 +92,10 @@ def test_what_git_does_not_know_is_named_and_what_it_ignores_is_not(repository: 
     assert (revision.dirty, revision.untracked, diff) == (True, ("code/a b.py",), "")
 
 
-def test_of_many_names_a_hundred_are_told(repository: Path) -> None:
-    for number in range(150):
+def test_of_many_names_twenty_are_told(repository: Path) -> None:
+    for number in range(50):
         (repository / f"{number}-{'x' * 200}").touch()
-    assert len(told(repository).untracked) == 100
+    assert len(told(repository).untracked) == 20
 
 
 def test_outside_of_a_repository_there_is_nothing_and_git_is_not_even_asked(

@@ -226,6 +226,24 @@ def test_a_job_that_is_submitted_within_one_has_the_packages_that_it_requires_it
     assert ended(jobs, inner).detail == "ModuleNotFoundError: No module named 'mms_example'"
 
 
+@pytest.mark.slow
+def test_what_the_interpreter_has_is_used_or_another_version_put_in_front_and_never_touched(
+    jobs: Jobs, wheels: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    environments._lay_out(base)
+    (packages,) = base.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheels / "mms_example-1.0-py3-none-any.whl") as archive:
+        archive.extractall(packages)
+    before = sorted(path.relative_to(base) for path in packages.rglob("*") if "__pycache__" not in path.parts)
+    python = str(base / "bin" / "python")
+    for required, version in (("mms-example", "1.0"), ("mms-example==2.0", "2.0"), (None, "1.0")):
+        job = submit(jobs, "import mms_example\nprint(mms_example.VERSION)", *filter(None, [required]), python=python)
+        assert ended(jobs, job).reason == "succeeded", jobs.log(job)
+        assert jobs.log(job).decode().splitlines()[-1] == version
+    assert before == sorted(path.relative_to(base) for path in packages.rglob("*") if "__pycache__" not in path.parts)
+
+
 def test_another_version_of_what_mms_runs_on_is_refused() -> None:
     import jax
 
