@@ -160,8 +160,7 @@ class Supervised:
             guess = ", as Linux does with what takes the machine's last memory" if name == "SIGKILL" else ""
             return self._told("infra", f"{name} ended it{guess}", code, error)
         if error is not None:
-            reason = "infra" if error.get("reason") == "infra" else "user"
-            return self._told(reason, f"{error['type']}: {error['message']}", code, error)
+            return self._told(error.get("reason", "user"), f"{error['type']}: {error['message']}", code, error)
         return self._told("user", f"it ended with exit code {code}", code)
 
     def _told(self, reason: str, detail: str, code: int | None, error: dict[str, Any] | None = None) -> dict[str, Any]:
