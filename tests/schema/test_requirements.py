@@ -40,6 +40,7 @@ def test_a_requirement_is_kept_as_its_spellings_are_compared(asked: str, kept: s
         ("a @ https://hidden@example.org/a.whl", "holds no password"),
         ("a @ https://example.org/a.whl?token=hidden", "holds no password"),
         ("a @ file:///hidden/a.whl", "begins with 'file'"),
+        ("a @ http://example.org/hidden.whl", "begins with 'http', and not with one of https, git.https"),
         ("a @ git+ssh://example.org/hidden", "begins with 'git.ssh'"),
         ("a\nb", "cannot be printed"),
         ("a" * 501, "it has 501 signs"),

@@ -9,7 +9,7 @@ from mms_sdk.errors import InvalidRequest
 
 MAX_REQUIREMENTS = 100
 _MAX_CHARS = 500
-_SCHEMES = ("https", "http", "git+https")
+_SCHEMES = ("https", "git+https")
 
 
 def check_requirements(asked: Sequence[str]) -> tuple[str, ...]:
