@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,8 @@ class RemoteFunction:
 
 def _folder_of(function: Callable[..., Any]) -> Path:
     # That of its file; a notebook's cells lie in none that is there.
-    path = os.path.abspath(inspect.getfile(function))
-    return Path(path).parent if os.path.isfile(path) else Path.cwd()
+    path = Path(inspect.getfile(function))
+    return path.parent if path.is_file() else Path()
 
 
 def remote(
