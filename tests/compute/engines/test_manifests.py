@@ -69,6 +69,8 @@ ALL: dict[str, list[manifests.Manifest]] = {
     "a Ray job": manifests.of_job(a_job(engine="kuberay", nodes=2, gpus=1, queue="team", time="2h")),
     "a Ray command": manifests.of_job(a_job(engine="kuberay", command=["python", "-m", "project"], claim=None)),
     "a server": manifests.of_service(a_service(queue="team", gpus=1)),
+    "a server with a way in": manifests.of_service(a_service(tls="flowers-tls", namespace="vision")),
+    "a server with Ray and a way in": manifests.of_service(a_service(engine="kuberay", tls="flowers-tls")),
     "a server with Ray": manifests.of_service(a_service(engine="kuberay", nodes=2, node_gpus=1, queue="team")),
     "a server with Ray that grows": manifests.of_service(a_service(engine="kuberay", max_nodes=4)),
 }
@@ -179,7 +181,7 @@ def test_all_that_is_made_says_whose_it_is(made: list[manifests.Manifest]) -> No
     for each in made:
         labels = each["metadata"]["labels"]
         assert labels["app.kubernetes.io/managed-by"] == labels["app.kubernetes.io/name"] == "mms"
-        assert labels["app.kubernetes.io/instance"] == each["metadata"]["name"].removesuffix("-code")
+        assert labels["app.kubernetes.io/instance"] == re.sub("-(code|proxy)$", "", each["metadata"]["name"])
 
 
 # A JobSet
@@ -345,6 +347,21 @@ def test_a_server_is_one_pod_that_is_asked_from_within() -> None:
     assert "/readyz" in container["readinessProbe"]["exec"]["command"][-1]
     assert variables(container)["MMS_WORKSPACE"] == "/workspace/mms"
     assert container["volumeMounts"] == [{"name": "workspace", "mountPath": "/workspace"}]
+
+
+@pytest.mark.parametrize("name", ["a server with a way in", "a server with Ray and a way in"])
+def test_a_way_in_leads_to_the_proxy_beside_the_server(name: str) -> None:
+    settings_, way, made = ALL[name]
+    template = made["spec"].get("template") or made["spec"]["headGroupSpec"]["template"]
+    assert way["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    server, proxy = template["spec"]["containers"]
+    (port,) = way["spec"]["ports"]
+    assert port["targetPort"] == proxy["ports"][0]["containerPort"] == 8443
+    assert "proxy_pass http://127.0.0.1:8765;" in settings_["data"]["nginx.conf"]
+    assert "env" not in proxy and all(mount["name"] != "workspace" for mount in proxy["volumeMounts"])
+    held = {volume["name"] for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in [*server["volumeMounts"], *proxy["volumeMounts"]]} == held
+    assert {"name": "tls", "secret": {"secretName": "flowers-tls"}} in template["spec"]["volumes"]
 
 
 # Variables, arguments and files
@@ -538,6 +555,9 @@ def test_a_job_that_could_not_run_is_refused_with_the_reason(options: dict[str, 
         ({"models": ["a; rm -rf /"]}, "a model name"),
         ({"models": ["a@1", "a@2"]}, "got 'a' more than once"),
         ({"port": 80}, "port: it is at least 1024"),
+        ({"port": 8443}, "8443 is the proxy's"),
+        ({"tls": "my tls"}, "got 'my tls'"),
+        ({"proxy_image": "a b"}, "an image is"),
         ({"time": "1h"}, "time"),
         ({"nodes": 1}, "a deployment is one pod"),
         ({"claim": None}, "claim"),

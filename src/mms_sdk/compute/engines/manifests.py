@@ -15,7 +15,7 @@ from typing import Any
 
 from mms_sdk.compute.joined import COORDINATOR, RANK, RANKS
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.cluster import ClusterJob, ClusterService, Pods
+from mms_sdk.schema.cluster import PROXY_PORT, ClusterJob, ClusterService, Pods
 from mms_sdk.settings import WORKSPACE_VARIABLE
 
 Manifest = dict[str, Any]
@@ -34,6 +34,7 @@ _HEAD_CPUS, _HEAD_MEMORY = 2, 8 * 2**30  # of a head that only looks after the o
 _RAY_MEMORY = 2 * 2**30  # of what Ray itself holds in each pod
 _RAY_HERE = {"name": "MMS_RAY", "value": "127.0.0.1:6379"}  # where a process in the head finds its cluster
 _SUBMITTER_CPUS, _SUBMITTER_MEMORY = 1, 2**30
+_PROXY_CPUS, _PROXY_MEMORY = 1, 256 * 2**20
 # What a process says that a signal ended: SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGTERM. None of its own doing.
 _BY_SIGNAL = [134, 135, 137, 139, 143]
 _SHELL_TAKES = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
@@ -48,8 +49,9 @@ def of_job(job: ClusterJob) -> list[Manifest]:
 
 
 def of_service(service: ClusterService) -> list[Manifest]:
-    """The manifests of a server: a RayCluster, whose head serves, or a Deployment."""
-    return [_ray_server(service) if service.engine == "kuberay" else _deployment(service)]
+    """The manifests of a server: a RayCluster, whose head serves, or a Deployment; before it the way in, if any."""
+    ways = [_proxy_settings(service), _way_in(service)] if service.tls else []
+    return [*ways, _ray_server(service) if service.engine == "kuberay" else _deployment(service)]
 
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
@@ -238,7 +240,9 @@ def _ray_server(service: ClusterService) -> Manifest:
     )
     if service.queue:
         spec = {"suspend": True, **spec}
-    spec["headGroupSpec"]["template"]["metadata"]["annotations"] = {"ray.io/overwrite-container-cmd": "true"}
+    template = spec["headGroupSpec"]["template"]
+    template["metadata"]["annotations"] = {"ray.io/overwrite-container-cmd": "true"}
+    template["spec"] = _let_in(service, template["spec"])
     return _manifest("ray.io/v1", "RayCluster", service, "server", spec)
 
 
@@ -249,17 +253,108 @@ def _deployment(service: ClusterService) -> Manifest:
     # Before another pod opens the workspace, the one before it has closed it.
     server = _container("server", service, command=_serving(service), probed=service.port)
     labels = _labels(service, "server")
+    pod = _let_in(service, _pod(service, [server]))
     spec = {
         "replicas": 1,
         "strategy": {"type": "Recreate"},
         "selector": {"matchLabels": {name: labels[name] for name in labels if name != "app.kubernetes.io/managed-by"}},
-        "template": {"metadata": {"labels": labels}, "spec": _pod(service, [server])},
+        "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     return _manifest("apps/v1", "Deployment", service, "server", spec)
 
 
 def _serving(service: ClusterService) -> list[str]:
     return ["mms", "serve", "--port", str(service.port), *service.models]
+
+
+# The way to a server
+
+
+def _way_in(service: ClusterService) -> Manifest:
+    labels = _labels(service, "head" if service.engine == "kuberay" else "server")
+    spec = {
+        "selector": {name: labels[name] for name in ("app.kubernetes.io/instance", "app.kubernetes.io/component")},
+        "ports": [{"name": "https", "port": 443, "targetPort": PROXY_PORT}],
+    }
+    metadata = _metadata(service, service.name, _labels(service, "server"))
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _proxy_settings(service: ClusterService) -> Manifest:
+    metadata = _metadata(service, _proxy_name(service), _labels(service, "proxy"))
+    text = _NGINX.format(port=PROXY_PORT, server=service.port)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"nginx.conf": text}}
+
+
+def _proxy_name(service: ClusterService) -> str:
+    return f"{service.name}-proxy"
+
+
+def _let_in(service: ClusterService, pod: Manifest) -> Manifest:
+    if not service.tls:
+        return pod
+    volumes = [
+        {"name": "proxy", "configMap": {"name": _proxy_name(service)}},
+        {"name": "tls", "secret": {"secretName": service.tls}},
+        {"name": "drafts", "emptyDir": {}},
+    ]
+    return {**pod, "containers": [*pod["containers"], _proxy(service)], "volumes": [*pod["volumes"], *volumes]}
+
+
+def _proxy(service: ClusterService) -> Manifest:
+    container = _container("proxy", service, own=(_PROXY_CPUS, _PROXY_MEMORY, 0), bare=True)
+    container["image"] = service.proxy_image
+    container["command"] = ["nginx", "-e", "/dev/stderr", "-c", "/proxy/nginx.conf"]
+    asked = {"httpGet": {"path": "/readyz", "port": PROXY_PORT, "scheme": "HTTPS"}, "timeoutSeconds": 10}
+    return container | {
+        "ports": [{"name": "https", "containerPort": PROXY_PORT}],
+        "readinessProbe": asked,
+        "volumeMounts": [
+            {"name": "proxy", "mountPath": "/proxy", "readOnly": True},
+            {"name": "tls", "mountPath": "/tls", "readOnly": True},
+            {"name": "drafts", "mountPath": "/tmp"},
+        ],
+    }
+
+
+# The server bounds bodies and times itself, and knows itself as localhost only. What streams is passed on as it comes.
+_NGINX = """\
+daemon off;
+worker_processes 1;
+pid /tmp/nginx.pid;
+
+events {{
+  worker_connections 1024;
+}}
+
+http {{
+  access_log off;
+  server_tokens off;
+  client_body_temp_path /tmp/body;
+  proxy_temp_path /tmp/proxy;
+  fastcgi_temp_path /tmp/fastcgi;
+  uwsgi_temp_path /tmp/uwsgi;
+  scgi_temp_path /tmp/scgi;
+
+  server {{
+    listen {port} ssl;
+    ssl_certificate /tls/tls.crt;
+    ssl_certificate_key /tls/tls.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    client_max_body_size 64m;
+
+    location / {{
+      proxy_pass http://127.0.0.1:{server};
+      proxy_http_version 1.1;
+      proxy_set_header Host localhost;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_request_buffering off;
+      proxy_read_timeout 1h;
+    }}
+  }}
+}}
+"""
 
 
 # What all of them have in common
