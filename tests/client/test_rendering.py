@@ -20,7 +20,7 @@ from over_http import serving
 
 import mms_sdk as mms
 from mms_sdk import cli
-from mms_sdk.errors import InvalidRequest, NotFound
+from mms_sdk.errors import InvalidRequest, NotFound, Unavailable
 from mms_sdk.service.app import create_app
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
@@ -232,7 +232,9 @@ def nginx(tmp_path: Path) -> Iterator[Any]:
         each.wait(timeout=30)
 
 
-def test_the_proxy_leads_to_a_server_that_knows_itself_as_localhost_only(nginx: Any, tmp_path: Path) -> None:
+def test_the_proxy_leads_to_a_server_that_knows_itself_as_localhost_only(
+    nginx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = Workspace(tmp_path / "ws")
     token = workspace.catalog.tokens.issue("tests", "admin")
     with serving(create_app(workspace, ServerSettings())) as url:
@@ -256,4 +258,12 @@ def test_the_proxy_leads_to_a_server_that_knows_itself_as_localhost_only(nginx: 
         assert asked("/v1/jobs") == 401
         assert asked("/v1/jobs", Authorization=f"Bearer {token}") == 200
         assert asked("/v1/jobs", Authorization=f"Bearer {token}", Origin="https://evil.example") == 403
+        with (
+            pytest.raises(Unavailable, match="certificate"),
+            mms.connect(f"https://localhost:{port}", token=token) as ws,
+        ):
+            ws.jobs.list()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls.crt"))
+        with mms.connect(f"https://localhost:{port}", token=token) as ws:
+            assert list(ws.jobs) == []
     workspace.close()
