@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+import mms_sdk as mms
 from mms_sdk.compute import joined
 from mms_sdk.errors import InvalidRequest
+from mms_sdk.storage import tables
+from mms_sdk.storage.workspace import Workspace
 
 
 @pytest.fixture
@@ -54,6 +58,20 @@ def test_an_environment_that_does_not_say_which_process_this_is_is_refused(
     with pytest.raises(InvalidRequest, match=variable):
         joined.main([str(script)])
     assert not script.with_name("found.txt").exists()
+
+
+def test_only_the_first_of_several_pods_takes_a_training_of_another_machine_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    training = workspace.catalog.jobs.start("train", "flowers", {}).id
+    with workspace.catalog.writing() as connection:
+        connection.execute(sa.update(tables.jobs).values(owner="1:1@the boot of another machine"))
+    workspace.close()
+    for rank, state in (("1", "running"), ("0", "lost")):
+        monkeypatch.setenv("MMS_RANK", rank)
+        with mms.connect(workspace=tmp_path / "ws") as ws:
+            assert ws.jobs.get(training).state == state
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 import mms_sdk
 from mms_sdk.compute.engines.local import LocalEngine
+from mms_sdk.compute.joined import RANK
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
 from mms_sdk.schema.findings import reasons
@@ -78,9 +80,12 @@ def create_app(
 def _control_plane(service: ServiceState) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.workspace.catalog.jobs.reconcile()
-        service.engine.reconcile()
-        service.engine.start_waiting()
+        # Of several processes of one job, which may be on machines of their own, the first looks after jobs: the others
+        # would take for lost what it has just begun.
+        if os.environ.get(RANK, "0") == "0":
+            service.workspace.catalog.jobs.reconcile()
+            service.engine.reconcile()
+            service.engine.start_waiting()
         service.deployments.restore()
         yield
         service.jobs.close()
