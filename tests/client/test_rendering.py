@@ -49,6 +49,12 @@ def test_a_script_comes_along_under_its_name(script: Path) -> None:
     assert len(made) == 2
 
 
+def test_a_notebook_shows_their_text(script: Path) -> None:
+    script.write_text("print('<script>alert(1)</script>')\n")
+    shown = mms.manifests.job(script, engine="jobset", image=IMAGE)._repr_html_()
+    assert "kind: JobSet" in shown and "<script>" not in shown
+
+
 def test_a_folder_comes_along_without_what_it_ignores(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     (folder / "net").mkdir(parents=True)

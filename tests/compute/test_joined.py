@@ -24,7 +24,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A script that writes down what it finds; with the environment of the second of three processes."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("MMS_COORDINATOR", "train-workers-0-0.train:8476")
+    monkeypatch.setenv("MMS_COORDINATOR", "train-workers-0-0.train-pods:8476")
     monkeypatch.setenv("MMS_RANKS", "3")
     monkeypatch.setenv("MMS_RANK", "1")
     (tmp_path / "beside_joined.py").write_text("WIDTH = 64\n")
@@ -43,9 +43,21 @@ def test_a_process_joins_the_others_and_then_runs_the_script(script: Path, monke
         assert not script.with_name("found.txt").exists()
         asked.append((coordinator, options))
 
+    names = iter([socket.gaierror("unknown"), socket.gaierror("unknown"), []])
+
+    def known(host: str, port: None) -> list[Any]:
+        assert host == "train-workers-0-0.train-pods"
+        found = next(names)
+        if isinstance(found, socket.gaierror):
+            raise found
+        return found
+
     monkeypatch.setattr("mms_sdk.compute.sharding.processes.join_processes", join)
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    monkeypatch.setattr(joined, "_AGAIN_S", 0.0)
     joined.main([str(script), "--lr", "1e-3"])
-    assert asked == [("train-workers-0-0.train:8476", {"count": 3, "index": 1})]
+    assert asked == [("train-workers-0-0.train-pods:8476", {"count": 3, "index": 1})]
+    assert next(names, None) is None
     assert script.with_name("found.txt").read_text() == "__main__ 64 ['--lr', '1e-3']"
 
 

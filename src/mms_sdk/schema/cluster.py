@@ -125,9 +125,18 @@ class Pods(Asked):
             raise ValueError(f"a namespace has 1 to 63 of a-z 0-9 - and begins and ends without -; got {name[:80]!r}")
         return name
 
-    @field_validator("service_account", "claim", "queue", "tls", check_fields=False)
+    @field_validator("service_account", "claim", "tls", check_fields=False)
     @classmethod
     def _there(cls, name: str | None) -> str | None:
+        return None if name is None else _in_cluster(name)
+
+    @field_validator("queue")
+    @classmethod
+    def _labelled(cls, name: str | None) -> str | None:
+        if name is not None and len(name) > 63:
+            raise ValueError(
+                f"the name of a queue stands in a label, which has at most 63 characters; got {name[:80]!r}"
+            )
         return None if name is None else _in_cluster(name)
 
     @field_validator("environment")

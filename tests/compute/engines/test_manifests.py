@@ -201,7 +201,7 @@ def test_the_pods_of_a_jobset_are_told_of_one_another() -> None:
     assert told["MMS_RANK"] == {"fieldRef": {"fieldPath": path}}
     assert made["spec"]["network"] == {
         "enableDNSHostnames": True,
-        "subdomain": "train",
+        "subdomain": "train-pods",
         "publishNotReadyAddresses": True,
     }
 
@@ -265,6 +265,22 @@ def test_the_longest_names_are_names_of_pods_and_hosts() -> None:
     made = manifests.of_job(a_job(name="a" * 40, nodes=4096, claim="w", secrets=CATALOG))[-1]
     assert len(f"{made['metadata']['name']}-workers-0-4095-abcde") <= 63
     assert len(made["metadata"]["name"]) <= 47  # of a RayJob, with what KubeRay puts behind it
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("8GB", "8G"),
+        ("16GiB", "16Gi"),
+        ("1.5GB", "1500M"),
+        ("512MiB", "512Mi"),
+        (2**20 + 1, "1048577"),
+        ("1TiB", "1Ti"),
+    ],
+)
+def test_memory_is_written_as_it_was_asked_for(asked: int | str, written: str) -> None:
+    held = only_pod(manifests.of_job(a_job(memory=asked)))["containers"][0]["resources"]
+    assert held["limits"]["memory"] == held["requests"]["memory"] == written
 
 
 # A Ray cluster
@@ -496,6 +512,7 @@ def test_a_script_stays_legible() -> None:
         ({"image": ""}, "an image is"),
         ({"namespace": "a.b"}, "a namespace has"),
         ({"claim": "no_claim"}, "got 'no_claim'"),
+        ({"queue": "a" * 64}, "at most 63 characters"),
         ({"queue": "a\nb"}, "got 'a\\nb'"),
         ({"service_account": "a" * 300}, "in a cluster has a name"),
         ({"user": 0}, "user: it is at least 1"),

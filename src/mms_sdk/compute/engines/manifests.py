@@ -88,7 +88,7 @@ def _job_set(job: ClusterJob) -> Manifest:
     spec: Manifest = {"suspend": True} if job.queue else {}
     spec |= {
         "ttlSecondsAfterFinished": _DAY_S if job.keep_s is None else job.keep_s,
-        "network": {"enableDNSHostnames": True, "subdomain": job.name, "publishNotReadyAddresses": True},
+        "network": {"enableDNSHostnames": True, "subdomain": _subdomain(job), "publishNotReadyAddresses": True},
         "failurePolicy": _failure_policy(job),
         "replicatedJobs": [{"name": WORKERS, "replicas": 1, "template": {"spec": _indexed_job(job)}}],
     }
@@ -137,11 +137,16 @@ def _pod_command(job: ClusterJob) -> list[str]:
     return [*starts, *job.args]
 
 
+def _subdomain(job: ClusterJob) -> str:
+    # JobSet makes a Service of that name, and a server may be called as the job that trained for it.
+    return f"{job.name}-pods"
+
+
 def _joining(job: ClusterJob) -> list[Manifest]:
     # The names of pods, as JobSet gives them: <jobset>-<replicated job>-<job>-<pod>.<subdomain>.
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     return [
-        {"name": COORDINATOR, "value": f"{job.name}-{WORKERS}-0-0.{job.name}:{_PORT}"},
+        {"name": COORDINATOR, "value": f"{job.name}-{WORKERS}-0-0.{_subdomain(job)}:{_PORT}"},
         {"name": RANKS, "value": str(job.nodes)},
         {"name": RANK, "valueFrom": {"fieldRef": {"fieldPath": index}}},
     ]
@@ -480,13 +485,10 @@ def _resources(asked: Pods, cpus: int, memory: int, gpus: int) -> Manifest:
 
 
 def _quantity(count: int) -> str:
-    for power, sign in ((5, "Pi"), (4, "Ti"), (3, "Gi"), (2, "Mi"), (1, "Ki")):
-        if count % 1024**power == 0:
-            return f"{count // 1024**power}{sign}"
-    for power, sign in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "k")):
-        if count % 1000**power == 0:
-            return f"{count // 1000**power}{sign}"
-    return str(count)
+    # The shortest of those that say it exactly: 16Gi, 8G, 1500M.
+    units = {1: "", **{1024**power: f"{sign}i" for power, sign in enumerate("KMGTP", 1)}}
+    units |= {1000**power: sign for power, sign in enumerate("kMGTP", 1)}
+    return min((f"{count // unit}{sign}" for unit, sign in units.items() if count % unit == 0), key=len)
 
 
 def _probes(port: int) -> Manifest:
@@ -496,7 +498,7 @@ def _probes(port: int) -> Manifest:
         return {"exec": {"command": ["python", "-c", told]}, "timeoutSeconds": 10}
 
     return {
-        "startupProbe": {**asks("healthz"), "periodSeconds": 5, "failureThreshold": 120},
+        "startupProbe": {**asks("healthz"), "periodSeconds": 5, "failureThreshold": 360},  # half an hour
         "readinessProbe": {**asks("readyz"), "periodSeconds": 10},
         "livenessProbe": {**asks("healthz"), "periodSeconds": 30},
     }
