@@ -316,7 +316,9 @@ def test_a_ray_job_ends_with_its_cluster() -> None:
 @settings(max_examples=50)
 def test_whatever_the_arguments_what_is_submitted_to_ray_has_them(args: list[str], environment: dict[str, str]) -> None:
     # RayJob's entrypoint is put into a shell of the submitter, and into one of the head.
-    code, made = manifests.of_job(a_job(engine="kuberay", args=args, environment=environment, nodes=2, processes=3))
+    secrets = CATALOG | {"HF_TOKEN": "team/hf", "AWS_ACCESS_KEY_ID": "store/id"}
+    asked = a_job(engine="kuberay", args=args, environment=environment, secrets=secrets, nodes=2, processes=3, cpus=6)
+    code, made = manifests.of_job(asked)
     assert shlex.split(made["spec"]["entrypoint"]) == made["spec"]["entrypoint"].split()
     submitted: dict[str, Any] = {}
 
@@ -324,14 +326,17 @@ def test_whatever_the_arguments_what_is_submitted_to_ray_has_them(args: list[str
         submitted.update(options, script=script)
         return SimpleNamespace(watch=lambda: None)
 
-    fake = SimpleNamespace(
-        connect=lambda: SimpleNamespace(jobs=SimpleNamespace(submit=submit)), Resources=dict, Retry=lambda times: times
-    )
-    text = code["data"]["submit.py"].replace("import mms_sdk as mms", "")
-    exec(compile(text, "submit.py", "exec"), {"mms": fake})
+    kept: dict[str, str] = {}
+    workspace = SimpleNamespace(jobs=SimpleNamespace(submit=submit), secrets=SimpleNamespace(set=kept.__setitem__))
+    fake = SimpleNamespace(connect=lambda: workspace, Resources=dict, Retry=lambda times: times)
+    system = SimpleNamespace(environ={"HF_TOKEN": "of the pod"})
+    text = code["data"]["submit.py"].replace("import mms_sdk as mms", "").replace("import os\n", "")
+    exec(compile(text, "submit.py", "exec"), {"mms": fake, "os": system})
+    assert kept == {"HF_TOKEN": "of the pod"}
+    assert submitted.pop("secrets") == ["HF_TOKEN"]
     assert submitted.pop("args", []) == args
     assert submitted.pop("environment", {}) == environment
-    assert submitted.pop("resources") == {"nodes": 2, "processes": 3, "cpus": 4, "gpus": 0, "memory": 16 * 2**30}
+    assert submitted.pop("resources") == {"nodes": 2, "processes": 3, "cpus": 6, "gpus": 0, "memory": 16 * 2**30}
     told = {"folder": "/mms/code", "name": "train", "key": "once", "on": "ray", "retry": 3}
     assert submitted == told | {"script": "/mms/code/train.py"}
 

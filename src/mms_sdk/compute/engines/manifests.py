@@ -37,6 +37,8 @@ _SUBMITTER_CPUS, _SUBMITTER_MEMORY = 1, 2**30
 _PROXY_CPUS, _PROXY_MEMORY = 1, 256 * 2**20
 # What a process says that a signal ended: SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGTERM. None of its own doing.
 _BY_SIGNAL = [134, 135, 137, 139, 143]
+# Of a node's variables a job sees those of its workspace, and of object stores; others are secrets of the workspace.
+_SEEN = re.compile(r"(MMS|AWS|GOOGLE|AZURE|HADOOP)_")
 _SHELL_TAKES = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@()'\[\]-]|:(?=[A-Za-z0-9/])| (?=[A-Za-z0-9/]))*")
 _NOT_TEXTS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
@@ -560,6 +562,7 @@ def _keys(job: ClusterJob) -> dict[str, str]:
 def _driver(job: ClusterJob) -> str:
     # In a file and not on a command line, since that of a RayJob goes through two shells.
     told = {name: value for name, value in job.environment.items() if not name.startswith("MMS_")}
+    secrets = [name for name in job.secrets if not _SEEN.match(name)]
     resources = {
         "nodes": job.nodes,
         "processes": job.processes,
@@ -574,14 +577,20 @@ def _driver(job: ClusterJob) -> str:
         "name": job.name,
         "key": job.key,
         "environment": told,
+        "secrets": secrets,
         "on": "ray",
     }
     lines = "".join(f"    {name}={value!r},\n" for name, value in options.items() if value)
     counted = ", ".join(f"{name}={value!r}" for name, value in resources.items() if value is not None)
+    needs, keeps = "", ""
+    if secrets:
+        needs = "import os\n\n"
+        keeps = f"for name in {secrets!r}:\n    ws.secrets.set(name, os.environ[name])\n"
     return (
         "# Submits the job to the Ray cluster in whose head this runs, and follows it to its end.\n"
-        "import mms_sdk as mms\n\n"
-        "job = mms.connect().jobs.submit(\n"
+        f"{needs}import mms_sdk as mms\n\n"
+        f"ws = mms.connect()\n{keeps}"
+        "job = ws.jobs.submit(\n"
         f"    {f'{SCRIPTS}/code/{job.entrypoint}'!r},\n"
         f"{lines}"
         f"    resources=mms.Resources({counted}),\n"
