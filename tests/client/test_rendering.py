@@ -204,7 +204,7 @@ def test_words_that_do_not_fit_are_told_without_a_trace(
 
 def test_the_way_to_the_options_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["engine"]) == 2
-    assert "mms engine render job --help" in capsys.readouterr().err
+    assert "mms engine render" in capsys.readouterr().err
 
 
 @pytest.fixture
