@@ -483,7 +483,7 @@ def test_the_yaml_says_the_same(made: list[manifests.Manifest]) -> None:
     assert list(yaml.safe_load_all(manifests.to_yaml(made))) == made
 
 
-@given(text=TEXTS | st.sampled_from(WORDS) | st.text("\n \t:-#'\"|>&*!%@{}[]ab", max_size=12))
+@given(text=TEXTS | st.sampled_from(WORDS) | st.text("\n \t\x85\u2028:-#'\"|>&*!%@{}[]ab", max_size=12))
 @settings(max_examples=300)
 def test_any_text_comes_back_from_yaml(text: str) -> None:
     made = [{"kind": "Any", "data": {"one": text, "list": [text, {text: text}]}}]
@@ -492,6 +492,8 @@ def test_any_text_comes_back_from_yaml(text: str) -> None:
     for event in yaml.parse(written):
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
             assert NOT_TEXT.fullmatch(event.value) is None
+        if isinstance(event, yaml.ScalarEvent) and event.style == "|":
+            assert event.value.splitlines() == event.value.removesuffix("\n").split("\n")  # one kind of line end
 
 
 def test_a_script_stays_legible() -> None:

@@ -41,6 +41,7 @@ _BY_SIGNAL = [134, 135, 137, 139, 143]
 _SEEN = re.compile(r"(MMS|AWS|GOOGLE|AZURE|HADOOP)_")
 _SHELL_TAKES = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@()'\[\]-]|:(?=[A-Za-z0-9/])| (?=[A-Za-z0-9/]))*")
+_OTHER_BREAKS = re.compile("[\x85\u2028\u2029]")  # which readers of YAML 1.1 take for the end of a line
 _NOT_TEXTS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
@@ -77,7 +78,7 @@ def to_yaml(manifests: Sequence[Manifest]) -> str:
 
 
 def _style(text: str) -> str | None:
-    if "\n" in text:
+    if "\n" in text and not _OTHER_BREAKS.search(text):
         return "|"
     plain = _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXTS
     return None if plain else '"'
