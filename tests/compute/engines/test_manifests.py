@@ -596,6 +596,39 @@ def test_a_server_that_could_not_run_is_refused_with_the_reason(options: dict[st
         a_service(**options)
 
 
+ASKED = [
+    "name",
+    "image",
+    "namespace",
+    "service_account",
+    "claim",
+    "queue",
+    "tpu",
+    "ray_version",
+    "key",
+    "memory",
+    "time",
+]
+
+
+@given(
+    field=st.sampled_from(ASKED),
+    value=st.text(max_size=20) | st.text("ab1-._/:@x \n", max_size=9) | st.integers() | st.floats() | st.none(),
+    engine=st.sampled_from(["jobset", "kuberay"]),
+)
+@settings(max_examples=150)
+def test_whatever_is_asked_for_is_rendered_or_refused_in_our_own_words(field: str, value: Any, engine: str) -> None:
+    try:
+        made = manifests.of_job(a_job(**{"engine": engine, field: value}))
+    except InvalidRequest as refused:
+        assert refused.message.startswith("ClusterJob does not fit")
+    else:
+        assert list(yaml.safe_load_all(manifests.to_yaml(made))) == made
+        for spec in pod_specs(made):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec}
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
 def test_what_may_be_a_secret_is_not_repeated() -> None:
     with pytest.raises(InvalidRequest) as refused:
         a_job(secrets={"PASSWORD": "hunter2"})
