@@ -384,6 +384,8 @@ def _add_rendering(actions: Any, where: _Parser) -> None:
     service.set_defaults(command=_render_service)
     service.add_argument("--for", dest="engine", required=True, metavar="ENGINE", help="deployment or kuberay")
     service.add_argument("--port", type=_positive, help="in its pod, on the loopback address (8765)")
+    service.add_argument("--tls", metavar="SECRET", help="with a certificate, for a proxy that the cluster reaches")
+    service.add_argument("--proxy-image", metavar="IMAGE", help="of that proxy; nginx, as a user that is not root")
     service.add_argument("--max-nodes", type=_positive, help="for kuberay: as many where Ray asks for more")
     service.add_argument("--node-cpus", type=_positive, help="for kuberay: cores of a node for jobs (4)")
     service.add_argument("--node-gpus", type=_whole, help="for kuberay: GPUs of a node for jobs (0)")
@@ -859,7 +861,7 @@ def _render_job(asked: argparse.Namespace) -> Any:
 def _render_service(asked: argparse.Namespace) -> Any:
     from mms_sdk.client import manifests
 
-    options = _given(asked, "port", "max_nodes", "node_cpus", "node_gpus", "node_memory")
+    options = _given(asked, "port", "tls", "proxy_image", "max_nodes", "node_cpus", "node_gpus", "node_memory")
     return _rendered(manifests.service(*asked.models, **_pods(asked), **options), asked)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 import mms_sdk
 from mms_sdk.compute.engines.base import Engine
+from mms_sdk.compute.engines.folder import RANK
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.ray.door import Door
 from mms_sdk.compute.engines.ray.engine import RayEngine
@@ -110,10 +112,13 @@ def _engines(workspace: Workspace) -> dict[str, Engine]:
 def _control_plane(service: ServiceState) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.workspace.catalog.jobs.reconcile()
-        service.reconcile()
-        # Of others, what waits is started by whatever runs there once it ends; to look for room takes seconds.
-        service.engine(LocalEngine.name).start_waiting()
+        # Of several processes of one job, which may be on machines of their own, the first looks after jobs: the others
+        # would take for lost what it has just begun.
+        if os.environ.get(RANK, "0") == "0":
+            service.workspace.catalog.jobs.reconcile()
+            service.reconcile()
+            # Of others, what waits is started by whatever runs there once it ends; to look for room takes seconds.
+            service.engine(LocalEngine.name).start_waiting()
         service.deployments.restore()
         yield
         await service.streams.close()

@@ -189,7 +189,8 @@ class Supervised:
             guess = ", as Linux does with what takes the machine's last memory" if name == "SIGKILL" else ""
             reason, detail = "infra", f"{name} ended it{guess}"
         elif error is not None:
-            reason, detail = error["reason"], f"{error['type']}: {error['message']}"
+            detail = f"{error['type']}: {error['message']}"
+            reason = "infra" if error["reason"] == "infra" else "user"
         alone = self._given["ranks"][0][files.RANKS] == "1"
         return self._told(reason, detail if alone else f"rank {rank}: {detail}", rank)
 
@@ -202,7 +203,12 @@ class Supervised:
         return self._folder / files.of_rank(files.LOG, rank)
 
     def _error(self, rank: int) -> dict[str, str] | None:
-        return files.read(self._folder / files.of_rank(files.ERROR, rank))
+        # Where a script could write, too.
+        try:
+            told = files.read(self._folder / files.of_rank(files.ERROR, rank))
+            return told and {name: str(told[name]) for name in ("type", "message", "reason")}
+        except (ValueError, TypeError, KeyError, OSError):
+            return None
 
     def _told(self, reason: str, detail: str, rank: int | None = None) -> dict[str, Any]:
         rank = min(self._workers, default=0) if rank is None else rank
