@@ -44,6 +44,7 @@ class TestRay(EngineConformance):
     """On a cluster of two nodes, of which the head runs no jobs."""
 
     within_s = WITHIN_S
+    soon_s = 40.0
 
     @pytest.fixture
     def engine(self, workspace: Workspace, door: Door) -> RayEngine:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import ray_cluster
 from test_ranks_of_a_job import Run, run
 from test_trainer import assert_equal_to_the_bit
 
 from mms_sdk.compute.engines.ray.door import Door
 from mms_sdk.compute.engines.ray.engine import RayEngine
 from mms_sdk.settings import COMPILE_CACHE_VARIABLE
+from ray_cluster import ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
 
