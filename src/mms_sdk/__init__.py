@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mms_sdk import errors
+    from mms_sdk.client import manifests
     from mms_sdk.client.backups import Backups
     from mms_sdk.client.dataset import Dataset
     from mms_sdk.client.deployments import Deployment, Prediction
@@ -169,6 +170,7 @@ _MODULES = {
     "errors": "errors",
     "image": "compute.data.preprocess.image",
     "loggers": "compute.training.loggers",
+    "manifests": "client.manifests",
     "models": "compute.models",
     "series": "compute.data.preprocess.series",
     "sharding": "compute.sharding",
@@ -259,6 +261,7 @@ __all__ = [
     "impute",
     "keep_where",
     "loggers",
+    "manifests",
     "models",
     "remote",
     "series",

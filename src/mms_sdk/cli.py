@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import getpass
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from mms_sdk.told import on_its_lines
 if TYPE_CHECKING:
     from mms_sdk.client.dataset import Dataset
     from mms_sdk.client.jobs import Job
+    from mms_sdk.client.manifests import Manifests
     from mms_sdk.client.studies import Study
     from mms_sdk.client.tables import Table
     from mms_sdk.client.workspace import WorkspaceClient
@@ -221,12 +223,19 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("--retries", type=_whole, default=3, help="further attempts after what was not its doing (3)")
     run.add_argument("--priority", type=int, default=0, help="of those that wait, the highest is next (0)")
     run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
+    run.add_argument("--secret", action="append", default=[], metavar="NAME", help="again and again: a secret it sees")
+    run.add_argument(
+        "--requirement", action="append", default=[], metavar="PACKAGE", help="again and again: e.g. 'einops>=0.8'"
+    )
     run.add_argument("--folder", help="a folder of code that goes along; the script lies in it")
     run.add_argument("--name", help="for people; the script's name if left out")
     run.add_argument("--key", help="asked again with the same key, nothing runs twice")
     run.add_argument("--watch", action="store_true", help="show what it prints until it ends")
     run.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
     run.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
+
+    engine = verb("engine", _engine, "a Ray of this machine's own, to try clusters with; manifests for Kubernetes")
+    _add_engine_actions(engine, where)
 
     jobs = verb("jobs", _jobs, "list jobs, or show one")
     jobs.add_argument("job", nargs="?", help="id of one to show")
@@ -242,11 +251,9 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     again = verb("retry", _retry, "run a job that has ended anew")
     again.add_argument("job", metavar="JOB", help="its id")
 
-    engine = verb("engine", _engine, "start a Ray of this machine's own, to try clusters with, or end it")
-    engine.add_argument("action", choices=["up", "down"])
-    engine.add_argument("name", nargs="?", choices=["ray"], default="ray")
-    engine.add_argument("--nodes", type=_positive, default=1, help="on which jobs run, beside the head (1)")
-    engine.add_argument("--cpus", type=_positive, help="of each; its share of this machine's if left out")
+    secrets = verb("secrets", _secrets, "values that jobs see as variables: list their names, set one, or remove it")
+    secrets.add_argument("action", nargs="?", choices=["list", "set", "remove"], default="list", help="which (list)")
+    secrets.add_argument("name", nargs="?", metavar="NAME", help="e.g. HF_TOKEN; set asks for the value or reads it")
 
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
@@ -306,6 +313,73 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     helped.add_argument("about", nargs="?", metavar="VERB")
     parser.set_defaults(parser=parser, verbs=verbs)
     return parser
+
+
+def _add_engine_actions(verb: argparse.ArgumentParser, where: _Parser) -> None:
+    actions = verb.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser)
+    told = "start a Ray of this machine's own, and print the variables by which MMS finds it"
+    up = actions.add_parser("up", help=told, description=told, parents=[where])
+    up.set_defaults(command=_engine_up)
+    up.add_argument("name", nargs="?", choices=["ray"], default="ray", metavar="ENGINE", help="ray")
+    up.add_argument("--nodes", type=_positive, default=1, help="on which jobs run, beside the head (1)")
+    up.add_argument("--cpus", type=_positive, help="of each; its share of this machine's if left out")
+    told = "end it, with all that runs on it"
+    down = actions.add_parser("down", help=told, description=told, parents=[where])
+    down.set_defaults(command=_engine_down)
+    down.add_argument("name", nargs="?", choices=["ray"], default="ray", metavar="ENGINE", help="ray")
+    _add_rendering(actions, where)
+
+
+def _add_rendering(actions: Any, where: _Parser) -> None:
+    told = "write manifests that kubectl apply takes; no cluster is spoken to"
+    kinds = actions.add_parser("render", help=told, description=told).add_subparsers(
+        dest="kind", metavar="KIND", parser_class=_Parser, required=True
+    )
+    both = _Parser(add_help=False)
+    both.add_argument("--image", required=True, help="with Python and mms-sdk, for kuberay with Ray as well")
+    both.add_argument("--name", help="in the cluster; that of the script or model if left out")
+    both.add_argument("--namespace", help="where it runs; that of whoever applies it if left out")
+    both.add_argument("--service-account", metavar="NAME", help="as which it runs")
+    both.add_argument("--user", type=_positive, metavar="NUMBER", help="of the user in the pods (1000)")
+    both.add_argument("--claim", metavar="NAME", help="the volume claim with the workspace")
+    both.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
+    both.add_argument(
+        "--secret", action="append", default=[], metavar="NAME=SECRET/KEY", help="likewise, whose value a Secret has"
+    )
+    both.add_argument("--cpus", type=_positive, help="cores of a pod that works (4)")
+    both.add_argument("--gpus", type=_whole, help="GPUs of a pod that works (0)")
+    both.add_argument("--memory", metavar="SIZE", help="of a pod that works, e.g. 64GiB (16GiB)")
+    both.add_argument("--nodes", type=_whole, help="how many pods work; of a service for kuberay, for jobs")
+    both.add_argument("--queue", metavar="NAME", help="the Kueue queue to wait in")
+    both.add_argument("--ray-version", metavar="VERSION", help="for kuberay: which Ray the image has")
+    both.add_argument("--to", metavar="FILE", help="write it there instead of printing it")
+
+    told = "a script, or a command of the image, that runs to its end"
+    job = kinds.add_parser("job", help=told, description=told, parents=[where, both])
+    job.set_defaults(command=_render_job)
+    job.add_argument("--for", dest="engine", required=True, metavar="ENGINE", help="jobset or kuberay")
+    job.add_argument("--processes", type=_positive, help="for kuberay: processes of each node (1)")
+    job.add_argument("--tpu", metavar="SLICE", help="for jobset: a slice of TPUs, e.g. v5e:4x4, which says the nodes")
+    job.add_argument("--time", metavar="TIME", help="the most an attempt may take, e.g. 2h, 30min or 90s")
+    job.add_argument("--retries", type=_whole, help="further attempts after what was not its doing (3)")
+    job.add_argument("--key", help="for kuberay: applied again with the same key, nothing runs twice")
+    job.add_argument("--keep", type=_duration, metavar="TIME", help="how long what has ended stays, e.g. 1d")
+    job.add_argument("--grace", type=_duration, metavar="TIME", help="from being asked to stop to being ended (30s)")
+    job.add_argument("--folder", help="a folder of code that goes along; the script lies in it")
+    job.add_argument("--command", dest="is_command", action="store_true", help="the words are a command of the image")
+    job.add_argument("script", metavar="SCRIPT", help="a path, e.g. train.py; what follows it is the script's own")
+    job.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
+
+    told = "a server of the workspace and its models, that goes on until it is deleted"
+    service = kinds.add_parser("service", help=told, description=told, parents=[where, both])
+    service.set_defaults(command=_render_service)
+    service.add_argument("--for", dest="engine", required=True, metavar="ENGINE", help="deployment or kuberay")
+    service.add_argument("--port", type=_positive, help="in its pod, on the loopback address (8765)")
+    service.add_argument("--max-nodes", type=_positive, help="for kuberay: as many where Ray asks for more")
+    service.add_argument("--node-cpus", type=_positive, help="for kuberay: cores of a node for jobs (4)")
+    service.add_argument("--node-gpus", type=_whole, help="for kuberay: GPUs of a node for jobs (0)")
+    service.add_argument("--node-memory", metavar="SIZE", help="for kuberay: of a node for jobs (16GiB)")
+    service.add_argument("models", nargs="*", metavar="MODEL", help="served under their names, e.g. flowers@champion")
 
 
 def _add_training(verb: argparse.ArgumentParser) -> None:
@@ -680,7 +754,7 @@ def _study(asked: argparse.Namespace) -> Any:
     if asked.trial is not None:
         trial = study.trial(asked.trial)
         plain = asked.json or _in_notebook(asked)
-        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.log())}".rstrip()
+        return trial if plain else f"{_Facts(trial.facts())}\n\n{on_its_lines(trial.logs())}".rstrip()
     if asked.json:
         return {**to_json(study), "trials": to_json(list(study.trials))}
     return study if _in_notebook(asked) else f"{_Facts(study.facts())}\n\n{study.trials!r}"
@@ -745,12 +819,54 @@ def _run(asked: argparse.Namespace) -> Any:
         resources=Resources(**{field: getattr(asked, field) for field in Resources.model_fields}),
         retry=Retry(times=asked.retries),
         environment=variables,
+        secrets=asked.secret,
+        requirements=asked.requirement,
         priority=asked.priority,
         key=asked.key,
     )
     if asked.watch:
         job = job.wait(progress=False) if asked.json else job.watch()
     return _shown(job, asked)
+
+
+def _engine(asked: argparse.Namespace) -> Any:
+    raise UsageProblem("usage: mms engine up, down or render; more: mms engine up --help, mms engine render --help")
+
+
+def _render_job(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client import manifests
+
+    options = _given(asked, "tpu", "processes", "time", "retries", "key")
+    options |= {name: round(value) for name, value in (("keep_s", asked.keep), ("grace_s", asked.grace)) if value}
+    if asked.is_command:
+        code: dict[str, Any] = {"command": [asked.script, *asked.args]}
+    else:
+        code = {"script": Path(asked.script), "args": asked.args, "folder": asked.folder}
+    return _rendered(manifests.job(**code, **_pods(asked), **options), asked)
+
+
+def _render_service(asked: argparse.Namespace) -> Any:
+    from mms_sdk.client import manifests
+
+    options = _given(asked, "port", "max_nodes", "node_cpus", "node_gpus", "node_memory")
+    return _rendered(manifests.service(*asked.models, **_pods(asked), **options), asked)
+
+
+def _pods(asked: argparse.Namespace) -> dict[str, Any]:
+    told = _given(asked, "name", "namespace", "service_account", "user", "claim", "queue", "ray_version")
+    counted = _given(asked, "cpus", "gpus", "memory", "nodes")
+    variables = {"environment": dict(map(_variable, asked.env)), "secrets": dict(map(_variable, asked.secret))}
+    return {"engine": asked.engine, "image": asked.image, **told, **counted, **variables}
+
+
+def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(asked, name)) is not None}
+
+
+def _rendered(made: Manifests, asked: argparse.Namespace) -> Any:
+    if asked.to:
+        return _Facts({"written": str(made.save(asked.to))})
+    return list(made) if asked.json else made if _in_notebook(asked) else str(made).removesuffix("\n")
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -760,12 +876,32 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _secrets(asked: argparse.Namespace) -> Any:
+    if (asked.name is None) != (asked.action == "list"):
+        raise UsageProblem("usage: mms secrets list, mms secrets set NAME, or mms secrets remove NAME")
+    secrets = _connect(asked, make=asked.action == "set").secrets
+    if asked.action == "set":
+        secrets.set(asked.name, _told_in_secret(asked))
+    elif asked.action == "remove":
+        secrets.remove(asked.name)
+    else:
+        return secrets.list()
+    return None
+
+
+def _told_in_secret(asked: argparse.Namespace) -> str:
+    # Never a word of the command: those stand in the shell's history and in every list of processes.
+    if _in_notebook(asked) or sys.stdin.isatty():
+        return getpass.getpass(f"value of {asked.name}: ")
+    return sys.stdin.read().removesuffix("\n")
+
+
 def _logs(asked: argparse.Namespace) -> Any:
     job = _connect(asked).jobs.get(asked.job)
     if asked.follow:
         job.watch()
         return None
-    text = job.log(attempt=asked.attempt, rank=asked.rank)
+    text = job.logs(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")
 
 
@@ -788,15 +924,18 @@ def _jobs(asked: argparse.Namespace) -> Any:
     return _shown(workspace.jobs.get(asked.job), asked)
 
 
-def _engine(asked: argparse.Namespace) -> Any:
-    from mms_sdk.compute.engines.ray.private import HOME, end_cluster, start_cluster
+def _engine_up(asked: argparse.Namespace) -> Any:
+    from mms_sdk.compute.engines.ray.private import HOME, start_cluster
 
-    if asked.action == "down":
-        end_cluster(HOME)
-        return None
     variables = start_cluster(HOME, nodes=asked.nodes, cpus=asked.cpus).variables()
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return variables if asked.json else "\n".join(lines)
+
+
+def _engine_down(asked: argparse.Namespace) -> None:
+    from mms_sdk.compute.engines.ray.private import HOME, end_cluster
+
+    end_cluster(HOME)
 
 
 def _models(asked: argparse.Namespace) -> Any:

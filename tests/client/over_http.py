@@ -12,9 +12,9 @@ import uvicorn
 
 
 @contextmanager
-def serving(app: Any, *, lifespan: str = "on") -> Iterator[str]:
+def serving(app: Any, *, lifespan: str = "on", port: int = 0) -> Iterator[str]:
     """Serves an ASGI application; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan=lifespan, ws="none")
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", lifespan=lifespan, ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="test-server")
     thread.start()

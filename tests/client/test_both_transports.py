@@ -270,8 +270,10 @@ def test_metrics_are_the_lines_of_the_log_and_none_where_there_is_no_log(ws: Cli
     for job in (trained, quiet):
         jobs.finish(job, "cancelled")
     workspace.close()
-    assert ws.jobs.get(trained).metrics() == lines
-    assert ws.jobs.get(quiet).metrics() == []
+    loss = ws.jobs.get(trained).metrics()["train/loss"]
+    assert list(zip(loss.step, loss.value, strict=True)) == [(1, 1), (2, 1 / 2), (3, 1 / 3)]
+    assert np.isnan(loss.time).all()
+    assert ws.jobs.get(quiet).metrics() == {}
 
 
 def test_a_file_of_a_job_is_saved_byte_for_byte_over_what_was_there(ws: Client, folder: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_function_returns_as_a_job_what_it_returns_here(workspace: mms.Workspa
     value, here = job.value(), scaled(numbers, by=0.5, told=told)
     np.testing.assert_array_equal(value.pop("numbers"), here.pop("numbers"))
     assert value == here
-    assert job.log() == f"within {job.id}\n"
+    assert job.logs() == f"within {job.id}\n"
     assert (job.record.kind, job.record.name) == ("function", "scaled")
 
 

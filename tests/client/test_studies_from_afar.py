@@ -26,7 +26,7 @@ def test_a_study_looks_the_same_from_both_sides_and_runs_on_one(
     assert [study.id for study in over_http.studies.list(1)] == [here.id]
     assert repr(there) == repr(here)
     assert there._repr_html_() == here._repr_html_()
-    assert (there.best.params, there.best.reports, there.best.log()) == ({"x": 2}, {1: 2.0}, "trial 1\n")
+    assert (there.best.params, there.best.reports, there.best.logs()) == ({"x": 2}, {1: 2.0}, "trial 1\n")
     with pytest.raises(InvalidRequest, match="a study runs its trials on this machine"):
         over_http.tune(TOY, space=space, metric="loss")
     with pytest.raises(InvalidRequest, match="a study runs its trials on this machine"):

@@ -18,6 +18,7 @@ import pytest
 from over_http import serving
 
 import mms_sdk as mms
+from mms_sdk.client.api import Api
 from mms_sdk.client.code import code_of
 from mms_sdk.errors import (
     Conflict,
@@ -31,8 +32,8 @@ from mms_sdk.errors import (
     UnsupportedMediaType,
 )
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.service import logs
 from mms_sdk.service.app import create_app
-from mms_sdk.service.routes import jobs as routes
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage import bundles
 from mms_sdk.storage.workspace import Workspace
@@ -77,7 +78,7 @@ def gate(tmp_path: Path, ws: Client) -> Iterator[Callable[[], mms.Job]]:
     def submit() -> mms.Job:
         text = "import time\nprint('begun')\ntime.sleep(60)\n"
         made.append(ws.jobs.submit(text, resources=SMALL))
-        until(lambda: "begun" in made[-1].log())
+        until(lambda: "begun" in made[-1].logs())
         return made[-1]
 
     yield submit
@@ -119,7 +120,7 @@ def test_a_script_runs_with_its_arguments_and_variables_in_this_workspace(ws: Cl
     assert job.wait(timeout_s=TIMEOUT_S, progress=False) is job
 
     assert (job.state, job.record.kind, job.record.name, job.record.engine) == ("succeeded", "script", "say", "local")
-    lines = job.log().splitlines()
+    lines = job.logs().splitlines()
     assert lines[0].endswith(" 120")
     assert lines[1:] == ["['--lr', '1e-3', 'a b', 'é'] grün None __main__ ['say.py']", "to the log too"]
     (attempt,) = job.attempts
@@ -135,14 +136,14 @@ def test_a_cell_runs_as_its_text_is(ws: Client, capsys: pytest.CaptureFixture[st
 
     assert job.watch() is job
 
-    assert capsys.readouterr().out == job.log() == "42\n"
+    assert capsys.readouterr().out == job.logs() == "42\n"
     assert (job.record.kind, job.record.name, job.state) == ("cell", "answer", "succeeded")
 
 
 def test_a_folder_goes_along_but_for_what_it_ignores(ws: Client, project: Path) -> None:
     job = ws.jobs.submit(project / "scripts" / "train.py", folder=project, args=["x"], resources=SMALL)
 
-    assert job.wait(timeout_s=TIMEOUT_S, progress=False).log() == "été x\n"
+    assert job.wait(timeout_s=TIMEOUT_S, progress=False).logs() == "été x\n"
     packed = code_of(project / "scripts" / "train.py", project)
     assert packed.entrypoint == "scripts/train.py"
     kept = {"scripts/train.py", "scripts/net.py", "conf/a.json"}
@@ -157,7 +158,7 @@ def test_what_was_submitted_is_what_runs_whatever_becomes_of_the_script(
     job = ws.jobs.submit(script, resources=mms.Resources())  # all cores: it waits for its turn
     script.write_text("print('second')\n")
 
-    assert job.wait(timeout_s=TIMEOUT_S, progress=False).log() == "first\n"
+    assert job.wait(timeout_s=TIMEOUT_S, progress=False).logs() == "first\n"
 
 
 def test_the_same_key_runs_it_once(ws: Client, way: str) -> None:
@@ -182,9 +183,9 @@ def test_what_the_code_raises_is_the_jobs_error_and_is_not_tried_again(
     with pytest.raises(JobFailed, match=rf"job {job.id} ended as failed: ValueError: the rule; the value; .*job\.log"):
         job.watch()
 
-    assert capsys.readouterr().out == job.log()
-    assert "so far\nTraceback" in job.log()
-    assert "line 2, in <module>" in job.log()
+    assert capsys.readouterr().out == job.logs()
+    assert "so far\nTraceback" in job.logs()
+    assert "line 2, in <module>" in job.logs()
     (attempt,) = job.attempts
     assert attempt.ended is not None
     assert attempt.ended.error == {"type": "ValueError", "message": "the rule; the value"}
@@ -216,9 +217,9 @@ def test_a_job_that_waits_is_cancelled_and_never_runs(ws: Client, gate: Callable
     gate()
     waits = ws.jobs.submit("print(1)\nprint(2)\n")  # all cores, of which one is taken
     assert waits.state == "queued"
-    assert (waits.log(), waits.attempts) == ("", [])
+    assert (waits.logs(), waits.attempts) == ("", [])
     with pytest.raises(NotFound, match=f"job {waits.id} has no attempt 1; there are none yet"):
-        waits.log(attempt=1)
+        waits.logs(attempt=1)
 
     assert waits.cancel().state == "cancelled"
 
@@ -234,7 +235,7 @@ def test_a_retry_is_a_job_of_its_own_that_runs_the_same(ws: Client) -> None:
     second = first.retry()
 
     assert second.id != first.id
-    assert second.wait(timeout_s=TIMEOUT_S, progress=False).log() == first.log() == "again\n"
+    assert second.wait(timeout_s=TIMEOUT_S, progress=False).logs() == first.logs() == "again\n"
     same = ("bundle", "entrypoint", "args", "environment", "resources", "retry")
     assert [second.record.spec[name] for name in same] == [first.record.spec[name] for name in same]
     assert (second.record.name, second.record.kind) == ("twice", "cell")
@@ -252,7 +253,7 @@ def test_each_attempt_has_its_log_and_watching_shows_them_all(
     job.watch()
 
     assert capsys.readouterr().out == "first\n--- attempt 2 ---\nsecond\n"
-    assert (job.state, job.log(), job.log(attempt=1), job.log(attempt=2)) == (
+    assert (job.state, job.logs(), job.logs(attempt=1), job.logs(attempt=2)) == (
         "succeeded",
         "second\n",
         "first\n",
@@ -261,7 +262,7 @@ def test_each_attempt_has_its_log_and_watching_shows_them_all(
     told = [each.ended for each in job.attempts if each.ended is not None]
     assert [(each.reason, each.signal) for each in told] == [("infra", "SIGKILL"), ("succeeded", None)]
     with pytest.raises(NotFound, match=r"has no attempt 3; there are \[1, 2\]"):
-        job.log(attempt=3)
+        job.logs(attempt=3)
 
 
 def test_an_interrupt_of_watching_leaves_the_job_running(
@@ -272,7 +273,7 @@ def test_an_interrupt_of_watching_leaves_the_job_running(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mms.Job, "_log_from", interrupted)
+    monkeypatch.setattr(Api, "follow", interrupted)
     assert job.watch() is job
     monkeypatch.undo()
 
@@ -291,7 +292,7 @@ def test_a_job_outlives_whoever_submitted_it(tmp_path: Path) -> None:
         process.kill()
 
     with mms.connect(workspace=tmp_path / "ws") as ws:
-        assert ws.jobs.get(job).wait(timeout_s=TIMEOUT_S, progress=False).log() == "1\n2\n"
+        assert ws.jobs.get(job).wait(timeout_s=TIMEOUT_S, progress=False).logs() == "1\n2\n"
         assert len(ws.jobs.get(job).attempts) == 1
 
 
@@ -497,7 +498,7 @@ def test_what_the_caller_says_of_the_interpreter_and_its_surroundings_does_not_c
 
     assert record.spec["python"] == sys.executable
     assert "LD_PRELOAD" not in record.spec["inherited"]
-    assert ws.jobs.get(record.id).wait(timeout_s=TIMEOUT_S, progress=False).log() == "1\n"
+    assert ws.jobs.get(record.id).wait(timeout_s=TIMEOUT_S, progress=False).logs() == "1\n"
 
 
 def test_neither_tokens_nor_passwords_of_this_process_are_written_anywhere(
@@ -506,7 +507,7 @@ def test_neither_tokens_nor_passwords_of_this_process_are_written_anywhere(
     for name in ("MMS_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "HF_TOKEN", "NVIDIA_API_KEY", "CONDA_TOKEN"):
         monkeypatch.setenv(name, "very-secret-words")
     job = ws.jobs.submit("import os\nprint(sorted(os.environ))\n", resources=SMALL)
-    told = job.wait(timeout_s=TIMEOUT_S, progress=False).log()
+    told = job.wait(timeout_s=TIMEOUT_S, progress=False).logs()
     assert "PATH" in told
     assert "TOKEN" not in told
     assert "PGPASSWORD" not in told
@@ -525,10 +526,10 @@ def test_a_log_is_read_in_pieces_that_cut_no_character(
     text = "import os\nos.write(1, 'aé…😀'.encode() * 50 + b'\\xff|\\xf0\\x9f')\n"
     job = ws.jobs.submit(text, resources=SMALL)
     job.wait(timeout_s=TIMEOUT_S, progress=False)
-    monkeypatch.setattr(routes, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(logs, "PIECE_BYTES", 7)
 
     whole = b"a\xc3\xa9\xe2\x80\xa6\xf0\x9f\x98\x80" * 50 + b"\xff|\xf0\x9f"
-    assert job.log() == whole.decode(errors="replace")
+    assert job.logs() == whole.decode(errors="replace")
 
 
 def test_a_character_of_which_half_is_written_is_waited_for(ws: Client) -> None:
@@ -541,7 +542,7 @@ def test_a_character_of_which_half_is_written_is_waited_for(ws: Client) -> None:
 def test_an_offset_that_is_none_is_refused(ws: Client, offset: Any) -> None:
     job = ask(ws, spec={"resources": {"cpus": 1}})
     with pytest.raises(InvalidRequest, match="offset"):
-        ws._api.get(f"/v1/jobs/{job.id}/log", dict, offset=offset)
+        ws._api.get(f"/v1/jobs/{job.id}/logs", dict, offset=offset)
     ws.jobs.get(job.id).wait(timeout_s=TIMEOUT_S, progress=False)
 
 
@@ -551,8 +552,8 @@ def test_jobs_that_no_engine_ran_are_neither_cancelled_nor_tried_again(ws: Clien
         job.cancel()
     with pytest.raises(Conflict, match="is a verify; start it again as it was started"):
         job.retry()
-    assert (job.attempts, job.log()) == ([], "")
-    for what in ("attempts", "log"):
+    assert (job.attempts, job.logs()) == ([], "")
+    for what in ("attempts", "logs"):
         with pytest.raises(JobNotFound):
             ws._api.get(f"/v1/jobs/nothing/{what}", list)
 
@@ -567,7 +568,7 @@ def test_who_may_only_look_submits_cancels_and_tries_nothing_again(tmp_path: Pat
     ):
         job = editor.jobs.submit(OK, resources=SMALL).wait(timeout_s=TIMEOUT_S, progress=False)
         seen = viewer.jobs.get(job.id)
-        assert (seen.log(), len(seen.attempts)) == ("1\n2\n", 1)
+        assert (seen.logs(), len(seen.attempts)) == ("1\n2\n", 1)
         for call in (lambda: viewer.jobs.submit(OK), seen.cancel, seen.retry):
             with pytest.raises(Forbidden, match=r"this takes the role 'editor'; the token 'viewer' has 'viewer'"):
                 call()

@@ -329,6 +329,28 @@ def test_one_that_waits_to_be_tried_again_does_not_keep_others_waiting(catalog: 
     assert (job.id, attempt.number) == (first.id, 2)
 
 
+@pytest.mark.parametrize("hours", [0.01, 5, 24 * 365])
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, hours: float
+) -> None:
+    """Nor does it bring anybody forward who waits as long as was meant."""
+    for name in ("a", "b"):
+        submit(catalog, name, retry=Retry(5, wait_s=10))
+    _, attempt = taken(catalog)
+    catalog.attempts.end(attempt, ended("infra"))
+    later = (datetime.now(UTC) + timedelta(hours=hours, seconds=10)).isoformat(timespec="milliseconds")
+    with catalog.writing() as connection:
+        put_back = sa.update(tables.jobs).where(tables.jobs.c.id == attempt.job)
+        connection.execute(put_back.values(not_before=later.replace("+00:00", "Z")))
+
+    assert [taken(catalog)[0].name for _ in range(2)] == ["a", "b"]
+
+    for job, attempt in catalog.attempts.at_work("local"):
+        catalog.attempts.end(attempt, ended("infra"))
+        assert 0 < (catalog.attempts.next_due_s("local") or 0) <= 20, job
+    assert take(catalog) is None
+
+
 def test_when_something_is_due_next(catalog: Catalog) -> None:
     due_s = catalog.attempts.next_due_s
     assert due_s("local") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +11,14 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
+from mms_sdk.client.messages import Message, messages
 from mms_sdk.errors import InvalidRequest, MmsError, Unavailable, from_problem
 from mms_sdk.storage import files
 
 _T = TypeVar("_T")
+_AWAY_S = 60.0  # a server that is restarted or replaced is back by then
+_AGAIN_S = 0.5
+_SILENT_S = 45.0  # three times what a server lets pass before it says that there is nothing new
 
 
 class Api:
@@ -51,9 +56,14 @@ class Api:
         """Sends bytes."""
         return self._decoded(self._ask("POST", path, content=content, headers=headers, params=query), kind)
 
-    def read(self, path: str) -> bytes:
-        """Reads a small file."""
-        return self._ask("GET", path).content
+    def read(self, path: str, *, accept: str = "*/*", **query: Any) -> bytes:
+        """Reads bytes of a kind."""
+        known = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", path, params=known, headers={"accept": accept}).content
+
+    def put_bytes(self, path: str, content: bytes) -> None:
+        """Puts bytes at a place."""
+        self._ask("PUT", path, content=content, headers={"content-type": "application/octet-stream"})
 
     def download(self, path: str, to: Path) -> None:
         """Streams a file into `to`, which appears whole or not at all."""
@@ -70,6 +80,37 @@ class Api:
                 draft.replace(to)
         finally:
             draft.unlink(missing_ok=True)
+
+    def follow(self, path: str, **query: Any) -> Iterator[Message]:
+        """Messages of a stream as they come; where the connection ends, it is asked for what follows.
+
+        It ends when this API is closed; who reads knows which message is the last.
+
+        Raises:
+            Unavailable: The server was away for a minute.
+        """
+        known = {name: value for name, value in query.items() if value is not None}
+        seen, deadline = "", time.monotonic() + _AWAY_S
+        while True:
+            try:
+                for message in self._messages(path, known, seen):
+                    yield message
+                    seen, deadline = message.id, time.monotonic() + _AWAY_S
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_AGAIN_S)
+            if self._http.is_closed:
+                return
+
+    def _messages(self, path: str, query: Mapping[str, Any], seen: str) -> Iterator[Message]:
+        headers = {"accept": "text/event-stream", **({"last-event-id": seen} if seen else {})}
+        timeout = httpx2.Timeout(10.0, read=_SILENT_S)
+        with self._reaching(), self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+                raise _error(answer)
+            yield from messages(answer.iter_bytes())
 
     def close(self) -> None:
         """Ends the connections, and an embedded application."""

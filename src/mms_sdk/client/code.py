@@ -30,12 +30,14 @@ class Code:
         name: For people.
         entrypoint: The script within the bundle.
         bundle: A zip archive.
+        folder: Where it was taken from.
     """
 
     kind: str
     name: str
     entrypoint: str
     bundle: bytes
+    folder: Path
 
 
 def code_of(script: str | os.PathLike[str], folder: str | os.PathLike[str] | None) -> Code:
@@ -62,13 +64,14 @@ def code_of(script: str | os.PathLike[str], folder: str | os.PathLike[str] | Non
     _check(content, str(path))
     name = on_one_line(path.stem)[:63]
     if folder is None:
-        return Code(kind="script", name=name, entrypoint=path.name, bundle=bundles.pack({path.name: content}))
+        packed = bundles.pack({path.name: content})
+        return Code(kind="script", name=name, entrypoint=path.name, bundle=packed, folder=path.parent)
     root = _absolute(folder)
     if not path.is_relative_to(root):
         raise InvalidRequest(f"a script lies in the folder that goes along with it; {path} is not below {root}")
     entrypoint = path.relative_to(root).as_posix()
     packed = bundles.pack(_files(root) | {entrypoint: content})
-    return Code(kind="script", name=name, entrypoint=entrypoint, bundle=packed)
+    return Code(kind="script", name=name, entrypoint=entrypoint, bundle=packed, folder=root)
 
 
 def _cell(text: str, folder: str | os.PathLike[str] | None) -> Code:
@@ -77,8 +80,9 @@ def _cell(text: str, folder: str | os.PathLike[str] | None) -> Code:
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"a cell is text that can be written as UTF-8; this one is not: {error}") from error
     _check(content, "the cell")
-    along = _files(_absolute(folder)) if folder is not None else {}
-    return Code(kind="cell", name="cell", entrypoint="cell.py", bundle=bundles.pack(along | {"cell.py": content}))
+    root = _absolute(folder) if folder is not None else Path.cwd()
+    packed = bundles.pack((_files(root) if folder is not None else {}) | {"cell.py": content})
+    return Code(kind="cell", name="cell", entrypoint="cell.py", bundle=packed, folder=root)
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

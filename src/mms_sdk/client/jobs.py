@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,11 +14,17 @@ from typing import Any, Self
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
+from mms_sdk.client.events import events
+from mms_sdk.client.revision import revision_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.environment import Environment
+from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.secret_names import check_secret_name
+from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
 
@@ -79,7 +86,7 @@ class Job:
             problem = self.record.error or {}
             if "type" in problem:
                 raise from_problem(problem)
-            log = "; what it printed: job.log()" if self.record.engine else ""
+            log = "; what it printed: job.logs()" if self.record.engine else ""
             why = problem.get("detail", "no reason recorded")
             raise JobFailed(f"job {self.id} ended as {self.state}: {why}{log}")
         return self
@@ -99,7 +106,7 @@ class Job:
             return self
         return self.wait(progress=False)
 
-    def log(self, *, attempt: int | None = None, rank: int = 0) -> str:
+    def logs(self, *, attempt: int | None = None, rank: int = 0) -> str:
         """What it printed so far.
 
         Args:
@@ -107,13 +114,21 @@ class Job:
             rank: Of which of its processes, from 0.
 
         Raises:
-            NotFound: There is no such attempt.
+            NotFound: There is no such attempt or rank.
         """
         pieces, offset = [], 0
         while (piece := self._log_from(offset, attempt, rank)).text:
-            pieces.append(piece.text)
+            pieces.append(_shown_piece(piece.text, piece.left_out))
             offset = piece.offset
         return "".join(pieces)
+
+    def events(self, *, follow: bool = False) -> Iterator[Event]:
+        """What happened to it, oldest first.
+
+        Args:
+            follow: Whether to wait for what comes, until it has ended.
+        """
+        return events(self._api, job=self.id, follow=follow)
 
     def value(self) -> Any:
         """What the function of the job returned, once it has ended; waits for it.
@@ -122,10 +137,10 @@ class Job:
             MmsError: The job failed.
             NotFound: It runs no function.
         """
+        from mms_sdk.compute import values
         from mms_sdk.compute.call import RETURNED
-        from mms_sdk.compute.values import unpack
 
-        return unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
+        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
 
     def cancel(self) -> Job:
         """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
@@ -149,32 +164,55 @@ class Job:
         """Each try at it, the first one first, with how it ended."""
         return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
 
+    def environment(self, *, attempt: int | None = None) -> Environment:
+        """What it ran in: the revision of its code, the interpreter, all packages, what it was given, and seeds.
+
+        Args:
+            attempt: Which attempt did, from 1; the newest if left out.
+
+        Raises:
+            NotFound: There is no such attempt, or no engine runs it.
+        """
+        return self._api.get(f"/v1/jobs/{self.id}/environment", Environment, attempt=attempt)
+
     def _printed(self) -> Iterator[str]:
-        number, offset, pause = 1, 0, _POLL_S[0]
-        while True:
-            ended = self.refresh().record.ended
-            count = len(self.attempts)
-            piece = self._log_from(offset, number if count else None)
-            offset = piece.offset
-            if piece.text:
-                yield piece.text
-                pause = _POLL_S[0]
-            elif piece.ended and number < count:
-                number, offset = number + 1, 0
-                yield f"--- attempt {number} ---\n"
-            elif ended:
+        attempt = 1
+        for message in self._api.follow(f"/v1/jobs/{self.id}/stream"):
+            if message.event == "end":
                 return
-            else:
-                time.sleep(pause)
-                pause = min(_POLL_S[1], pause * 1.5)
+            if message.event == "log":
+                told = json.loads(message.data)
+                if told["attempt"] != attempt:
+                    attempt = told["attempt"]
+                    yield f"--- attempt {attempt} ---\n"
+                yield _shown_piece(told["text"], told["left_out"])
 
-    def _log_from(self, offset: int, attempt: int | None, rank: int = 0) -> LogPiece:
-        return self._api.get(f"/v1/jobs/{self.id}/log", LogPiece, offset=offset, attempt=attempt, rank=rank)
+    def _log_from(self, offset: int, attempt: int | None, rank: int) -> LogPiece:
+        return self._api.get(f"/v1/jobs/{self.id}/logs", LogPiece, offset=offset, attempt=attempt, rank=rank)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All rows of its metric log, oldest first."""
-        answer: dict[str, Any] = self._api.get(f"/v1/jobs/{self.id}/metrics", dict)
-        return list(answer["rows"])
+    def metrics(self, *, points: int | None = None) -> dict[str, Series]:
+        """What it logged so far, by name; of a script, what the newest training in it did.
+
+        Args:
+            points: At most so many rows of each, for a chart: the least and the greatest value of each stretch. All
+                rows if left out.
+
+        Example:
+            ```python
+            loss = job.metrics()["train/loss"]
+            plt.plot(loss.step, loss.value)
+            ```
+        """
+        if points is not None:
+            return self._metrics(points=points)[0]
+        pieces, since = [], 0
+        while (piece := self._metrics(since=since))[1] > since:
+            pieces.append(piece[0])
+            since = piece[1]
+        return joined(pieces)
+
+    def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
+        return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
     def download(self, name: str, to: str | Path) -> Path:
         """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
@@ -234,6 +272,8 @@ class Job:
             "created": record.created_at,
             "ended": record.ended_at or "–",
         }
+        if revision := record.spec.get("revision"):
+            about["code"] = _code(revision)
         if not record.ended and record.progress.total:
             about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
         if record.error:
@@ -272,6 +312,8 @@ class Jobs:
         resources: Resources | None = None,
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
+        requirements: Sequence[str] = (),
         priority: int = 0,
         key: str | None = None,
     ) -> Job:
@@ -290,11 +332,13 @@ class Jobs:
             resources: What it takes of the machine; all cores and GPUs if left out, so that jobs run one by one.
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
+            secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
+            requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
             priority: Of those that wait, the highest is next; among equals the oldest.
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
         Raises:
-            NotFound: There is no such script.
+            NotFound: There is no such script, or no such secret.
             InvalidRequest: It is no Python, or asks for more than there is.
             TooLarge: The folder is more than a bundle holds.
             Conflict: The key stands for another job.
@@ -302,6 +346,15 @@ class Jobs:
         if isinstance(args, str):
             raise InvalidRequest(
                 f"arguments of a script are a list of texts; got the text {args[:60]!r}; put it into [ ]"
+            )
+        if isinstance(requirements, str):
+            raise InvalidRequest(
+                f"requirements are a list of texts; got the text {requirements[:60]!r}; put it into [ ]"
+            )
+        if isinstance(secrets, str | Mapping):  # which may hold values
+            raise InvalidRequest(
+                "secrets are a list of names, e.g. secrets=['HF_TOKEN']; their values are set before, by "
+                "ws.secrets.set(name, value) or mms secrets set NAME"
             )
         code = script if isinstance(script, Code) else code_of(script, folder)
         headers = {"content-type": "application/zip"}
@@ -311,11 +364,16 @@ class Jobs:
             "entrypoint": code.entrypoint,
             "args": [str(each) for each in args],
             "environment": dict(environment or {}),
+            "requirements": list(requirements),
+            "secrets": [check_secret_name(each) for each in secrets],
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
         }
-        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on}
+        revision, diff = revision_of(code.folder)
+        if revision is not None:
+            spec["revision"] = revision.model_dump()
+        asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on, "diff": diff}
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:
@@ -334,6 +392,21 @@ class Jobs:
             JobNotFound: There is none of that id.
         """
         return Job(self._api, self._api.get(f"/v1/jobs/{job}", JobRecord))
+
+
+def _shown_piece(text: str, left_out: int) -> str:
+    return f"\n--- {left_out:,} bytes left out ---\n{text}" if left_out else text
+
+
+def rows(api: Api, job: str) -> Iterator[dict[str, Any]]:
+    """All rows of the metrics of a job, oldest first, some MB at a time."""
+    since = 0
+    while True:
+        page: dict[str, Any] = api.get(f"/v1/jobs/{job}/metrics", dict, since=since)
+        yield from page["rows"]
+        if not page["rows"]:
+            return
+        since = page["offset"]
 
 
 def records(api: Api, **query: Any) -> Iterator[JobRecord]:
@@ -373,6 +446,13 @@ def _collected(result: dict[str, Any]) -> str:
 
 
 _IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}
+
+
+def _code(revision: dict[str, Any]) -> str:
+    if revision["commit"] is None:
+        return revision["unknown"] or "before the first commit"
+    where = f" on {revision['branch']}" if revision["branch"] else ""
+    return f"{revision['commit'][:10]}{where}{', changed since' if revision['dirty'] else ''}"
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mms_sdk.client.code import Code
@@ -56,8 +58,15 @@ class RemoteFunction:
             f"{name}.py": module_of(name, text_of(self._function)).encode(),
             ARGUMENTS: pack((args, kwargs), what=f"the arguments of {name}"),
         }
-        code = Code(kind="function", name=name[:63], entrypoint=f"{name}.py", bundle=bundles.pack(files))
+        folder = _folder_of(self._function)
+        code = Code(kind="function", name=name[:63], entrypoint=f"{name}.py", bundle=bundles.pack(files), folder=folder)
         return workspace.jobs.submit(code, **self._options)
+
+
+def _folder_of(function: Callable[..., Any]) -> Path:
+    # That of its file; a notebook's cells lie in none that is there.
+    path = os.path.abspath(inspect.getfile(function))
+    return Path(path).parent if os.path.isfile(path) else Path.cwd()
 
 
 def remote(
@@ -71,6 +80,8 @@ def remote(
     time: float | str | None = None,
     retry: Retry | None = None,
     environment: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
+    requirements: Sequence[str] = (),
     priority: int = 0,
 ) -> Callable[[Callable[..., Any]], RemoteFunction]:
     """Makes of a function one that can be submitted as a job.
@@ -85,6 +96,8 @@ def remote(
         time: Most an attempt may take, e.g. `2h`, or seconds.
         retry: When it is tried again.
         environment: Variables that it sees beside the usual ones.
+        secrets: Names of secrets that it sees as variables, too.
+        requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
         priority: Of those that wait, the highest is next.
 
     Raises:
@@ -108,6 +121,8 @@ def remote(
         "resources": Resources(nodes=nodes, processes=processes, **asked),
         "retry": retry,
         "environment": environment,
+        "secrets": secrets,
+        "requirements": requirements,
         "priority": priority,
     }
     return lambda function: RemoteFunction(function, options)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
-from mms_sdk.client.jobs import Job, records
+from mms_sdk.client.jobs import Job, records, rows
 from mms_sdk.client.study_views import Drawing, Importance, Outcome, history, parallel
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound
@@ -98,12 +98,12 @@ class Trial:
         metric = self._study.metric
         for job in (self.record.id, *self.record.result.get("train_jobs", ())):
             own = job == self.record.id
-            for row in self._api.get(f"/v1/jobs/{job}/metrics", dict)["rows"]:
+            for row in rows(self._api, job):
                 if metric in row and (own or "epoch" in row):
                     found.setdefault(row["step" if own else "epoch"], float(row[metric]))
         return found
 
-    def log(self) -> str:
+    def logs(self) -> str:
         """What the script printed, and the traceback if it failed."""
         return self._api.read(f"/v1/jobs/{self.record.id}/files/log.txt").decode(errors="replace")
 
@@ -123,7 +123,7 @@ class Trial:
         if not model.is_dir():
             raise NotFound(
                 f"no model is kept of trial {self.number}: it is that of the best trial that a Trainer fitted; see "
-                f"study.best, and trial.log() for what went wrong"
+                f"study.best, and trial.logs() for what went wrong"
             )
         copy_model(model, folder, metrics=metrics or {})
 

@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 
 _END = object()
+_AHEAD = 64  # pieces of an answer
+_LOOK_S = 0.005
 _LAST_WORDS_S = 1.0  # from an application's word that it failed to its end
 
 
@@ -101,6 +103,8 @@ class _Call:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
+        while self._sent.qsize() > _AHEAD:  # whoever reads is slower: what is sent would pile up in memory
+            await asyncio.sleep(_LOOK_S)
         self._sent.put(message)
 
 

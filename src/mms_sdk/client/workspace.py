@@ -7,7 +7,7 @@ import hmac
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -21,13 +21,16 @@ from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
 from mms_sdk.client.evaluations import Evaluation
+from mms_sdk.client.events import events
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of
+from mms_sdk.client.secrets import Secrets
 from mms_sdk.client.studies import Script, Studies, Study
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
 from mms_sdk.schema.backup import Backup
+from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.names import parse_dataset_ref
 from mms_sdk.schema.sources import ImageFolder
@@ -75,6 +78,7 @@ class WorkspaceClient:
     Attributes:
         datasets: Bring data in; list and get.
         jobs: What runs and ran.
+        secrets: Values that jobs see as variables, by name.
         studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
         deployments: Serve and ask.
@@ -86,6 +90,7 @@ class WorkspaceClient:
         self.where = where
         self.datasets = Datasets(api, workspace)
         self.jobs = Jobs(api)
+        self.secrets = Secrets(api)
         self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)
         self.deployments = Deployments(api)
@@ -122,6 +127,15 @@ class WorkspaceClient:
             "deployments": ", ".join(each.name for each in self.deployments.list()) or "none",
             "jobs": f"{jobs.get('running', 0):,} running, {sum(jobs.values()):,} recorded" if jobs else "none yet",
         }
+
+    def events(self, *, since: int = 0, follow: bool = False) -> Iterator[Event]:
+        """What happened to jobs, oldest first: the newest hundred thousand events are kept.
+
+        Args:
+            since: The number of an event, behind which to begin.
+            follow: Whether to wait for those that come, for as long as somebody reads.
+        """
+        return events(self._api, since=since, follow=follow)
 
     def predict(
         self,

@@ -13,9 +13,12 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 from mms_sdk.compute.engines import folder as files
-from mms_sdk.settings import WORKER_VARIABLE
+from mms_sdk.compute.engines.masking import Mask
+from mms_sdk.compute.packages import RequirementsFailed, installed
+from mms_sdk.settings import SECRETS_VARIABLE, WORKER_VARIABLE, WORKSPACE_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -29,22 +32,33 @@ def main(folder: Path, supervisor: int) -> int:
     """
     _die_with(supervisor)
     os.environ[WORKER_VARIABLE] = str(os.getpid())
+    mask = Mask(_secrets())
     try:
-        if files.COORDINATOR in os.environ and not _joined(folder):
+        given = files.read(folder / files.GIVEN) or {}
+        _enter(given)
+        if files.COORDINATOR in os.environ and not _joined(folder, mask):
             return 1
-        _run(folder)
+        _run(folder, given)
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0
         sys.stderr.write(f"{ended.code}\n")
         return 1
     except BaseException as error:  # noqa: BLE001 (whatever it was, the job's record says so)
-        _failed(folder, error)
+        _failed(folder, error, mask)
         return 1
     return 0
 
 
-def _joined(folder: Path) -> bool:
+def _enter(given: dict[str, Any]) -> None:
+    if given["requirements"]:
+        from mms_sdk.compute.engines.environments import enter
+
+        words = ["-P", "-m", "mms_sdk.compute.worker", *sys.argv[1:]]
+        enter(Path(os.environ[WORKSPACE_VARIABLE]), given["requirements"], words)
+
+
+def _joined(folder: Path, mask: Mask) -> bool:
     from mms_sdk.compute.sharding.processes import join_processes
     from mms_sdk.errors import MmsError
 
@@ -52,7 +66,7 @@ def _joined(folder: Path) -> bool:
     try:
         join_processes(coordinator, count=int(ranks), index=int(rank))
     except MmsError as error:  # another process took the port, or a node is out of reach: worth another attempt
-        _failed(folder, error, reason="infra")
+        _failed(folder, error, mask, reason="infra")
         return False
     return True
 
@@ -65,8 +79,9 @@ def _die_with(supervisor: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(folder: Path) -> None:
-    given = files.read(folder / files.GIVEN) or {}
+def _run(folder: Path, given: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a full disk
+        files.create(folder / files.ENVIRONMENT, _environment())  # by whichever rank comes first
     code = folder / files.CODE
     path = code / given["entrypoint"]
     sys.path.insert(0, str(path.parent))
@@ -77,11 +92,32 @@ def _run(folder: Path) -> None:
     exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), script.__dict__)
 
 
-def _failed(folder: Path, error: BaseException, *, reason: str = "user") -> None:
-    traceback.print_exception(type(error), error, _of_script(error.__traceback__))
-    sys.stderr.flush()
+def _environment() -> dict[str, object]:
+    # Not by the module `platform`, which looks into the interpreter's file.
+    system = os.uname()
+    return {
+        "python": f"{sys.implementation.name} {sys.version.split()[0]}",
+        "executable": sys.executable,
+        "platform": f"{system.sysname} {system.release} {system.machine}",
+        "packages": installed(),
+        "hash_seed": os.environ.get("PYTHONHASHSEED"),
+    }
+
+
+def _secrets() -> list[bytes]:
+    names = os.environ.get(SECRETS_VARIABLE, "").encode().split(b",")
+    return [os.environb[name] for name in names if name in os.environb]
+
+
+def _failed(folder: Path, error: BaseException, mask: Mask, *, reason: str = "user") -> None:
+    if isinstance(error, RequirementsFailed):  # whose log pip has written
+        reason = error.reason
+    else:
+        traceback.print_exception(type(error), error, _of_script(error.__traceback__))
+        sys.stderr.flush()
     # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
-    message = str(error)[:_MESSAGE].encode(errors="replace").decode()
+    said = str(error).encode(errors="replace")
+    message = (mask(said) + mask.rest()).decode(errors="replace")[:_MESSAGE]
     told = {"type": type(error).__name__, "message": message, "reason": reason}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.of_rank(files.ERROR, int(os.environ.get(files.RANK, "0"))), told)

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
+from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
+from mms_sdk.schema.requirements import MAX_REQUIREMENTS, check_requirements
+from mms_sdk.schema.secret_names import MAX_SECRETS, check_secret_names
 
 JobKind = Literal[
     "script",
@@ -137,12 +140,15 @@ class JobSpec(Schema):
         entrypoint: The script within it.
         args: What the script finds in `sys.argv` behind its name.
         environment: Variables that it sees beside the usual ones; none whose name begins with `MMS_`.
+        secrets: Names of the workspace's secrets that it sees as variables, too.
+        requirements: Packages that it needs beside those of the interpreter, e.g. `einops>=0.8`.
         resources: What it takes of the machine.
         retry: When it is tried again.
         priority: Of those that wait, the highest is next; among equals the oldest.
         grace_s: Seconds between asking it to stop and ending it.
         python: The interpreter that runs it; the workspace's own fills it in.
         inherited: What it sees of the variables where it was submitted; likewise.
+        revision: Where its code came from; None if it lay in no repository.
     """
 
     spec_version: Literal[1] = 1
@@ -150,12 +156,15 @@ class JobSpec(Schema):
     entrypoint: Annotated[str, Field(min_length=1, max_length=500)]
     args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     environment: dict[str, str] = {}
+    secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
+    requirements: Annotated[tuple[str, ...], Field(max_length=MAX_REQUIREMENTS)] = ()
     resources: Resources = Resources()
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     python: str = ""
     inherited: dict[str, str] = {}
+    revision: Revision | None = None
 
     @field_validator("environment")
     @classmethod
@@ -171,6 +180,22 @@ class JobSpec(Schema):
             if name.startswith("MMS_"):
                 raise ValueError(f"variables that begin with MMS_ are the engine's; got {name!r}")
         return asked
+
+    @field_validator("requirements")
+    @classmethod
+    def _packages(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return check_requirements(asked)
+
+    @field_validator("secrets")
+    @classmethod
+    def _each_once(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return check_secret_names(asked)
+
+    @model_validator(mode="after")
+    def _one_value_each(self) -> Self:
+        if twice := [name for name in self.secrets if name in self.environment]:
+            raise ValueError(f"a variable has one value; {twice[0]!r} is a secret and in environment; leave one out")
+        return self
 
 
 class Ended(Schema):
@@ -223,6 +248,7 @@ class JobRequest(Schema):
         spec: What is run.
         parent: The job it is a part of.
         engine: What runs it: `local`, this machine, or `ray`, a cluster.
+        diff: What was changed in its code since its revision.
     """
 
     kind: Literal["script", "cell", "function"]
@@ -231,6 +257,7 @@ class JobRequest(Schema):
     spec: JobSpec
     parent: str | None = None
     engine: EngineName = "local"
+    diff: Annotated[str, Field(max_length=MAX_DIFF_CHARS)] = ""
 
 
 class LogPiece(Schema):
@@ -238,12 +265,16 @@ class LogPiece(Schema):
 
     Attributes:
         text: What was written since the offset; a byte that is no UTF-8 is shown as `�`.
+        left_out: How many bytes in front of it are no longer kept: of a long log, the middle is given up.
         offset: Where to go on.
+        attempt: Of which attempt it is; 0 before there is one.
         ended: Whether nothing will be added.
     """
 
     text: str
+    left_out: int = 0
     offset: int
+    attempt: int = 0
     ended: bool
 
 

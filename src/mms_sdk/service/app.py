@@ -31,18 +31,35 @@ from mms_sdk.service.routes import (
     bundles,
     datasets,
     deployments,
+    environments,
     evaluations,
+    events,
     health,
     jobs,
     models,
     predictions,
+    secrets,
 )
 from mms_sdk.service.state import ServiceState
+from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, ray_address
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
-    module.router for module in (bundles, datasets, deployments, evaluations, health, jobs, models, predictions)
+    module.router
+    for module in (
+        bundles,
+        datasets,
+        deployments,
+        environments,
+        evaluations,
+        events,
+        health,
+        jobs,
+        models,
+        predictions,
+        secrets,
+    )
 )
 
 
@@ -52,6 +69,7 @@ def create_app(
     *,
     find: Callable[[str], Principal | None] | None = None,
     deployments: Deployments | None = None,
+    streams: Streams | None = None,
 ) -> Guard:
     """The ASGI application of one workspace; embedded and server mode are this very thing.
 
@@ -60,6 +78,7 @@ def create_app(
         settings: Limits and allow-lists.
         find: Whose token it is; None asks the catalog.
         deployments: What the app serves models with; None for one that ends with it.
+        streams: Answers that go on, which whoever serves the app drains first; None for those that end with it.
 
     Raises:
         RuntimeError: A route declares no role; such an app must not start.
@@ -71,6 +90,7 @@ def create_app(
         JobRunner(workspace),
         _engines(workspace),
         deployments or Deployments(workspace, settings, keep=False),
+        streams or Streams(),
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
@@ -94,6 +114,7 @@ def _control_plane(service: ServiceState) -> FastAPI:
         service.engine(LocalEngine.name).start_waiting()
         service.deployments.restore()
         yield
+        await service.streams.close()
         service.jobs.close()
         service.deployments.close()
 

@@ -22,6 +22,7 @@ from mms_sdk.errors import InvalidRequest, Unavailable
 from mms_sdk.schema.names import parse_model_ref
 from mms_sdk.service.app import create_app
 from mms_sdk.service.deployments import Deployments
+from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage import files
 from mms_sdk.storage.workspace import Workspace
@@ -71,7 +72,8 @@ def serve(
         token = own_token(workspace)
         settings = replace(ServerSettings(), source_roots=tuple(source_roots))
         deployments = Deployments(workspace, settings, keep=True)
-        app = create_app(workspace, settings, deployments=deployments)
+        streams = Streams()
+        app = create_app(workspace, settings, deployments=deployments, streams=streams)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -83,7 +85,7 @@ def serve(
             timeout_graceful_shutdown=30,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say))
+        server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say), streams)
         server.run([listening])
         if not server.started:
             raise Unavailable(f"the server of {workspace.root} could not start; what is above says why")
@@ -142,8 +144,9 @@ def _check_loopback(host: str) -> None:
 class _Server(uvicorn.Server):
     """A server that says where it listens, once it does, and does not wait for those who connect and say nothing."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None], streams: Streams) -> None:
         super().__init__(config)
+        self._streams = streams
         self._announce = announce
         self._silent: dict[Any, tuple[Any, float]] = {}
 
@@ -162,6 +165,10 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._announce(f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._streams.drain()  # they would be waited for as requests that are not answered yet
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second

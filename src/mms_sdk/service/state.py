@@ -18,19 +18,21 @@ from mms_sdk.errors import Forbidden, InvalidRequest
 from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, Union, WebDataset
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
+from mms_sdk.service.streams import Streams
 from mms_sdk.settings import RAY_VARIABLE, ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class ServiceState:
-    """Workspace, jobs of this process, the engines, by name, of those that outlive it, and deployments of one app."""
+    """Workspace, jobs of this process, engines by name of those that outlive it, deployments and streams of one app."""
 
     workspace: Workspace
     settings: ServerSettings
     jobs: JobRunner
     engines: Mapping[str, Engine]
     deployments: Deployments
+    streams: Streams
 
     def engine(self, name: str) -> Engine:
         """The engine of that name.

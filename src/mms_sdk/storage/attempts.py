@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from mms_sdk.errors import Conflict
+from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobState, Reason
 from mms_sdk.storage import tables
+from mms_sdk.storage.events import record
 from mms_sdk.storage.ids import new_id, now
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Attempts:
                 if first is not None:
                     return _same(first, job)
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
+            record(connection, job.id, "queued")
         return job
 
     def take(
@@ -76,6 +79,7 @@ class Attempts:
         due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
         waiting = sa.select(tables.jobs).where(columns.state == "queued", mine, due)
         with self._catalog.writing() as connection:
+            _forget_other_clocks(connection, mine)
             first = waiting.order_by(columns.priority.desc(), columns.id).limit(1)
             row = connection.execute(first).mappings().first()
             if row is None:
@@ -90,6 +94,7 @@ class Attempts:
             connection.execute(sa.insert(tables.attempts).values(attempt.model_dump(mode="json")))
             started = {"state": "starting", "owner": owner, "started_at": job.started_at or attempt.started_at}
             connection.execute(sa.update(tables.jobs).where(columns.id == job.id).values(**started))
+            record(connection, job.id, "starting", attempt=attempt.number, given=given)
         return job.model_copy(update=started), attempt
 
     def runs(self, attempt: Attempt, owner: str) -> bool:
@@ -99,8 +104,10 @@ class Attempts:
         with self._catalog.writing() as connection:
             if not connection.execute(sa.update(tables.attempts).where(*this).values(owner=owner)).rowcount:
                 return False
-            query = sa.update(tables.jobs).where(jobs.id == attempt.job, jobs.state.in_(_AT_WORK))
-            return connection.execute(query.values(state="running", owner=owner)).rowcount == 1
+            this_job = sa.update(tables.jobs).where(jobs.id == attempt.job)
+            if connection.execute(this_job.where(jobs.state == "starting").values(state="running")).rowcount:
+                record(connection, attempt.job, "running", attempt=attempt.number)
+            return connection.execute(this_job.where(jobs.state == "running").values(owner=owner)).rowcount == 1
 
     def end(self, attempt: Attempt, ended: Ended) -> JobState | None:
         """Records how an attempt ended, and with it the job, or puts the job back into the queue.
@@ -119,7 +126,9 @@ class Attempts:
                 return None
             values = _after(JobSpec.model_validate(job.spec), attempt.number, ended)
             connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
-        state: JobState = values["state"]
+            state: JobState = values["state"]
+            kind: EventKind = "retrying" if state == "queued" else "ended"
+            record(connection, job.id, kind, attempt=attempt.number, **_said(state, ended))
         return state
 
     def cancel_waiting(self, job: str) -> bool:
@@ -128,7 +137,11 @@ class Attempts:
         query = sa.update(tables.jobs).where(columns.id == job, columns.state == "queued", columns.engine.is_not(None))
         error = {"title": "cancelled", "detail": "it was cancelled while it waited"}
         with self._catalog.writing() as connection:
-            return connection.execute(query.values(state="cancelled", ended_at=now(), error=error)).rowcount == 1
+            done = connection.execute(query.values(state="cancelled", ended_at=now(), error=error)).rowcount == 1
+            if done:
+                told = Ended(reason="cancelled", detail=error["detail"], at=now())
+                record(connection, job, "ended", **_said("cancelled", told))
+            return done
 
     def give_up(self, ended: Callable[[Attempt], Ended]) -> None:
         """Ends all that waits or runs, without a further attempt: of a copy, which is not to run anything by itself.
@@ -151,6 +164,8 @@ class Attempts:
                     values = {"ended": told.model_dump(mode="json")}
                     connection.execute(sa.update(tables.attempts).where(*this).values(**values))
                 connection.execute(sa.update(tables.jobs).where(columns.id == row["id"]).values(**_for_good(told)))
+                number = attempt.number if attempt else None
+                record(connection, row["id"], "ended", attempt=number, **_said(_STATES[told.reason], told))
 
     def of(self, job: str) -> list[Attempt]:
         """All attempts at a job, the first one first."""
@@ -177,10 +192,24 @@ class Attempts:
         return max(0.0, left.total_seconds())
 
 
+def _forget_other_clocks(connection: sa.Connection, mine: Any) -> None:
+    # What is due later than it could be was put back by a clock that has been set back since: it is due now.
+    columns, attempts = tables.jobs.c, tables.attempts.c
+    waits = sa.select(columns.id, columns.spec, columns.not_before, sa.func.max(attempts.number).label("number"))
+    later = waits.join_from(tables.jobs, tables.attempts, attempts.job == columns.id).group_by(columns.id)
+    for row in connection.execute(later.where(columns.state == "queued", mine, columns.not_before > now())).all():
+        longest = datetime.now(UTC) + _wait(JobSpec.model_validate(row.spec), row.number)
+        if datetime.fromisoformat(row.not_before) > longest:
+            connection.execute(sa.update(tables.jobs).where(columns.id == row.id).values(not_before=None))
+
+
+def _wait(spec: JobSpec, number: int) -> timedelta:
+    return timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
+
+
 def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
     if ended.reason in _AGAIN and number <= spec.retry.times:
-        wait = timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
-        due = (datetime.now(UTC) + wait).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        due = (datetime.now(UTC) + _wait(spec, number)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"state": "queued", "owner": "", "not_before": due}
     return _for_good(ended)
 
@@ -190,6 +219,10 @@ def _for_good(ended: Ended) -> dict[str, Any]:
     if ended.reason != "succeeded":
         error = {"title": ended.reason, "detail": ended.detail}
     return {"state": _STATES[ended.reason], "ended_at": ended.at, "error": error, "not_before": None}
+
+
+def _said(state: JobState, ended: Ended) -> dict[str, Any]:
+    return {"state": state, "reason": ended.reason, "detail": ended.detail}
 
 
 _STATES: dict[Reason, JobState] = {
@@ -232,5 +265,6 @@ def _same(first: Job, again: Job) -> Job:
 
 
 def _asked(job: Job) -> dict[str, Any]:
-    # Without what the workspace filled in.
-    return {name: value for name, value in job.spec.items() if name not in ("python", "inherited")}
+    # Without what the workspace filled in, and what is only told of the code.
+    told = ("python", "inherited", "revision")
+    return {name: value for name, value in job.spec.items() if name not in told}

@@ -13,23 +13,27 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.access import Principal, Role
+from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef
 from mms_sdk.storage import migrations, tables
 from mms_sdk.storage.attempts import Attempts
 from mms_sdk.storage.databases import database_at
+from mms_sdk.storage.events import Events, record
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.owners import is_alive, owner_of
 
 _FINISH_WITHIN_S = 60.0  # a server that is restarted or replaced is back by then
 _FINISH_AGAIN_S = 0.5
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Catalog:
@@ -58,6 +62,7 @@ class Catalog:
             raise
         self.jobs = Jobs(self)
         self.attempts = Attempts(self)
+        self.events = Events(self)
         self.models = Models(self)
         self.deployments = Deployments(self)
         self.tokens = Tokens(self)
@@ -157,6 +162,7 @@ class Jobs:
         )
         with self._catalog.writing() as connection:
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
+            record(connection, job.id, "running")
         return job
 
     def progress(self, job: str, progress: Progress) -> None:
@@ -183,10 +189,11 @@ class Jobs:
             Unavailable: The catalog did not come back.
         """
         values = {"state": state, "ended_at": now(), "result": dict(result or {}), "error": error and dict(error)}
+        told = {"state": state, "reason": (error or {}).get("title", ""), "detail": (error or {}).get("detail", "")}
         until = time.monotonic() + _FINISH_WITHIN_S
         while True:
             try:
-                return self._set(job, values, only_from=("queued", "running"))
+                return self._set(job, values, only_from=("queued", "running"), event="ended", told=told)
             except Unavailable:
                 if time.monotonic() > until:
                     raise
@@ -249,7 +256,7 @@ class Jobs:
             "error": None,
             "result": {},
         }
-        if not self._set(job, values, only_from=("failed", "cancelled", "lost")):
+        if not self._set(job, values, only_from=("failed", "cancelled", "lost"), event="running"):
             state = self.get(job).state
             raise Conflict(
                 f"a job is gone on with once it has stopped before its end; {job} is {state}; "
@@ -282,11 +289,22 @@ class Jobs:
             rows = connection.execute(query).all()
         return [row.id for row in rows if not is_alive(row.owner) and self.finish(row.id, "lost", error=_lost(row))]
 
-    def _set(self, job: str, values: Mapping[str, Any], *, only_from: tuple[JobState, ...]) -> bool:
+    def _set(
+        self,
+        job: str,
+        values: Mapping[str, Any],
+        *,
+        only_from: tuple[JobState, ...],
+        event: EventKind | None = None,
+        told: Mapping[str, Any] = _NOTHING,
+    ) -> bool:
         table = tables.jobs
         query = sa.update(table).where(table.c.id == job, table.c.state.in_(only_from)).values(**values)
         with self._catalog.writing() as connection:
-            return connection.execute(query).rowcount == 1
+            done = connection.execute(query).rowcount == 1
+            if done and event is not None:
+                record(connection, job, event, **told)
+            return done
 
 
 class Models:

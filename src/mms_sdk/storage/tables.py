@@ -63,6 +63,18 @@ attempts = Table(
     Column("ended", JSON),
 )
 
+events = Table(
+    "events",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", text(32), nullable=False),
+    Column("job", text(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer),
+    Column("kind", text(16), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Index("events_by_job", "job", "number"),
+)
+
 model_versions = Table(
     "model_versions",
     metadata,

@@ -17,6 +17,7 @@ from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import is_id, new_id, now
 from mms_sdk.storage.remedies import RESTORE
+from mms_sdk.storage.secrets import FOLDER, Secrets
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.opening import refuse_shared_writing, store_at
@@ -35,6 +36,8 @@ class Workspace:
     copies/          what was read from datasets in another store
     jobs/ID/         metrics.jsonl, checkpoints/, files the job made; attempts/N/ of one that an engine runs
     bundles/         code of jobs, by its SHA-256
+    environments/    packages that jobs required; in no backup
+    secrets/NAME     what jobs see as variables; in no backup
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
     staging/ID/      artefacts on their way in
     ```
@@ -133,6 +136,11 @@ class Workspace:
     def bundles(self) -> Bundles:
         """Code of jobs."""
         return Bundles(self.root / "bundles")
+
+    @property
+    def secrets(self) -> Secrets:
+        """What jobs see as variables, by name."""
+        return Secrets(self.root / FOLDER)
 
     def job_folder(self, job: str) -> Path:
         """The folder of a job's files."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from mms_sdk.compute.engines.folder import CANCEL, CLAIM, ENDED, GIVEN, WORKER, attempt_folder, cookie, create, read
 from mms_sdk.compute.engines.local import LocalEngine
+from mms_sdk.errors import MmsError
 from mms_sdk.schema.job import Attempt, Ended, JobSpec, Resources
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
@@ -59,6 +61,13 @@ def supervisor_of(jobs: Jobs, job: str) -> int:
     """The process that looks after the newest attempt at a job, once it does."""
     claim = until(lambda: read(folder_of(jobs, job, len(jobs.attempts(job))) / CLAIM), "a supervisor")
     return pid_of(claim["owner"])
+
+
+def fill(disk: Path) -> None:
+    """Leaves no room on a disk."""
+    with contextlib.suppress(OSError), open(disk / "fills", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def kill_supervisor_of(jobs: Jobs, job: str) -> None:
@@ -366,6 +375,58 @@ def test_what_ends_on_a_full_disk_is_recorded_once_there_is_room_and_not_run_aga
     assert (record.state, len(jobs.attempts(job))) == ("succeeded", 1)
     until(lambda: not runs(pid_of(jobs.attempts(job)[0].owner)), "the supervisor's end")
     workspace.close()
+
+
+def test_on_a_full_disk_nothing_is_half_submitted(small_disk: Path) -> None:
+    workspace = Workspace(small_disk / "workspace")
+    jobs = Jobs(workspace, LocalEngine(workspace))
+    assert jobs.ended(jobs.submit("print('well')")).state == "succeeded"
+    fill(small_disk)
+
+    with pytest.raises(MmsError, match=r"no space|full"):
+        jobs.submit(f"print('more')\n# {os.urandom(20_000).hex()}")
+    assert workspace.catalog.jobs.counts() == {"succeeded": 1}
+
+    (small_disk / "fills").unlink()
+    assert jobs.ended(jobs.submit("print('more')")).state == "succeeded"
+    workspace.close()
+
+
+def test_what_waits_while_the_disk_is_full_runs_once_there_is_room(small_disk: Path) -> None:
+    workspace = Workspace(small_disk / "workspace")
+    jobs = Jobs(workspace, LocalEngine(workspace))
+    job = jobs.put("print('well')", wait_s=0.1)
+    fill(small_disk)
+    for _ in range(3):
+        with contextlib.suppress(MmsError):  # the catalog cannot say that it starts
+            jobs.engine.start_waiting()
+        with contextlib.suppress(MmsError):
+            jobs.engine.reconcile()
+    (small_disk / "fills").unlink()
+
+    assert jobs.ended(job).state == "succeeded"
+    assert jobs.log(job, len(jobs.attempts(job))) == b"well\n"
+    workspace.close()
+
+
+def test_processes_that_become_more_and_more_are_ended_when_it_is_cancelled(jobs: Jobs, marks: Path) -> None:
+    """Of a bomb with a bound, for the sake of who runs this test: 64 processes that start others all the time."""
+    text = (
+        "import os, sys, time\nfrom pathlib import Path\nfor _ in range(6):\n    os.fork()\n"
+        "(Path(sys.argv[1]) / str(os.getpid())).touch()\nuntil = time.monotonic() + 60\n"
+        "while time.monotonic() < until:\n"
+        "    if os.fork() == 0:\n        time.sleep(0.05)\n        os._exit(0)\n    os.wait()\n"
+    )
+    job = jobs.submit(text, marks, grace_s=0.2)
+    until(lambda: len(list(marks.iterdir())) == 64, "64 processes")
+
+    began = time.monotonic()
+    jobs.engine.cancel(job)
+
+    assert jobs.ended(job).state == "cancelled"
+    assert time.monotonic() - began < 10
+    assert jobs.left(job) == []
+    assert jobs.ended(jobs.submit("print('well')")).state == "succeeded"
 
 
 def test_an_end_that_cannot_be_read_keeps_nobody_waiting(jobs: Jobs, marks: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_grid_is_complete_and_every_trial_is_recorded_with_what_it_was_given(w
         "best": 5,
         "value": 1.0,
     }
-    assert study.trials[7].log() == "trial 7 {'x': 0.0, 'y': 3}\n"
+    assert study.trials[7].logs() == "trial 7 {'x': 0.0, 'y': 3}\n"
     again = ws.studies.get(study.id)
     assert (again.state, again.best.number, again.spec) == ("succeeded", 5, study.spec)
     assert [job.record.parent for job in ws.jobs.list(50)] == [*[study.id] * 20, None]
@@ -112,7 +112,7 @@ finally:
     assert (poor.state, poor.value) == ("pruned", 9)
     assert poor.record.state == "cancelled"
     assert "loss 9 at step 2 was not among the best" in repr(poor)
-    assert poor.log() == "cleaned up\n"
+    assert poor.logs() == "cleaned up\n"
     assert 2 <= len(poor.reports) < 100
     assert study.record.result["pruned"] == 1
 
@@ -144,7 +144,7 @@ match mms.trial.params["x"]:
     assert "the study searches x; 'z' is not among them; add it to space=" in reasons[4]
     assert "each report is of a higher step than the one before, 3; got 3" in reasons[5]
     assert "the script ended without loss; nothing was trained or reported in its workspace" in reasons[6]
-    log = failed[0].log()
+    log = failed[0].logs()
     assert log.startswith("Traceback")
     assert "worker.py" not in log
     assert 'cell.py", line 5, in fall\n    raise ValueError(f"no {x}")\n' in log

@@ -51,7 +51,8 @@ def test_the_best_of_several_trainings_is_registered(ws: mms.WorkspaceClient) ->
     assert study.best.params == {"lr": 1e-2, "width": 8}
     for trial in study.trials:
         trained = trial.result
-        epochs = {row["epoch"]: row["val/loss"] for row in trained.metrics() if "epoch" in row}
+        logged = trained.metrics()
+        epochs = dict(zip(logged["epoch"].value, logged["val/loss"].value, strict=True))
         assert trial.reports == epochs
         assert list(epochs) == [1, 2, 3]
         assert trial.value == trained.result["metrics"]["val/loss"] == min(epochs.values())

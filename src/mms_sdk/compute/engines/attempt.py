@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 
 from mms_sdk.compute.engines import folder as names
-from mms_sdk.compute.engines.supervisor import last_lines
+from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.job import ENDED, Attempt, Ended, Job, JobSpec, JobState
 from mms_sdk.settings import JOB_VARIABLE
@@ -48,6 +49,9 @@ def lay_out(workspace: Workspace, spec: JobSpec, attempt: Attempt, **more: Any) 
         "number": attempt.number,
         "entrypoint": spec.entrypoint,
         "args": list(spec.args),
+        "secrets": list(spec.secrets),
+        "requirements": list(spec.requirements),
+        "log_bytes": KEPT_BYTES,
         "time_s": spec.resources.time,
         "memory_bytes": spec.resources.memory,
         "grace_s": spec.grace_s,
@@ -63,7 +67,9 @@ def own_variables(spec: JobSpec, attempt: Attempt, *, cores: int) -> dict[str, s
         attempt: Which.
         cores: How many the machine has.
     """
-    told, cpus = dict(spec.environment), max(1, attempt.given["cpus"] // spec.resources.processes)
+    # Sets have the same order in each attempt, and what it was is known.
+    told = {"PYTHONHASHSEED": str(zlib.crc32(attempt.job.encode())), **spec.environment}
+    cpus = max(1, attempt.given["cpus"] // spec.resources.processes)
     if cpus < cores:  # XLA's CPU client takes NPROC for the number of its threads
         told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
     told[names.COOKIE] = names.cookie(attempt.job, attempt.number)

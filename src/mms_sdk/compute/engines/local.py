@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import psutil
 from mms_sdk.compute.engines import attempt as common
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.base import Room
+from mms_sdk.compute.engines.environments import interpreter
 from mms_sdk.compute.engines.machine import cores_here, environment, free_port, gpus_here, of_ranks
 from mms_sdk.compute.engines.supervisor import MODULE
 from mms_sdk.errors import InvalidRequest, MmsError
@@ -140,7 +140,7 @@ class LocalEngine:
         if self._comes_back and if_so:
             inherited = environment(os.environ)
             with contextlib.suppress(OSError):  # too many processes: it waits for whoever comes next
-                self._detached(sys.executable, [], inherited, log=Path(os.devnull))
+                self._detached(interpreter(), [], inherited, log=Path(os.devnull))
 
     def _detached(self, python: str, words: Sequence[str], inherited: Mapping[str, str], *, log: Path) -> str:
         # Those by which object stores know a person are written nowhere: they go from process to process.

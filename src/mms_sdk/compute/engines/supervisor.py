@@ -28,14 +28,16 @@ from typing import Any
 import psutil
 
 from mms_sdk.compute.engines import folder as files
-from mms_sdk.settings import WORKSPACE_VARIABLE
+from mms_sdk.compute.engines.log import give_up_middle, last_lines
+from mms_sdk.compute.engines.masking import Log
+from mms_sdk.errors import NotFound
+from mms_sdk.settings import SECRETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage.owners import owner_of
+from mms_sdk.storage.secrets import FOLDER, Secrets
 
 MODULE = "mms_sdk.compute.engines.supervisor"
 _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is noticed at once
 _LOOK_AT_MEMORY_S = 0.1  # a process takes a gigabyte or so meanwhile
-_LINES = 20
-_LINE_BYTES = 500
 AGAIN_S = 1.0, 60.0
 """First and longest pause while the disk is full, or the catalog away."""
 _SEEN_NONE = 3
@@ -66,6 +68,7 @@ class Supervised:
         self._stop_at: float | None = None  # when what was asked to stop is ended
         self._why: tuple[str, str] | None = None  # reason and detail, once we end it
         self._workers: dict[int, subprocess.Popen[bytes]] = {}  # by rank
+        self._logs: list[Log] = []
         self._failed: list[int] = []  # ranks, in the order in which they were seen to fail by themselves
         self._terminated = False
         self._woken, self._wake = os.pipe()
@@ -82,35 +85,43 @@ class Supervised:
             What `mms_sdk.schema.job.Ended` holds.
         """
         try:
+            secrets = Secrets(Path(os.environ[WORKSPACE_VARIABLE]) / FOLDER).values(self._given["secrets"])
             for variables in self._given["ranks"]:
                 rank = int(variables[files.RANK])
-                self._workers[rank] = self._started(rank, variables)
+                self._workers[rank] = self._started(rank, variables, secrets)
+        except NotFound as error:
+            return self._told("user", str(error))
         except OSError as error:
             _end_all_below()
             return self._told("infra", f"the worker could not be started: {error}")
         self._wait()
         _end_all_below()
+        for log in self._logs:
+            log.finish()
         return self._how_it_ended()
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         # To cancel, if the file is there; the signal only wakes it then.
         self._terminated = True
 
-    def _started(self, rank: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        log = os.open(self._folder / files.of_rank(files.LOG, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def _started(self, rank: int, variables: dict[str, str], secrets: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
+        log = Log(self._log(rank), secrets.values())
+        self._logs.append(log)
+        own = {**os.environ, **self._given["environment"], **variables}
+        own[SECRETS_VARIABLE] = ",".join(self._given["secrets"])
         try:
             worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.
                 [sys.executable, "-P", "-m", "mms_sdk.compute.worker", str(self._folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log.writes,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder / files.CODE,
-                env={**os.environ, **self._given["environment"], **variables},
+                env={os.fsencode(name): os.fsencode(value) for name, value in own.items()} | secrets,
                 start_new_session=True,
             )
         finally:
-            os.close(log)
+            log.started()
         with contextlib.suppress(OSError):  # a full disk; it has ended, and keeps its number until it is waited for
             files.create(self._folder / files.of_rank(files.WORKER, rank), {"owner": owner_of(worker.pid)})
         return worker
@@ -134,6 +145,8 @@ class Supervised:
                 self._stop_at = None
             wait_s = look_s if self._stop_at is None else max(0.0, min(look_s, self._stop_at - time.monotonic()))
             _wait_for_ended(but=pids)
+            for rank in self._workers:
+                give_up_middle(self._log(rank), self._given["log_bytes"])
             watched = [self._woken, *(ends[worker.pid] for worker in running if ends)]
             ready, _, _ = select.select(watched, [], [], wait_s)
             if self._woken in ready:
@@ -182,6 +195,9 @@ class Supervised:
         codes = {rank: self._workers[rank].returncode for rank in self._failed}
         return next((rank for rank, code in codes.items() if _by_signal(code) and code != _ABORTED), self._failed[0])
 
+    def _log(self, rank: int) -> Path:
+        return self._folder / files.of_rank(files.LOG, rank)
+
     def _error(self, rank: int) -> dict[str, str] | None:
         return files.read(self._folder / files.of_rank(files.ERROR, rank))
 
@@ -194,7 +210,7 @@ class Supervised:
             "detail": detail,
             "exit_code": None if code is None or code < 0 else code,
             "signal": signal.Signals(-code).name if code is not None and code < 0 else None,
-            "lines": last_lines(self._folder / files.of_rank(files.LOG, rank)),
+            "lines": last_lines(self._log(rank)),
             "error": error and {name: error[name] for name in ("type", "message")},
             "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
@@ -202,17 +218,6 @@ class Supervised:
 
 def _by_signal(code: int) -> bool:
     return code < 0 or code == _TERMINATED
-
-
-def last_lines(log: Path) -> list[str]:
-    """The end of a log, which may be of any size."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LINES * _LINE_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return [line[:_LINE_BYTES] for line in lines[-_LINES:]]
 
 
 def _become_subreaper() -> None:

@@ -10,7 +10,6 @@ MANIFEST.json         digest of every file; written last
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -21,6 +20,7 @@ import orjson
 
 from mms_sdk.compute.data.kinds.rows import kind_of
 from mms_sdk.compute.data.preprocess.pipeline import HostStep, to_json
+from mms_sdk.compute.packages import installed
 from mms_sdk.errors import Damaged, InvalidRequest
 from mms_sdk.schema.dataset import Column
 from mms_sdk.schema.model import ARTIFACT_VERSION, Lineage, ModelCard, Signature, TensorSpec
@@ -128,6 +128,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
     program = trained.program
     labels = program.task.check(trained.snapshot)
     columns, host = _as_served(program, tuple(trained.snapshot.column(name) for name in program.inputs))
+    packages = installed()
     kind: Any = kind_of(columns).name  # one of those that the card allows
     return ModelCard(
         task=program.task.name,
@@ -148,7 +149,7 @@ def _card(trained: TrainedCheckpoint, metrics: Mapping[str, float], output: tupl
             dataset=trained.snapshot.ref,
             job=trained.job,
             step=trained.step,
-            packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+            packages={name: packages[name] for name in _PACKAGES},
             trainer=trained.checkpoint.meta["options"],
         ),
         platforms=PLATFORMS,

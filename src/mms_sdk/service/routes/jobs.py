@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Any, Literal
 
-import orjson
-from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mms_sdk.compute.engines.folder import LOG, attempt_folder, of_rank
+from mms_sdk.compute.engines.environments import check, interpreter
+from mms_sdk.compute.engines.folder import attempt_folder
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest, NotFound
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
+from mms_sdk.service.following import JobSource, Seen
+from mms_sdk.service.logs import read_log
+from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
-from mms_sdk.storage import metric_log
+from mms_sdk.storage.diffs import diff_in, keep_diff
+from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_PIECE_BYTES = 2**20
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
-_MOST_RANKS = 10_000_000
 JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json", "returned.npz"]
+_PACKED: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE: {"schema": {"format": "binary"}}}}}
+Rank = Annotated[int, Query(ge=0, lt=100_000)]
 
 
 @router.get("", **needs("viewer"))
@@ -69,7 +72,10 @@ def get_job(service: Service, job: str) -> Job:
 def cancel_job(service: Service, job: str) -> Job:
     """Takes a job from the queue, or asks it to stop; after its grace it is ended."""
     found = service.workspace.catalog.jobs.get(job)
-    return service.engine(found.engine or LocalEngine.name).cancel(job)
+    found = service.engine(found.engine or LocalEngine.name).cancel(job)
+    if not found.ended:
+        service.workspace.catalog.events.cancelling(job)
+    return found
 
 
 @router.post("/{job}:retry", status_code=202, **needs("editor"))
@@ -81,8 +87,9 @@ def retry_job(service: Service, job: str) -> Job:
     if not found.ended:
         raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
     spec = JobSpec.model_validate(found.spec)
-    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent, "engine": found.engine}
-    asked = JobRequest.model_validate(told)
+    diff = diff_in(service.workspace.root / "jobs" / job)
+    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent}
+    asked = JobRequest.model_validate({**told, "engine": found.engine, "diff": diff})
     return _submitted(service, asked)
 
 
@@ -93,47 +100,48 @@ def list_attempts(service: Service, job: str) -> list[Attempt]:
     return service.workspace.catalog.attempts.of(job)
 
 
-@router.get("/{job}/log", **needs("viewer"))
-def get_log(
+@router.get("/{job}/logs", **needs("viewer"))
+def get_logs(
     service: Service,
     job: str,
     offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
     attempt: Annotated[int | None, Query(ge=1, le=1000)] = None,
-    rank: Annotated[int, Query(ge=0, le=_MOST_RANKS)] = 0,
+    rank: Rank = 0,
 ) -> LogPiece:
-    """What a rank of an attempt printed from an offset on, at most a MiB; of the newest attempt if none is named."""
+    """What an attempt printed from a byte offset on, at most a MiB of it; of the newest attempt if none is named.
+
+    Of several processes, the one of a rank.
+    """
     found = service.workspace.catalog.jobs.get(job)
-    attempts = service.workspace.catalog.attempts.of(job)
-    numbers = [each.number for each in attempts]
-    if attempt is not None and attempt not in numbers:
-        raise NotFound(f"job {job} has no attempt {attempt}; there are {numbers or 'none yet'}")
-    if not attempts:
-        return LogPiece(text="", offset=0, ended=found.ended)
-    asked = attempts[-1] if attempt is None else attempts[attempt - 1]
-    # Asked before it is read: what is written between would else be taken for nothing.
-    over = asked.ended is not None
-    path = attempt_folder(service.workspace.job_folder(found.id), asked.number) / of_rank(LOG, rank)
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            piece = file.read(_PIECE_BYTES)
-    except FileNotFoundError:
-        piece = b""
-    if not over or len(piece) == _PIECE_BYTES:
-        piece = _whole_characters(piece)
-    return LogPiece(text=piece.decode(errors="replace"), offset=offset + len(piece), ended=over and not piece)
+    return read_log(service.workspace, found, offset=offset, attempt=attempt, rank=rank)
 
 
-@router.get("/{job}/metrics", **needs("viewer"))
-def get_metrics(service: Service, job: str, offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0) -> dict[str, Any]:
-    """Metrics written since a byte offset, and the offset to go on from."""
-    recorded = service.workspace.catalog.jobs.get(job)
-    log = service.workspace.job_folder(recorded.id) / "metrics.jsonl"
-    try:
-        rows, end = metric_log.read(log, offset)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"an offset is 0 or what an earlier answer gave; {offset} is within a line") from error
-    return {"rows": rows, "offset": end}
+@router.get("/{job}/metrics", response_model=None, responses=_PACKED, **needs("viewer"))
+def get_metrics(
+    service: Service,
+    request: Request,
+    job: str,
+    since: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
+    points: Annotated[int | None, Query(ge=2, le=100_000)] = None,
+) -> dict[str, Any] | Response:
+    """Rows logged since a byte offset, some MB of them, and the offset to go on from.
+
+    With `points`, each series of the whole log, with at most so many rows, among which are its least and greatest
+    values everywhere. With `Accept: application/vnd.mms.metrics` columns of float64 instead of JSON.
+    """
+    found = service.workspace.catalog.jobs.get(job)
+    packed = CONTENT_TYPE in request.headers.get("accept", "").lower()
+    return answer(service.workspace, found, since=since, points=points, packed=packed)
+
+
+@router.get("/{job}/stream", response_class=StreamingResponse, **needs("viewer"))
+async def stream_job(service: Service, request: Request, job: str, rank: Rank = 0) -> StreamingResponse:
+    """Server-sent events: `job` whenever its state or progress changes, `event`, `log`, `metrics`, and at last `end`.
+
+    `Last-Event-ID` goes on behind a message that came before.
+    """
+    seen = Seen.of(last) if (last := request.headers.get("last-event-id")) else Seen()
+    return await service.streams.answer(JobSource(service.workspace, service.reconcile, job, rank=rank, seen=seen))
 
 
 @router.get("/{job}/files/{name}", **needs("viewer"))
@@ -150,27 +158,20 @@ def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
-    filled = asked.spec.model_copy(update={"python": sys.executable, "inherited": environment(os.environ)})
+    filled = asked.spec.model_copy(update={"python": interpreter(), "inherited": environment(os.environ)})
     if asked.parent is not None:
         service.workspace.catalog.jobs.get(asked.parent)
     engine = service.engine(asked.engine)
+    service.workspace.secrets.check(filled.secrets)
+    check(filled.requirements)
     engine.check(filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
     request = asked.model_copy(update={"spec": filled})
     job = service.workspace.catalog.attempts.submit(request)
+    keep_diff(service.workspace.root / "jobs" / job.id, asked.diff)
     engine.start_waiting()
     return service.workspace.catalog.jobs.get(job.id)
-
-
-def _whole_characters(piece: bytes) -> bytes:
-    # Without the beginning of one whose rest is still to come: what follows a first byte begins with the bits 10.
-    for back in range(1, min(4, len(piece)) + 1):
-        byte = piece[-back]
-        if byte & 0xC0 != 0x80:
-            needed = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return piece[:-back] if needed > back else piece
-    return piece
 
 
 class _WholeFile(FileResponse):

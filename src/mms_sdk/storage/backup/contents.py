@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mms_sdk.errors import Damaged
-from mms_sdk.storage import manifest
+from mms_sdk.storage import manifest, metric_index
 from mms_sdk.storage.backup import catalog_rows
 from mms_sdk.storage.checkpoints import STEP
 from mms_sdk.storage.datasets import Dataset, snapshot_key
@@ -22,6 +22,7 @@ from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.workspace import Workspace
 
 _LOG = "metrics.jsonl"
+_ELSEWHERE = ("checkpoints/", f"{metric_index.FOLDER}/")  # sealed ones, above; and what is made of the log
 # Who looks after an attempt: a process of this machine, which a copy must not take for its own.
 _OF_THIS_MACHINE = re.compile(r"attempts/\d+/supervisor\.json")
 
@@ -125,7 +126,7 @@ def _of_job(store: LocalStore, path: str) -> Iterator[Content]:
                 raise
             # It made room for a newer one in this moment.
     for each in store.walk(""):
-        if not each.key.startswith("checkpoints/") and _is_plain(store.folder / each.key, each.key):
+        if not each.key.startswith(_ELSEWHERE) and _is_plain(store.folder / each.key, each.key):
             size = _whole_lines(store.folder / each.key) if each.key == _LOG else each.bytes
             yield Content(path=f"{path}/{each.key}", store=store, key=each.key, bytes=size, group=f"{path}/{each.key}")
 
