@@ -35,6 +35,7 @@ _OTHERS_S = 1.0  # after one node failed, how long it is looked for another whos
 _OTHER = "another node failed"
 # Which of several ends was the cause: with a node that died, the others fail by errors of their own.
 _CAUSES = ("lost", "cancelled", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
+_MESSAGE = 1000
 _HEARD_S = 600.0  # how long a complaint is kept for whoever comes to hear it
 _OF_RAY = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
 
@@ -83,7 +84,7 @@ class AttemptActor:
         try:
             told = Gang(folder, given, self._variables, self._stop).run()
         except Exception as error:  # noqa: BLE001 (whatever Ray raises, the attempt gets its recorded end)
-            told = _ended("infra", f"it could not be run: {type(error).__name__}: {error}")
+            told = _ended("infra", f"Ray could not run it: {type(error).__name__}: {str(error)[:_MESSAGE]}")
         write_down(folder, told)
         return True
 
@@ -297,11 +298,11 @@ def _unseen(folder: Path) -> str:
     )
 
 
-def _gpus() -> list[str] | None:
-    # Ray hides the others from this process by the same variable; on a node without any, there is none to set.
+def _gpus() -> list[str]:
+    # Of a job without any, too: it sees none of the node's then.
     import ray
 
-    return [str(each) for each in ray.get_gpu_ids()] or None
+    return [str(each) for each in ray.get_gpu_ids()]
 
 
 def _here() -> str:
