@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from mms_sdk import cli
 from mms_sdk.compute.engines.folder import CANCEL, CLAIM, ENDED, GIVEN, WORKER, attempt_folder, create, read
 from mms_sdk.compute.engines.ray import engine as ray_engine
+from mms_sdk.compute.engines.ray import private
 from mms_sdk.compute.engines.ray.cluster import Node
 from mms_sdk.compute.engines.ray.engine import RayEngine
 from mms_sdk.compute.engines.ray.room import fitting, suiting
@@ -236,6 +238,26 @@ def test_what_a_lost_attempt_says_later_changes_nothing(jobs: Jobs, cluster: Tol
 
     assert jobs.get(job).state == "starting"
     assert [attempt.ended and attempt.ended.reason for attempt in jobs.attempts(job)] == ["lost", None]
+
+
+def test_there_is_no_cluster_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(private, "HOME", tmp_path / "none")
+
+    assert cli.main(["engine", "down"]) == 1
+
+    assert "no cluster was started in" in capsys.readouterr().err
+
+
+def test_a_token_is_its_owners_and_no_folder_has_two(tmp_path: Path) -> None:
+    first, again = private.PrivateCluster(tmp_path / "ray"), private.PrivateCluster(tmp_path / "ray")
+
+    assert first.variables() == again.variables()
+    assert first.token.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "ray").stat().st_mode & 0o777 == 0o700
+    assert len(first.token.read_text()) == 64
+    assert first.token.read_text() not in str(first.variables())
 
 
 def test_ray_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

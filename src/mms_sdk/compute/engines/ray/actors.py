@@ -138,6 +138,7 @@ class NodeActor:
                 self._say(self._stopping)
         assert process.stdout is not None
         said = process.stdout.read()
+        process.wait()
         if said:
             told: Told = json.loads(said)
             return told

@@ -30,6 +30,7 @@ HOME = Path.home() / ".mms-ray"
 _COOKIE = "PRIVATE_RAY"  # of what the cluster is made of; jobs do not see it
 _TOLD = "cluster.json"
 _STORE_BYTES = 80 * 2**20  # jobs hand nothing to one another through Ray
+_TRIES = 3  # Ray gives itself 30 s, whatever else the machine does
 _STARTED_WITHIN_S = 180.0
 
 
@@ -175,18 +176,21 @@ class PrivateCluster:
             "--disable-usage-stats",
         )
         log = self.folder / f"{name}.txt"
-        with log.open("ab") as told:
-            started = subprocess.run(
-                [*command, *options],
-                env={**os.environ, **self.variables(), _COOKIE: f"{self._name}/{name}"},
-                stdin=subprocess.DEVNULL,
-                stdout=told,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=_STARTED_WITHIN_S,
-            )
-        if started.returncode:
-            raise Unavailable(f"a node of Ray could not be started: {log.read_text(errors='replace')[-2000:]}")
+        for _ in range(_TRIES):
+            with log.open("ab") as told:
+                started = subprocess.run(
+                    [*command, *options],
+                    env={**os.environ, **self.variables(), _COOKIE: f"{self._name}/{name}"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=told,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    timeout=_STARTED_WITHIN_S,
+                )
+            if not started.returncode:
+                return
+            self.kill(name)
+        raise Unavailable(f"a node of Ray could not be started: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _write(path: Path, text: str) -> None:
