@@ -198,8 +198,7 @@ def test_a_gang_that_loses_a_node_goes_on_with_fewer_if_it_may(
 
     assert jobs.ended(job).state == "succeeded"
     assert ends(jobs, job) == ["lost", "succeeded"]
-    assert [attempt.given["nodes"] for attempt in jobs.attempts(job)] == [2, 1]
-    assert (marks / "1-0").exists()
+    assert sorted(mark.name for mark in marks.iterdir()) == ["1-0", "2-0", "2-1"]
 
 
 def test_while_the_cluster_is_away_nothing_is_lost_and_when_its_head_is_new_all_is_tried_again(

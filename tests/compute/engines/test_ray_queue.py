@@ -198,6 +198,21 @@ def test_one_whose_actor_was_never_made_is_tried_again_once_whoever_took_it_is_g
     assert read(attempt_folder(jobs.workspace.job_folder(job), 1) / CLAIM) == {"owner": ""}  # no actor takes it now
 
 
+def test_one_whose_actor_was_dropped_before_it_began_is_tried_again(
+    jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.submit("", wait_s=0)
+    cluster.actors.clear()
+    jobs.engine.reconcile()
+    assert jobs.get(job).state == "starting"
+
+    monkeypatch.setattr(ray_engine, "_BEGUN_WITHIN_S", 0.0)
+    for _ in range(2):
+        jobs.engine.reconcile()
+
+    assert [attempt.ended is None for attempt in jobs.attempts(job)] == [False, True]
+
+
 def test_what_an_actor_cannot_do_is_told(jobs: Jobs, cluster: ToldCluster) -> None:
     job = jobs.submit("", times=0)
     cluster.actors[f"{job}-1"] = "node x does not see it"

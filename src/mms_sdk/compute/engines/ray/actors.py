@@ -173,18 +173,32 @@ class Gang:
 
     def run(self) -> Told:
         """Runs the attempt to its end; returns what `mms_sdk.schema.job.Ended` holds."""
-        from ray.util import placement_group, remove_placement_group
+        from ray.util import remove_placement_group
 
-        nodes, each = self._given["nodes"], self._given["of_node"]
-        group = placement_group([{name: has for name, has in each.items() if has}] * nodes, strategy="STRICT_SPREAD")
+        group = self._placed()
+        if group is None:
+            return _ended("cancelled", "it was cancelled")
         try:
-            while not group.wait(_PLACED_S):
-                if self._is_cancelled():
-                    return _ended("cancelled", "it was cancelled")
-            actors = [_on_node(group, number, each).remote(self._variables) for number in range(nodes)]
+            made = _made_on(group, self._given["of_node"])
+            actors = [options.remote(self._variables) for options in made]
             return self._joined(actors, self._started(actors))
         finally:
             remove_placement_group(group)
+
+    def _placed(self) -> Any:
+        # None if it is cancelled first. A node that went down may still have been counted when the job was taken.
+        from ray.util import remove_placement_group
+
+        nodes, each = self._given["nodes"], self._given["of_node"]
+        group = _group(nodes, each)
+        while not group.wait(_PLACED_S):
+            there = max(self._given["min_nodes"], _count_of(each))
+            if self._is_cancelled() or there < nodes:
+                remove_placement_group(group)
+                if self._is_cancelled():
+                    return None
+                nodes, group = there, _group(there, each)
+        return group
 
     def _started(self, actors: Sequence[Any]) -> list[Any]:
         import ray
@@ -257,19 +271,36 @@ def _settled(root: Path) -> float | None:
         workspace.close()
 
 
-def _on_node(group: Any, number: int, each: Mapping[str, int]) -> Any:
+def _group(nodes: int, each: Mapping[str, int]) -> Any:
+    from ray.util import placement_group
+
+    bundle = {name: has for name, has in each.items() if has}
+    return placement_group([bundle] * nodes, strategy="STRICT_SPREAD")
+
+
+def _count_of(each: Mapping[str, int]) -> int:
+    from mms_sdk.compute.engines.ray.cluster import Connected
+
+    nodes = Connected().nodes()
+    return sum(has.cpus >= each["CPU"] and has.gpus >= each["GPU"] and has.memory >= each["memory"] for has in nodes)
+
+
+def _made_on(group: Any, each: Mapping[str, int]) -> list[Any]:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     made: Any = ray.remote(NodeActor)
-    return made.options(
-        num_cpus=each["CPU"],
-        num_gpus=each["GPU"],
-        memory=each["memory"] or None,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
-        max_restarts=0,
-        max_concurrency=2,  # it is told to stop while it runs
-    )
+    return [
+        made.options(
+            num_cpus=each["CPU"],
+            num_gpus=each["GPU"],
+            memory=each["memory"] or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
+            max_restarts=0,
+            max_concurrency=2,  # it is told to stop while it runs
+        )
+        for number in range(group.bundle_count)
+    ]
 
 
 def _end_of(running: Any) -> Told:

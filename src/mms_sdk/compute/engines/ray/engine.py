@@ -30,7 +30,7 @@ from mms_sdk.storage.workspace import Workspace
 
 NAME: EngineName = "ray"
 _LOOK_S = 1.0  # how often Ray is asked whether an actor is there
-_BEGUN_WITHIN_S = 60.0  # by whoever took an attempt, on another machine
+_BEGUN_WITHIN_S = 30.0  # by whoever took an attempt, which takes a second
 
 
 class RayEngine:
@@ -121,6 +121,7 @@ class RayEngine:
             more = {
                 "environment": variables,
                 "nodes": given["nodes"],
+                "min_nodes": min(spec.resources.min_nodes or given["nodes"], given["nodes"]),
                 "processes": spec.resources.processes,
                 "of_node": of_node,
             }
@@ -173,11 +174,12 @@ class RayEngine:
         return True
 
     def _is_given_up(self, attempt: Attempt, folder: Path) -> bool:
-        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one.
+        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one; or Ray has dropped it,
+        # as it does when it was to begin on a node that goes down.
         if common.claim_of(folder) is not None:
             return True
         age_s = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
-        if is_alive(attempt.owner) or (not _is_of_here(attempt.owner) and age_s < _BEGUN_WITHIN_S):
+        if age_s < _BEGUN_WITHIN_S and (is_alive(attempt.owner) or not _is_of_here(attempt.owner)):
             return False
         files.make_folder(folder, durable=False)
         return names.create(folder / names.CLAIM, {"owner": ""})  # else an actor did in this moment
