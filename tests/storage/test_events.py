@@ -27,7 +27,7 @@ def catalog(catalog_at: Path | str) -> Iterator[Catalog]:
 
 def submit(catalog: Catalog) -> Job:
     spec = JobSpec(bundle="0" * 64, entrypoint="train.py", resources=Resources(cpus=1))
-    return catalog.attempts.submit(JobRequest(kind="script", name="train", spec=spec), engine="local")
+    return catalog.attempts.submit(JobRequest(kind="script", name="train", spec=spec))
 
 
 def take(catalog: Catalog) -> Attempt:

@@ -56,12 +56,12 @@ def test_what_does_not_divide_or_fit_is_refused(workspace: Workspace, monkeypatc
 def test_processes_that_do_not_come_together_are_tried_again(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = local._free_port
+    free = local.free_port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ports = iter([int(taken.getsockname()[1])])
-        monkeypatch.setattr(local, "_free_port", lambda: next(ports, None) or free())
+        monkeypatch.setattr(local, "free_port", lambda address: next(ports, None) or free(address))
         jobs = Jobs(workspace, LocalEngine(workspace))
 
         job = jobs.submit(GANG.format("print('sum', int(total), flush=True)"), processes=2, wait_s=0)
