@@ -165,6 +165,26 @@ def test_while_the_cluster_is_away_jobs_wait_and_nothing_is_lost(jobs: Jobs, clu
     assert [actor for actor, folder in cluster.started if not folder]  # somebody comes back for what waits
 
 
+def test_one_whose_cluster_goes_away_as_it_is_started_has_one_actor_at_most(
+    jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.put("", wait_s=0)
+    made = cluster.start
+
+    def start(*told: Any) -> None:
+        made(*told)
+        raise Unavailable("it did not answer in time")
+
+    monkeypatch.setattr(cluster, "start", start)
+    assert jobs.engine.start_waiting() == [job]
+
+    assert (jobs.get(job).state, len(jobs.attempts(job))) == ("starting", 1)
+    create(attempt_folder(jobs.workspace.job_folder(job), 1) / CLAIM, {"owner": "ray:1"})  # it was made after all
+    for _ in range(2):
+        jobs.engine.reconcile()
+    assert (jobs.get(job).state, len(jobs.attempts(job))) == ("starting", 1)
+
+
 def test_one_that_has_an_actor_runs_once_its_worker_does(jobs: Jobs, cluster: ToldCluster) -> None:
     job = jobs.submit("")
     folder = attempt_folder(jobs.workspace.job_folder(job), 1)

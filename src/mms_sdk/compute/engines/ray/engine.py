@@ -102,6 +102,8 @@ class RayEngine:
     def reconcile(self) -> None:
         """See `Engine`. While the cluster cannot be reached, nothing is taken for lost."""
         left_alone, at_work = False, self._attempts.at_work(NAME)
+        here = {_actor_of(attempt) for _, attempt in at_work}
+        self._looked_at = {actor: at for actor, at in self._looked_at.items() if actor in here}
         for job, attempt in at_work:
             with contextlib.suppress(OSError):  # a full disk, or no cluster: it is looked at again
                 left_alone |= self._look_at(attempt, starting=job.state == "starting")
@@ -127,7 +129,9 @@ class RayEngine:
             }
             common.lay_out(self._workspace, spec, attempt, **more)
             self._cluster.start(_actor_of(attempt), str(folder), self._workspace.variables())
-        except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged, a cluster that is gone
+        except Unavailable:  # its actor may have been made, or not: whoever looks finds out
+            return None
+        except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged
             ended = Ended(reason="infra", detail=f"it could not be started: {error}", at=now())
             return self._end(attempt, ended)
         return None
@@ -174,8 +178,8 @@ class RayEngine:
         return True
 
     def _is_given_up(self, attempt: Attempt, folder: Path) -> bool:
-        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one; or Ray has dropped it,
-        # as it does when it was to begin on a node that goes down.
+        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one; or Ray has dropped
+        # it, as it does when it was to begin on a node that goes down.
         if common.claim_of(folder) is not None:
             return True
         age_s = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
@@ -185,7 +189,6 @@ class RayEngine:
         return names.create(folder / names.CLAIM, {"owner": ""})  # else an actor did in this moment
 
     def _end(self, attempt: Attempt, ended: Ended) -> JobState | None:
-        self._looked_at.pop(_actor_of(attempt), None)
         return common.end(self._workspace, attempt, ended, self.cancel)
 
 
