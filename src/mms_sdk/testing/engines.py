@@ -34,7 +34,6 @@ from mms_sdk.storage.workspace import Workspace
 _T = TypeVar("_T")
 _WITHIN_S = 30.0
 _LOOK_S = 0.02
-_CANCELLED_WITHIN_S = 10.0
 
 STAYS = """
 import sys, time
@@ -77,7 +76,7 @@ if "end" not in sys.argv:
 
 RUNS_AWAY = """
 import os, time
-until = time.monotonic() + 20
+until = time.monotonic() + 60
 if os.fork() == 0:
     while time.monotonic() < until:
         if os.fork():
@@ -211,6 +210,8 @@ class EngineConformance:
 
     within_s = _WITHIN_S
     """How long to wait for what an engine does, at most."""
+    soon_s = 10.0
+    """How long that takes that is done at once."""
 
     @pytest.fixture
     def workspace(self, tmp_path: Path) -> Iterator[Workspace]:
@@ -402,7 +403,7 @@ class EngineConformance:
         began = time.monotonic()
         jobs.engine.cancel(job)
         assert jobs.ended(job).state == "cancelled"
-        assert 0.3 <= time.monotonic() - began < _CANCELLED_WITHIN_S
+        assert 0.3 <= time.monotonic() - began < self.soon_s
         assert [pid for pid in pids if runs(pid)] == []
         assert jobs.left(job) == []
 
@@ -419,7 +420,7 @@ class EngineConformance:
         job = jobs.submit(RUNS_AWAY)
         began = time.monotonic()
         assert jobs.ended(job).state == "succeeded"
-        assert time.monotonic() - began < _CANCELLED_WITHIN_S
+        assert time.monotonic() - began < self.soon_s
         time.sleep(0.1)
         assert jobs.left(job) == []
 
@@ -608,7 +609,7 @@ class EngineConformance:
         began = time.monotonic()
         jobs.engine.cancel(job)
         assert jobs.ended(job).state == "cancelled"
-        assert time.monotonic() - began < _CANCELLED_WITHIN_S
+        assert time.monotonic() - began < self.soon_s
         assert jobs.left(job) == []
 
     def test_looking_again_changes_nothing(self, jobs: Jobs, marks: Path) -> None:

@@ -44,6 +44,7 @@ class TestRay(EngineConformance):
     """On a cluster of two nodes, of which the head runs no jobs."""
 
     within_s = WITHIN_S
+    soon_s = 40.0
 
     @pytest.fixture
     def engine(self, workspace: Workspace, door: Door) -> RayEngine:
@@ -78,14 +79,14 @@ def two(cluster: PrivateCluster, door: Door) -> None:
     until(lambda: len(door.nodes()) == 2, "two nodes", within_s=60)
 
 
-def begun(marks: Path, name: str = "a") -> None:
-    until((marks / name).exists, "its beginning", within_s=WITHIN_S)
+def begun(jobs: Jobs, mark: Path) -> None:
+    """Waits until a job says that it has begun, as somebody does who asks now and then."""
 
+    def is_there() -> bool:
+        jobs.engine.reconcile()
+        return mark.exists()
 
-def again(marks: Path, name: str = "a") -> None:
-    """Forgets that it has begun, and waits until it does once more."""
-    (marks / name).unlink()
-    begun(marks, name)
+    until(is_there, "its beginning", within_s=WITHIN_S)
 
 
 def ends(jobs: Jobs, job: str) -> list[str]:
@@ -104,7 +105,7 @@ def test_a_job_goes_on_and_is_recorded_though_whoever_started_it_is_gone(
     door = Door(cluster.address)
     jobs = Jobs(workspace, RayEngine(workspace, door), within_s=WITHIN_S)
     job = jobs.submit(STAYS, "a", marks)
-    begun(marks)
+    begun(jobs, marks / "a")
     door.close()
     (marks / "a-go").touch()
 
@@ -145,14 +146,15 @@ def test_a_job_whose_node_goes_down_is_tried_again_on_another(
     jobs: Jobs, cluster: PrivateCluster, two: None, marks: Path
 ) -> None:
     job = jobs.submit(STAYS, "a", marks, wait_s=0)
-    begun(marks)
+    begun(jobs, marks / "a")
     (pid,) = jobs.left(job)
     (first,) = cluster.nodes_with("ray::NodeActor")
 
     cluster.kill(first, only="raylet")
 
     until(lambda: not runs(pid), "the end of what ran there", within_s=60)
-    again(marks)
+    (marks / "a").unlink()
+    begun(jobs, marks / "a")
     (second,) = cluster.nodes_with("ray::NodeActor")
     (marks / "a-go").touch()
     assert jobs.ended(job).state == "succeeded"
@@ -190,21 +192,20 @@ def test_a_gang_that_loses_a_node_goes_on_with_fewer_if_it_may(
     )
     job = jobs.submit(text, marks, nodes=2, min_nodes=1, wait_s=0)
     for rank in range(2):
-        begun(marks, f"2-{rank}")
+        begun(jobs, marks / f"2-{rank}")
 
     cluster.kill(sorted(cluster.nodes_with("ray::NodeActor"))[-1])
 
     assert jobs.ended(job).state == "succeeded"
     assert ends(jobs, job) == ["lost", "succeeded"]
-    assert [attempt.given["nodes"] for attempt in jobs.attempts(job)] == [2, 1]
-    assert (marks / "1-0").exists()
+    assert sorted(mark.name for mark in marks.iterdir()) == ["1-0", "2-0", "2-1"]
 
 
-def test_while_the_cluster_is_away_nothing_is_lost_and_when_its_head_is_new_all_is_tried_again(
+def test_while_the_head_is_away_nothing_is_lost_and_on_a_new_cluster_all_is_tried_again(
     jobs: Jobs, cluster: PrivateCluster, marks: Path
 ) -> None:
     job = jobs.submit(STAYS, "a", marks, wait_s=0)
-    begun(marks)
+    begun(jobs, marks / "a")
     jobs.engine.reconcile()
 
     cluster.kill("head")
@@ -213,11 +214,12 @@ def test_while_the_cluster_is_away_nothing_is_lost_and_when_its_head_is_new_all_
     assert (jobs.get(job).state, ends(jobs, job)) == ("running", [""])
     with pytest.raises(Unavailable, match=r"nothing listens there|does not answer"):
         jobs.engine.room()
+    cluster.end()  # Ray starts no head beside nodes of the machine that look for one of its address
     (marks / "a").unlink()
     cluster.start_head()
     cluster.add_node(cpus=2)
     until(lambda: look(jobs, job, 1), "its end", within_s=WITHIN_S)
-    begun(marks)
+    begun(jobs, marks / "a")
     (marks / "a-go").touch()
     assert jobs.ended(job).state == "succeeded"
     assert ends(jobs, job) == ["lost", "succeeded"]
@@ -225,7 +227,7 @@ def test_while_the_cluster_is_away_nothing_is_lost_and_when_its_head_is_new_all_
 
 def test_an_attempt_that_was_lost_and_comes_back_changes_nothing(jobs: Jobs, marks: Path) -> None:
     job = jobs.submit(STAYS, "a", marks, wait_s=0)
-    begun(marks)
+    begun(jobs, marks / "a")
     (first,) = jobs.attempts(job)
     jobs.workspace.catalog.attempts.end(first, Ended(reason="lost", at=now()))  # as if it had been cut off
     jobs.engine.start_waiting()

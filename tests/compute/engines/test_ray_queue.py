@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from mms_sdk import cli
 from mms_sdk.compute.engines.folder import CANCEL, CLAIM, ENDED, GIVEN, WORKER, attempt_folder, create, read
 from mms_sdk.compute.engines.ray import engine as ray_engine
+from mms_sdk.compute.engines.ray import private
 from mms_sdk.compute.engines.ray.cluster import Node
 from mms_sdk.compute.engines.ray.engine import RayEngine
 from mms_sdk.compute.engines.ray.room import fitting, suiting
@@ -163,6 +165,26 @@ def test_while_the_cluster_is_away_jobs_wait_and_nothing_is_lost(jobs: Jobs, clu
     assert [actor for actor, folder in cluster.started if not folder]  # somebody comes back for what waits
 
 
+def test_one_whose_cluster_goes_away_as_it_is_started_has_one_actor_at_most(
+    jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.put("", wait_s=0)
+    made = cluster.start
+
+    def start(*told: Any) -> None:
+        made(*told)
+        raise Unavailable("it did not answer in time")
+
+    monkeypatch.setattr(cluster, "start", start)
+    assert jobs.engine.start_waiting() == [job]
+
+    assert (jobs.get(job).state, len(jobs.attempts(job))) == ("starting", 1)
+    create(attempt_folder(jobs.workspace.job_folder(job), 1) / CLAIM, {"owner": "ray:1"})  # it was made after all
+    for _ in range(2):
+        jobs.engine.reconcile()
+    assert (jobs.get(job).state, len(jobs.attempts(job))) == ("starting", 1)
+
+
 def test_one_that_has_an_actor_runs_once_its_worker_does(jobs: Jobs, cluster: ToldCluster) -> None:
     job = jobs.submit("")
     folder = attempt_folder(jobs.workspace.job_folder(job), 1)
@@ -194,6 +216,21 @@ def test_one_whose_actor_was_never_made_is_tried_again_once_whoever_took_it_is_g
     assert first.ended is not None
     assert first.ended.reason == "lost"
     assert read(attempt_folder(jobs.workspace.job_folder(job), 1) / CLAIM) == {"owner": ""}  # no actor takes it now
+
+
+def test_one_whose_actor_was_dropped_before_it_began_is_tried_again(
+    jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.submit("", wait_s=0)
+    cluster.actors.clear()
+    jobs.engine.reconcile()
+    assert jobs.get(job).state == "starting"
+
+    monkeypatch.setattr(ray_engine, "_BEGUN_WITHIN_S", 0.0)
+    for _ in range(2):
+        jobs.engine.reconcile()
+
+    assert [attempt.ended is None for attempt in jobs.attempts(job)] == [False, True]
 
 
 def test_what_an_actor_cannot_do_is_told(jobs: Jobs, cluster: ToldCluster) -> None:
@@ -236,6 +273,26 @@ def test_what_a_lost_attempt_says_later_changes_nothing(jobs: Jobs, cluster: Tol
 
     assert jobs.get(job).state == "starting"
     assert [attempt.ended and attempt.ended.reason for attempt in jobs.attempts(job)] == ["lost", None]
+
+
+def test_there_is_no_cluster_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(private, "HOME", tmp_path / "none")
+
+    assert cli.main(["engine", "down"]) == 1
+
+    assert "no cluster was started in" in capsys.readouterr().err
+
+
+def test_a_token_is_its_owners_and_no_folder_has_two(tmp_path: Path) -> None:
+    first, again = private.PrivateCluster(tmp_path / "ray"), private.PrivateCluster(tmp_path / "ray")
+
+    assert first.variables() == again.variables()
+    assert first.token.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "ray").stat().st_mode & 0o777 == 0o700
+    assert len(first.token.read_text()) == 64
+    assert first.token.read_text() not in str(first.variables())
 
 
 def test_ray_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

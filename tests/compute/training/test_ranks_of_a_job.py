@@ -21,6 +21,7 @@ from mms_sdk.storage.bundles import pack
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import Jobs
 
+OnEngine = Callable[[Workspace], Engine]
 HERE = Path(__file__).parent
 FILES = ("trains_as_ranks.py", "trains_in_a_job.py", "small_pictures.py")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

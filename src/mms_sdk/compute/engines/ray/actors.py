@@ -35,6 +35,7 @@ _OTHERS_S = 1.0  # after one node failed, how long it is looked for another whos
 _OTHER = "another node failed"
 # Which of several ends was the cause: with a node that died, the others fail by errors of their own.
 _CAUSES = ("lost", "cancelled", "preempted", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
+_MESSAGE = 1000
 _HEARD_S = 600.0  # how long a complaint is kept for whoever comes to hear it
 _OF_RAY = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
 
@@ -83,7 +84,7 @@ class AttemptActor:
         try:
             told = Gang(folder, given, self._variables, self._stop).run()
         except Exception as error:  # noqa: BLE001 (whatever Ray raises, the attempt gets its recorded end)
-            told = _ended("infra", f"it could not be run: {type(error).__name__}: {error}")
+            told = _ended("infra", f"Ray could not run it: {type(error).__name__}: {str(error)[:_MESSAGE]}")
         write_down(folder, told)
         return True
 
@@ -137,6 +138,7 @@ class NodeActor:
                 self._say(self._stopping)
         assert process.stdout is not None
         said = process.stdout.read()
+        process.wait()
         if said:
             told: Told = json.loads(said)
             return told
@@ -171,18 +173,32 @@ class Gang:
 
     def run(self) -> Told:
         """Runs the attempt to its end; returns what `mms_sdk.schema.job.Ended` holds."""
-        from ray.util import placement_group, remove_placement_group
+        from ray.util import remove_placement_group
 
-        nodes, each = self._given["nodes"], self._given["of_node"]
-        group = placement_group([{name: has for name, has in each.items() if has}] * nodes, strategy="STRICT_SPREAD")
+        group = self._placed()
+        if group is None:
+            return _ended("cancelled", "it was cancelled")
         try:
-            while not group.wait(_PLACED_S):
-                if self._is_cancelled():
-                    return _ended("cancelled", "it was cancelled")
-            actors = [_on_node(group, number, each).remote(self._variables) for number in range(nodes)]
+            made = _made_on(group, self._given["of_node"])
+            actors = [options.remote(self._variables) for options in made]
             return self._joined(actors, self._started(actors))
         finally:
             remove_placement_group(group)
+
+    def _placed(self) -> Any:
+        # None if it is cancelled first. A node that went down may still have been counted when the job was taken.
+        from ray.util import remove_placement_group
+
+        nodes, each = self._given["nodes"], self._given["of_node"]
+        group = _group(nodes, each)
+        while not group.wait(_PLACED_S):
+            there = max(self._given["min_nodes"], _count_of(each))
+            if self._is_cancelled() or there < nodes:
+                remove_placement_group(group)
+                if self._is_cancelled():
+                    return None
+                nodes, group = there, _group(there, each)
+        return group
 
     def _started(self, actors: Sequence[Any]) -> list[Any]:
         import ray
@@ -257,19 +273,36 @@ def _settled(root: Path) -> float | None:
         workspace.close()
 
 
-def _on_node(group: Any, number: int, each: Mapping[str, int]) -> Any:
+def _group(nodes: int, each: Mapping[str, int]) -> Any:
+    from ray.util import placement_group
+
+    bundle = {name: has for name, has in each.items() if has}
+    return placement_group([bundle] * nodes, strategy="STRICT_SPREAD")
+
+
+def _count_of(each: Mapping[str, int]) -> int:
+    from mms_sdk.compute.engines.ray.cluster import Connected
+
+    nodes = Connected().nodes()
+    return sum(has.cpus >= each["CPU"] and has.gpus >= each["GPU"] and has.memory >= each["memory"] for has in nodes)
+
+
+def _made_on(group: Any, each: Mapping[str, int]) -> list[Any]:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     made: Any = ray.remote(NodeActor)
-    return made.options(
-        num_cpus=each["CPU"],
-        num_gpus=each["GPU"],
-        memory=each["memory"] or None,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
-        max_restarts=0,
-        max_concurrency=2,  # it is told to stop while it runs
-    )
+    return [
+        made.options(
+            num_cpus=each["CPU"],
+            num_gpus=each["GPU"],
+            memory=each["memory"] or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
+            max_restarts=0,
+            max_concurrency=2,  # it is told to stop while it runs
+        )
+        for number in range(group.bundle_count)
+    ]
 
 
 def _end_of(running: Any) -> Told:
@@ -299,11 +332,11 @@ def _unseen(folder: Path) -> str:
     )
 
 
-def _gpus() -> list[str] | None:
-    # Ray hides the others from this process by the same variable; on a node without any, there is none to set.
+def _gpus() -> list[str]:
+    # Of a job without any, too: it sees none of the node's then.
     import ray
 
-    return [str(each) for each in ray.get_gpu_ids()] or None
+    return [str(each) for each in ray.get_gpu_ids()]
 
 
 def _here() -> str:

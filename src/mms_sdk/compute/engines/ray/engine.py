@@ -31,7 +31,7 @@ from mms_sdk.storage.workspace import Workspace
 
 NAME: EngineName = "ray"
 _LOOK_S = 1.0  # how often Ray is asked whether an actor is there
-_BEGUN_WITHIN_S = 60.0  # by whoever took an attempt, on another machine
+_BEGUN_WITHIN_S = 30.0  # by whoever took an attempt, which takes a second
 
 
 class RayEngine:
@@ -108,6 +108,8 @@ class RayEngine:
     def reconcile(self) -> None:
         """See `Engine`. While the cluster cannot be reached, nothing is taken for lost."""
         left_alone, at_work = False, self._attempts.at_work(NAME)
+        here = {_actor_of(attempt) for _, attempt in at_work}
+        self._looked_at = {actor: at for actor, at in self._looked_at.items() if actor in here}
         for job, attempt in at_work:
             with contextlib.suppress(OSError):  # a full disk, or no cluster: it is looked at again
                 left_alone |= self._look_at(attempt, starting=job.state == "starting")
@@ -127,12 +129,15 @@ class RayEngine:
             more = {
                 "environment": variables,
                 "nodes": given["nodes"],
+                "min_nodes": min(spec.resources.min_nodes or given["nodes"], given["nodes"]),
                 "processes": spec.resources.processes,
                 "of_node": of_node,
             }
             common.lay_out(self._workspace, spec, attempt, **more)
             self._cluster.start(_actor_of(attempt), str(folder), self._workspace.variables())
-        except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged, a cluster that is gone
+        except Unavailable:  # its actor may have been made, or not: whoever looks finds out
+            return None
+        except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged
             ended = Ended(reason="infra", detail=f"it could not be started: {error}", at=now())
             return self._end(attempt, ended)
         return None
@@ -179,17 +184,17 @@ class RayEngine:
         return True
 
     def _is_given_up(self, attempt: Attempt, folder: Path) -> bool:
-        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one.
+        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one; or Ray has dropped
+        # it, as it does when it was to begin on a node that goes down.
         if common.claim_of(folder) is not None:
             return True
         age_s = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
-        if is_alive(attempt.owner) or (not _is_of_here(attempt.owner) and age_s < _BEGUN_WITHIN_S):
+        if age_s < _BEGUN_WITHIN_S and (is_alive(attempt.owner) or not _is_of_here(attempt.owner)):
             return False
         files.make_folder(folder, durable=False)
         return names.create(folder / names.CLAIM, {"owner": ""})  # else an actor did in this moment
 
     def _end(self, attempt: Attempt, ended: Ended) -> JobState | None:
-        self._looked_at.pop(_actor_of(attempt), None)
         return common.end(self._workspace, attempt, ended, self.cancel)
 
 

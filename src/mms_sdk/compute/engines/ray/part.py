@@ -31,6 +31,7 @@ def main(folder: Path) -> None:
     os.chdir("/")
     part = Part(folder, json.loads(sys.stdin.readline()))
     print(json.dumps(part.run()), flush=True)
+    os._exit(0)  # Python aborts if it ends while a thread reads standard input
 
 
 class Part(Supervised):

@@ -30,6 +30,7 @@ HOME = Path.home() / ".mms-ray"
 _COOKIE = "PRIVATE_RAY"  # of what the cluster is made of; jobs do not see it
 _TOLD = "cluster.json"
 _STORE_BYTES = 80 * 2**20  # jobs hand nothing to one another through Ray
+_TRIES = 3  # Ray gives itself 30 s, whatever else the machine does
 _STARTED_WITHIN_S = 180.0
 
 
@@ -98,6 +99,7 @@ class PrivateCluster:
         self.folder = folder
         self.token = folder / "token"
         self._count = 0
+        self._orphans: list[psutil.Process] = []
         known = folder / _TOLD
         if not known.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,9 +116,8 @@ class PrivateCluster:
     def start_head(self) -> None:
         """Starts the head, anew if it was ended; no job runs on it."""
         port = self.address.rpartition(":")[2]
-        folder = self.folder / "ray"
         client = _free_port()  # of a server that nobody here asks; without a number, all clusters have the same
-        words = (f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}", f"--ray-client-server-port={client}")
+        words = (f"--port={port}", "--num-cpus=0", f"--temp-dir={self.folder}", f"--ray-client-server-port={client}")
         self._start("head", "--head", "--include-dashboard=false", *words)
 
     def add_node(self, *, cpus: int) -> str:
@@ -133,17 +134,12 @@ class PrivateCluster:
             name: Of which node; of all if left out.
             title: With what their command lines begin, e.g. `ray::AttemptActor`.
         """
-        found = []
-        for each in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-                ours = each.environ().get(_COOKIE, "").partition("/")
-                if ours[0] == self._name and name in ("", ours[2]) and " ".join(each.cmdline()).startswith(title):
-                    found.append(each)
-        return found
+        found = [each for node, some in self._nodes().items() if name in ("", node) for each in some]
+        return [each for each in found if _title(each).startswith(title)]
 
     def nodes_with(self, title: str) -> set[str]:
         """Names of the nodes that run a process whose command line begins so."""
-        return {each.environ()[_COOKIE].partition("/")[2] for each in self.processes(title=title)}
+        return {name for name, found in self._nodes().items() if any(_title(each).startswith(title) for each in found)}
 
     def kill(self, name: str, *, only: str = "") -> None:
         """Kills a node as when a machine loses its power.
@@ -152,12 +148,25 @@ class PrivateCluster:
             name: Which; `head` for the head.
             only: The one process of it that is killed, e.g. `raylet`.
         """
-        _kill([each for each in self.processes(name) if only in each.name()])
+        found = self.processes(name)
+        self._orphans += found  # what is below a raylet that was killed may stay, and is found by nothing then
+        _kill([each for each in found if only in ("", each.name())])
+
+    def _nodes(self) -> dict[str, set[psutil.Process]]:
+        # By a variable that all inherit, and by descent: Ray's titles are written over the variables of some.
+        found: dict[str, set[psutil.Process]] = {}
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+                cluster, _, name = each.environ().get(_COOKIE, "").partition("/")
+                if cluster == self._name:
+                    found.setdefault(name, set()).update([each, *each.children(recursive=True)])
+        return found
 
     def end(self) -> None:
         """Ends all of it."""
         while left := self.processes():
             _kill(left)
+        _kill(self._orphans)
 
     def _start(self, name: str, *words: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
@@ -167,23 +176,32 @@ class PrivateCluster:
             "--disable-usage-stats",
         )
         log = self.folder / f"{name}.txt"
-        with log.open("ab") as told:
-            started = subprocess.run(
-                [*command, *options],
-                env={**os.environ, **self.variables(), _COOKIE: f"{self._name}/{name}"},
-                stdin=subprocess.DEVNULL,
-                stdout=told,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=_STARTED_WITHIN_S,
-            )
-        if started.returncode:
-            raise Unavailable(f"a node of Ray could not be started: {log.read_text(errors='replace')[-2000:]}")
+        for _ in range(_TRIES):
+            with log.open("ab") as told:
+                started = subprocess.run(
+                    [*command, *options],
+                    env={**os.environ, **self.variables(), _COOKIE: f"{self._name}/{name}"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=told,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    timeout=_STARTED_WITHIN_S,
+                )
+            if not started.returncode:
+                return
+            self.kill(name)
+        raise Unavailable(f"a node of Ray could not be started: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _write(path: Path, text: str) -> None:
     with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         file.write(text)
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def _kill(processes: list[psutil.Process]) -> None:
