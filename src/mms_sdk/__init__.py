@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.studies import Study, Trial
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models, sharding
+    from mms_sdk.compute.artifacts import artifacts
     from mms_sdk.compute.data.follow import Batches
     from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import audio, image, series, table, text
@@ -149,6 +150,7 @@ _HOME = {
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
     "Zarr": "schema.sources",
+    "artifacts": "compute.artifacts",
     "clip": "schema.cleaning:Clip",
     "connect": "client.workspace",
     "convert": "schema.cleaning:Convert",
@@ -243,6 +245,7 @@ __all__ = [
     "WorkspaceClient",
     "Writing",
     "Zarr",
+    "artifacts",
     "audio",
     "clip",
     "connect",

@@ -20,9 +20,9 @@ import mms_sdk as mms
 from mms_sdk.client.api import Api
 from mms_sdk.client.messages import Message, messages
 from mms_sdk.compute.engines.folder import attempt_folder
-from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, Unavailable
+from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, TooLarge, Unavailable
 from mms_sdk.schema.event import Event
-from mms_sdk.service import streams
+from mms_sdk.service import artifacts, streams
 from mms_sdk.service.app import create_app
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
@@ -250,6 +250,92 @@ def test_metrics_that_cannot_be_asked_for_are_refused(ws: Client, workspace: Wor
     (workspace.job_folder(record.id) / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": 1}\n')
     with pytest.raises(InvalidRequest, match=r"points|since"):
         ws._api.get(f"/v1/jobs/{record.id}/metrics", dict, **query)
+
+
+# Artifacts ---------------------------------------------------------------------------------------------------------
+
+KEEPS = """
+import os, subprocess, mms_sdk as mms
+kept = mms.artifacts()
+assert str(kept) == os.environ["MMS_ARTIFACTS"]
+(kept / "figures" / "é deep").mkdir(parents=True)
+(kept / "figures" / "é deep" / "a b#?:%.svg").write_text("<svg/>")
+(kept / "weights.bin").write_bytes(bytes(range(256)) * 5000)
+(kept / "log.txt").write_text("not the log")
+subprocess.run("echo hello > $MMS_ARTIFACTS/said.txt", shell=True, check=True)
+os.symlink("/etc/passwd", kept / "link")
+os.symlink("/etc", kept / "folder")
+os.mkfifo(kept / "pipe")
+open(os.fsencode(kept) + b"/\\xff", "w").close()
+print("said")
+"""
+
+
+def test_what_a_script_keeps_is_listed_and_downloaded(ws: Client, tmp_path: Path) -> None:
+    job = ws.jobs.submit(KEEPS, resources=SMALL).wait(progress=False)
+
+    found = {each.name: each.bytes for each in job.artifacts()}
+
+    deep = "figures/é deep/a b#?:%.svg"
+    assert found == {deep: 6, "weights.bin": 1_280_000, "log.txt": 5, "said.txt": 6}
+    assert list(found) == sorted(found)
+    assert job.download(deep, tmp_path / "a.svg").read_text() == "<svg/>"
+    assert job.download("weights.bin", tmp_path / "w").read_bytes() == bytes(range(256)) * 5000
+    assert job.download("log.txt", tmp_path / "log").read_text() == "said\n"  # MMS's own comes first
+    assert "weights.bin" in repr(job.artifacts())
+    assert job.artifacts(attempt=1) == job.artifacts()
+    with pytest.raises(NotFound, match="no attempt 2"):
+        job.artifacts(attempt=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "link",
+            "folder/passwd",
+            "folder",
+            "pipe",
+            "figures",
+            "",
+            ".",
+            "nothing",
+            "/etc/passwd",
+            "said.txt/x",
+            "a\0b",
+        ),
+        *("../attempt.json", "figures/../../attempt.json", "%2e%2e/attempt.json", "..\\attempt.json", "x" * 5000),
+    ],
+)
+def test_what_is_no_file_that_was_kept_cannot_be_had(ws: Client, tmp_path: Path, name: str) -> None:
+    key = {"key": f"keeps-{'embedded' if ws.embedded else 'http'}"}
+    job = ws.jobs.submit(KEEPS, resources=SMALL, **key).wait(progress=False)
+    with pytest.raises((NotFound, InvalidRequest)):
+        job.download(name, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_of_an_attempt_whose_folder_became_a_link_nothing_is_listed(ws: Client, tmp_path: Path) -> None:
+    text = "import os, mms_sdk as mms\nkept = mms.artifacts()\nkept.rmdir()\nos.symlink('/etc', kept)\n"
+    job = ws.jobs.submit(text, resources=SMALL).wait(progress=False)
+
+    assert [each.name for each in job.artifacts()] == ["log.txt"]
+    with pytest.raises(NotFound):
+        job.download("passwd", tmp_path / "x")
+
+
+def test_a_list_of_artifacts_is_bounded(ws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_MOST", 3)
+    text = "import mms_sdk as mms\nfor n in range(4):\n    (mms.artifacts() / str(n)).touch()\n"
+    job = ws.jobs.submit(text, resources=SMALL).wait(progress=False)
+    with pytest.raises(TooLarge, match="holds 3"):
+        job.artifacts()
+
+
+def test_a_script_that_runs_alone_keeps_its_files_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mms.artifacts() == tmp_path / "artifacts"
+    assert (tmp_path / "artifacts").is_dir()
 
 
 # Connections -------------------------------------------------------------------------------------------------------

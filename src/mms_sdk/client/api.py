@@ -61,11 +61,12 @@ class Api:
         known = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=known, headers={"accept": accept}).content
 
-    def download(self, path: str, to: Path) -> None:
+    def download(self, path: str, to: Path, **query: Any) -> None:
         """Streams a file into `to`, which appears whole or not at all."""
         draft = to.with_name(f".{to.name}.partial")
+        known = {name: value for name, value in query.items() if value is not None}
         try:
-            with files.writing(to), self._reaching(), self._http.stream("GET", path) as answer:
+            with files.writing(to), self._reaching(), self._http.stream("GET", path, params=known) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise _error(answer)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
+from urllib.parse import quote
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
@@ -18,6 +19,7 @@ from mms_sdk.client.events import events
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.artifact import Artifact, check_artifact
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
@@ -137,7 +139,7 @@ class Job:
         from mms_sdk.compute import values
         from mms_sdk.compute.call import RETURNED
 
-        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
+        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/artifacts/{RETURNED}"))
 
     def cancel(self) -> Job:
         """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
@@ -200,14 +202,35 @@ class Job:
     def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
         return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
-    def download(self, name: str, to: str | Path) -> Path:
-        """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
+    def artifacts(self, *, attempt: int | None = None) -> Table[Artifact]:
+        """The files it left: those of its kind of work, e.g. `predictions.parquet`, and what a script kept.
+
+        A script keeps what it writes into the folder `mms.artifacts()`.
+
+        Args:
+            attempt: Of which attempt; of the newest if left out.
 
         Raises:
-            NotFound: The job made no such file.
+            NotFound: There is no such attempt.
         """
+        found = self._api.get(f"/v1/jobs/{self.id}/artifacts", list[Artifact], attempt=attempt)
+        shown = ({"name": each.name, "size": told.size(each.bytes), "written": each.at} for each in found)
+        return Table(found, title="artifacts", rows=shown)
+
+    def download(self, name: str, to: str | Path, *, attempt: int | None = None) -> Path:
+        """Saves one of the files it left.
+
+        Args:
+            name: As in the list of its artifacts, e.g. `predictions.parquet` or `figures/loss.png`.
+            to: Where; it appears whole or not at all.
+            attempt: Of which attempt; of the newest if left out.
+
+        Raises:
+            NotFound: The job left no such file.
+        """
+        check_artifact(name)  # addresses are shortened on their way: a/../b would ask for b
         path = Path(to).expanduser()
-        self._api.download(f"/v1/jobs/{self.id}/files/{name}", path)
+        self._api.download(f"/v1/jobs/{self.id}/artifacts/{quote(name)}", path, attempt=attempt)
         return path
 
     def log_to(self, logger: Callback) -> None:

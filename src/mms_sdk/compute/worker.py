@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mms_sdk.compute.engines import folder as files
-from mms_sdk.settings import WORKER_VARIABLE
+from mms_sdk.settings import ARTIFACTS_VARIABLE, WORKER_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -29,6 +29,7 @@ def main(folder: Path, supervisor: int) -> int:
     """
     _die_with(supervisor)
     os.environ[WORKER_VARIABLE] = str(os.getpid())
+    os.environ[ARTIFACTS_VARIABLE] = str(folder / files.ARTIFACTS)
     try:
         _run(folder)
     except SystemExit as ended:

@@ -28,6 +28,8 @@ LOG = "log.txt"
 """All that it printed."""
 CODE = "code"
 """The bundle, unpacked; where it runs."""
+ARTIFACTS = "artifacts"
+"""What its code keeps."""
 COOKIE = "MMS_ATTEMPT"
 """The variable that all processes of an attempt inherit, whatever else they do to get away."""
 

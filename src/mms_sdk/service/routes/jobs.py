@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mms_sdk.compute.engines.folder import attempt_folder
 from mms_sdk.compute.engines.machine import environment
-from mms_sdk.errors import Conflict, InvalidRequest, NotFound
+from mms_sdk.errors import Conflict, InvalidRequest
+from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
+from mms_sdk.service import artifacts
 from mms_sdk.service.following import JobSource, Seen
 from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import answer
@@ -24,8 +25,8 @@ from mms_sdk.storage.series import CONTENT_TYPE
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
-JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json", "returned.npz"]
 _PACKED: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE: {"schema": {"format": "binary"}}}}}
+OfAttempt = Annotated[int | None, Query(ge=1, le=1000)]
 Rank = Annotated[int, Query(ge=0, lt=100_000)]
 
 
@@ -100,7 +101,7 @@ def get_logs(
     service: Service,
     job: str,
     offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
-    attempt: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    attempt: OfAttempt = None,
     rank: Rank = 0,
 ) -> LogPiece:
     """What an attempt printed from a byte offset on, at most a MiB of it; of the newest attempt if none is named.
@@ -139,17 +140,18 @@ async def stream_job(service: Service, request: Request, job: str, rank: Rank = 
     return await service.streams.answer(JobSource(service.workspace, service.engine, job, rank=rank, seen=seen))
 
 
-@router.get("/{job}/files/{name}", **needs("viewer"))
-def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
-    """A file the job made."""
-    recorded = service.workspace.catalog.jobs.get(job)
-    folder = service.workspace.job_folder(recorded.id)
-    if recorded.engine is not None and (attempts := service.workspace.catalog.attempts.of(job)):
-        folder = attempt_folder(folder, attempts[-1].number)
-    path = folder / name
-    if not path.is_file():
-        raise NotFound(f"job {job} has no file {name}; it is {recorded.state}")
-    return _WholeFile(path, media_type="application/octet-stream", filename=name, headers={"accept-ranges": "none"})
+@router.get("/{job}/artifacts", **needs("viewer"))
+def list_artifacts(service: Service, job: str, attempt: OfAttempt = None) -> list[Artifact]:
+    """The files that a job left, by name; of the newest attempt if none is named."""
+    return artifacts.listed(service.workspace, service.workspace.catalog.jobs.get(job), attempt=attempt)
+
+
+@router.get("/{job}/artifacts/{name:path}", **needs("viewer"))
+def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = None) -> FileResponse:
+    """A file that a job left."""
+    path = artifacts.path_of(service.workspace, service.workspace.catalog.jobs.get(job), name, attempt=attempt)
+    headers = {"accept-ranges": "none"}
+    return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
