@@ -22,7 +22,8 @@ from mms_sdk.client.messages import Message, messages
 from mms_sdk.compute.engines.folder import attempt_folder
 from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, TooLarge, Unavailable
 from mms_sdk.schema.event import Event
-from mms_sdk.service import artifacts, streams
+from mms_sdk.schema.rank import Beat
+from mms_sdk.service import artifacts, ranks, streams
 from mms_sdk.service.app import create_app
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
@@ -336,6 +337,63 @@ def test_a_script_that_runs_alone_keeps_its_files_beside_it(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert mms.artifacts() == tmp_path / "artifacts"
     assert (tmp_path / "artifacts").is_dir()
+
+
+# Alarms ------------------------------------------------------------------------------------------------------------
+
+
+def beats(workspace: Workspace, job: str, *ago_s: float, step: int = 7) -> None:
+    for rank, seconds in enumerate(ago_s):
+        beat = Beat(rank=rank, step=step, phase="training", at=time.time() - seconds, step_s=1 + rank)
+        (workspace.job_folder(job) / f"heartbeat.{rank}").write_text(beat.model_dump_json())
+
+
+def test_a_training_that_hangs_is_told_once_for_each_step_it_hangs_at(ws: Client, workspace: Workspace) -> None:
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    job = ws.jobs.get(record.id)
+    beats(workspace, job.id, 5, 5)
+    assert "alarm" not in job.facts()
+    for step in (7, 7, 8):
+        beats(workspace, job.id, 500, 1, step=step)
+        assert job.facts()["alarm"].startswith("process 0 has taken no step for 500 s, which usually take 1 s")
+    alarms = [each for each in job.events() if each.kind == "alarm"]
+    workspace.catalog.jobs.finish(job.id, "cancelled")
+
+    assert [each.detail["detail"][-4:] for each in alarms] == ["ep 7", "ep 8"]
+    assert "alarm" not in job.refresh().facts()
+    assert [(each.rank, each.step, each.ratio) for each in job.ranks()] == [(0, 8, 1 / 1.5), (1, 8, 2 / 1.5)]
+    assert "to the median" in repr(job.ranks())
+
+
+def test_whoever_follows_hears_of_what_hangs(ws: Client, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LOOK_EVERY_S", 0.1)
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    beats(workspace, record.id, 500)
+    for following in (ws.jobs.get(record.id).events(follow=True), ws.events(since=newest(workspace), follow=True)):
+        beats(workspace, record.id, 500, step=len(list(ws.jobs.get(record.id).events())))
+        assert next(each for each in following if each.kind == "alarm").job == record.id
+        following.close()  # type: ignore[attr-defined]
+    workspace.catalog.jobs.finish(record.id, "cancelled")
+
+
+def test_the_training_of_a_script_is_told_as_the_scripts(ws: Client, workspace: Workspace) -> None:
+    job = ws.jobs.submit("import time\ntime.sleep(60)\n", resources=SMALL)
+    next(each for each in job.events(follow=True) if each.kind == "running")
+    trained = workspace.catalog.jobs.start("train", "pets", {}, parent=job.id)
+    beats(workspace, trained.id, 500)
+
+    assert [each.step for each in job.ranks()] == [7]
+    assert "no step" in job.refresh().facts()["alarm"]
+    assert [(each.kind, each.attempt) for each in job.events()][-1] == ("alarm", 1)
+    workspace.catalog.jobs.finish(trained.id, "cancelled")
+    job.cancel()
+    assert [each.kind for each in job.events(follow=True)][-2:] == ["cancelling", "ended"]
+
+
+def test_what_trains_nothing_has_no_ranks(ws: Client, workspace: Workspace) -> None:
+    record = workspace.catalog.jobs.start("ingest", "pets", {})
+    assert list(ws.jobs.get(record.id).ranks()) == []
+    workspace.catalog.jobs.finish(record.id, "cancelled")
 
 
 # Connections -------------------------------------------------------------------------------------------------------

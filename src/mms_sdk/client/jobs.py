@@ -23,6 +23,7 @@ from mms_sdk.schema.artifact import Artifact, check_artifact
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.rank import Rank, Ranks
 from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
@@ -202,6 +203,14 @@ class Job:
     def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
         return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
+    def ranks(self) -> Table[Rank]:
+        """The processes of its training, of a script the newest one in it: step, phase, and which one is slow."""
+        found = self._ranks().ranks
+        return Table(found, title="ranks", rows=map(_rank_row, found))
+
+    def _ranks(self) -> Ranks:
+        return self._api.get(f"/v1/jobs/{self.id}/ranks", Ranks)
+
     def artifacts(self, *, attempt: int | None = None) -> Table[Artifact]:
         """The files it left: those of its kind of work, e.g. `predictions.parquet`, and what a script kept.
 
@@ -283,6 +292,8 @@ class Job:
         }
         if not record.ended and record.progress.total:
             about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
+        if record.state == "running" and (alarm := self._ranks().alarm):
+            about["alarm"] = alarm
         if record.error:
             about["error"] = record.error.get("detail", "")
         metrics: dict[str, float] = record.result.get("metrics", {})
@@ -458,6 +469,17 @@ def _outcome(job: Job) -> str:
     if "value" in record.result:  # of a trial, or the best one's of a study
         return f"{record.spec['metric']} {record.result['value']:.6g}"
     return f"{record.result['rows']:,} rows" if "rows" in record.result else ""
+
+
+def _rank_row(rank: Rank) -> dict[str, Any]:
+    return {
+        "rank": rank.rank,
+        "step": rank.step,
+        "phase": rank.phase,
+        "since": f"{rank.since_s:.0f} s",
+        "a step": f"{rank.step_s:.3g} s" if rank.step_s else "",
+        "to the median": f"{rank.ratio:.2f}" if rank.ratio else "",
+    }
 
 
 class _Bar:

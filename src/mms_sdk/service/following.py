@@ -11,6 +11,7 @@ import orjson
 from mms_sdk.compute.engines.base import Engine
 from mms_sdk.errors import InvalidRequest, NotFound
 from mms_sdk.schema.job import Job, LogPiece
+from mms_sdk.service import ranks
 from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import log_of, rows_since
 from mms_sdk.service.streams import message
@@ -34,17 +35,21 @@ class EventSource:
     over = False
 
     def __init__(self, workspace: Workspace, engine: Engine, *, since: int, job: str | None) -> None:
+        self._workspace = workspace
         self._events = workspace.catalog.events
         self._engine = engine
         self._since = since
         self._job = job
-        self._looked_at = time.monotonic()
+        self._looked_at = self._judged_at = time.monotonic()
 
     def new(self) -> list[bytes]:
         """See `Source`."""
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._engine.reconcile()
             self._looked_at = time.monotonic()
+        if time.monotonic() - self._judged_at > ranks.LOOK_EVERY_S:
+            ranks.look_at_all(self._workspace)
+            self._judged_at = time.monotonic()
         found = self._events.list(since=self._since, job=self._job, limit=_PAGE)
         self._since = found[-1].number if found else self._since
         return [message(each.model_dump_json().encode(), id=str(each.number)) for each in found]
@@ -117,14 +122,18 @@ class JobSource:
         self._rank = rank
         self._seen = seen
         self._told: Job | None = None
-        self._looked_at = -_LOOK_EVERY_S
+        self._looked_at = self._judged_at = -_LOOK_EVERY_S
 
     def new(self) -> list[bytes]:
         """See `Source`."""
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._engine.reconcile()
             self._looked_at = time.monotonic()
-        job = self._workspace.catalog.jobs.get(self._id)  # before all else: what it left is all there once it has ended
+        # Before all else: what it left is all there once it has ended.
+        job = self._workspace.catalog.jobs.get(self._id)
+        if not job.ended and time.monotonic() - self._judged_at > ranks.LOOK_EVERY_S:
+            ranks.looked_at(self._workspace, job)
+            self._judged_at = time.monotonic()
         found = [*self._events(), *self._log(job), *self._metrics(job)]
         if job != self._told:
             self._told = job

@@ -14,10 +14,12 @@ from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest
 from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
+from mms_sdk.schema.rank import Ranks
 from mms_sdk.service import artifacts
 from mms_sdk.service.following import JobSource, Seen
 from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import answer
+from mms_sdk.service.ranks import looked_at
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
 from mms_sdk.storage.series import CONTENT_TYPE
@@ -138,6 +140,12 @@ async def stream_job(service: Service, request: Request, job: str, rank: Rank = 
     """
     seen = Seen.of(last) if (last := request.headers.get("last-event-id")) else Seen()
     return await service.streams.answer(JobSource(service.workspace, service.engine, job, rank=rank, seen=seen))
+
+
+@router.get("/{job}/ranks", **needs("viewer"))
+def get_ranks(service: Service, job: str) -> Ranks:
+    """The processes of a job's training: which step each is at, what it does, and whether it seems to hang."""
+    return looked_at(service.workspace, service.workspace.catalog.jobs.get(job))
 
 
 @router.get("/{job}/artifacts", **needs("viewer"))
