@@ -27,7 +27,7 @@ from mms_sdk.service import artifacts, ranks, streams
 from mms_sdk.service.app import create_app
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
-from mms_sdk.storage import metric_log
+from mms_sdk.storage import events, metric_log
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.workspace import Workspace
 
@@ -41,6 +41,11 @@ def workspace(folder: Path) -> Iterator[Workspace]:
     opened = Workspace(folder)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def any_job(workspace: Workspace) -> str:
+    return workspace.catalog.jobs.start("ingest", "pets", {}).id
 
 
 def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -96,20 +101,17 @@ def test_what_happens_while_somebody_listens_is_told_at_once_and_once(ws: Client
     assert told[-1][1] - began[-1] < 5
 
 
-def test_more_events_than_a_page_holds_are_all_told(ws: Client, workspace: Workspace) -> None:
+def test_more_events_than_a_page_holds_are_all_told(ws: Client, workspace: Workspace, any_job: str) -> None:
     since = newest(workspace)
     with workspace.catalog.writing() as connection:
-        from mms_sdk.storage.events import record
-
-        job = workspace.catalog.jobs.list(limit=1)[0].id
         for _ in range(1200):
-            record(connection, job, "alarm")
+            events.record(connection, any_job, "alarm")
 
     assert [each.number for each in ws.events(since=since)] == list(range(since + 1, since + 1201))
 
 
-def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client) -> None:
-    missing = mms.Job(ws._api, next(iter(ws.jobs)).record.model_copy(update={"id": "0" * 26}))
+def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client, any_job: str) -> None:
+    missing = mms.Job(ws._api, ws.jobs.get(any_job).record.model_copy(update={"id": "0" * 26}))
     for follow in (False, True):
         with pytest.raises(JobNotFound):
             list(missing.events(follow=follow))
@@ -119,11 +121,10 @@ def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/{}/stream"])
 @pytest.mark.parametrize("seen", ["x", "-1", "1-2", "9" * 40, "1-1-1-../..-1"])
-def test_what_nobody_can_have_seen_is_refused(ws: Client, path: str, seen: str) -> None:
-    job = next(iter(ws.jobs)).id
+def test_what_nobody_can_have_seen_is_refused(ws: Client, any_job: str, path: str, seen: str) -> None:
     headers = {"accept": "text/event-stream", "last-event-id": seen}
     with pytest.raises(InvalidRequest, match="Last-Event-ID"):
-        ws._api._ask("GET", path.format(job), headers=headers)
+        ws._api._ask("GET", path.format(any_job), headers=headers)
 
 
 # A job's stream ----------------------------------------------------------------------------------------------------
@@ -394,6 +395,23 @@ def test_what_trains_nothing_has_no_ranks(ws: Client, workspace: Workspace) -> N
     record = workspace.catalog.jobs.start("ingest", "pets", {})
     assert list(ws.jobs.get(record.id).ranks()) == []
     workspace.catalog.jobs.finish(record.id, "cancelled")
+
+
+# Usage -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_job_used_is_told_and_listed(ws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ws.jobs.submit("import time\ntime.sleep(0.5)\n", resources=SMALL).wait(progress=False)
+    free = ws.jobs.list(1)
+    monkeypatch.setenv("MMS_PRICES", "cpu=36000")  # ten a second
+
+    used = job.usage()
+
+    assert used.cpu_s == used.seconds == pytest.approx(0.8, abs=0.4)
+    assert (used.gpu_s, used.cost) == (0, pytest.approx(10 * used.seconds))
+    assert job.facts()["used"].endswith(f"CPU-hours, which cost {used.cost:.2f}")
+    assert ws.jobs.list(1).rows[0]["cost"] == f"{used.cost:.2f}"
+    assert "cost" not in free.rows[0]
 
 
 # Connections -------------------------------------------------------------------------------------------------------

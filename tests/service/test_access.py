@@ -46,6 +46,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/jobs/nothing/metrics"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/stream"): ("viewer", 404),
     ("GET", "/v1/events"): ("viewer", 200),
+    ("GET", "/v1/jobs/nothing/usage"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/ranks"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/artifacts"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/artifacts/rejects.jsonl"): ("viewer", 404),

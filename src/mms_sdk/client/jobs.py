@@ -24,6 +24,7 @@ from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.rank import Rank, Ranks
+from mms_sdk.schema.usage import Usage
 from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
@@ -203,6 +204,10 @@ class Job:
     def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
         return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
+    def usage(self) -> Usage:
+        """What its attempts have had so far: seconds of cores and GPUs, and what they cost at `$MMS_PRICES`."""
+        return self._api.get(f"/v1/jobs/{self.id}/usage", Usage)
+
     def ranks(self) -> Table[Rank]:
         """The processes of its training, of a script the newest one in it: step, phase, and which one is slow."""
         found = self._ranks().ranks
@@ -292,6 +297,8 @@ class Job:
         }
         if not record.ended and record.progress.total:
             about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
+        if record.engine is not None and record.started_at:
+            about["used"] = _used(self.usage())
         if record.state == "running" and (alarm := self._ranks().alarm):
             about["alarm"] = alarm
         if record.error:
@@ -376,8 +383,11 @@ class Jobs:
 
     def list(self, limit: int = 20) -> Table[Job]:
         """The newest jobs."""
-        found = [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
-        return Table(found, title="jobs", rows=map(_row, found))
+        page = self._api.get("/v1/jobs", JobPage, limit=limit)
+        found = [Job(self._api, record) for record in page.jobs]
+        costs = [{"cost": f"{page.costs[job.id]:,.2f}" if job.id in page.costs else ""} for job in found]
+        shown = [_row(job) | (cost if page.costs else {}) for job, cost in zip(found, costs, strict=True)]
+        return Table(found, title="jobs", rows=shown)
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state that any is in."""
@@ -469,6 +479,13 @@ def _outcome(job: Job) -> str:
     if "value" in record.result:  # of a trial, or the best one's of a study
         return f"{record.spec['metric']} {record.result['value']:.6g}"
     return f"{record.result['rows']:,} rows" if "rows" in record.result else ""
+
+
+def _used(usage: Usage) -> str:
+    kinds = {"CPU": usage.cpu_s, "GPU": usage.gpu_s}
+    had = [f"{seconds / 3600:,.3g} {kind}-hours" for kind, seconds in kinds.items() if seconds]
+    cost = f", which cost {usage.cost:,.2f}" if usage.cost is not None else ""
+    return f"{', '.join(had) or 'nothing yet'}{cost}"
 
 
 def _rank_row(rank: Rank) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,6 +17,7 @@ from mms_sdk.errors import Conflict, InvalidRequest
 from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
 from mms_sdk.schema.rank import Ranks
+from mms_sdk.schema.usage import Usage
 from mms_sdk.service import artifacts
 from mms_sdk.service.following import JobSource, Seen
 from mms_sdk.service.logs import read_log
@@ -22,6 +25,9 @@ from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.ranks import looked_at
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
+from mms_sdk.service.usage import usage_of
+from mms_sdk.settings import prices
+from mms_sdk.storage.ids import now
 from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -44,7 +50,7 @@ def list_jobs(
     service.engine.reconcile()
     found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
     page = found[:limit]
-    return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
+    return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None, costs=_costs(service, page))
 
 
 @router.get(":counts", **needs("viewer"))
@@ -142,6 +148,13 @@ async def stream_job(service: Service, request: Request, job: str, rank: Rank = 
     return await service.streams.answer(JobSource(service.workspace, service.engine, job, rank=rank, seen=seen))
 
 
+@router.get("/{job}/usage", **needs("viewer"))
+def get_usage(service: Service, job: str) -> Usage:
+    """What the attempts at a job have had so far: seconds of cores and GPUs, and what they cost at `$MMS_PRICES`."""
+    found = service.workspace.catalog.jobs.get(job)
+    return usage_of(found, service.workspace.catalog.attempts.of(job), prices=prices(), now=now())
+
+
 @router.get("/{job}/ranks", **needs("viewer"))
 def get_ranks(service: Service, job: str) -> Ranks:
     """The processes of a job's training: which step each is at, what it does, and whether it seems to hang."""
@@ -160,6 +173,15 @@ def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = Non
     path = artifacts.path_of(service.workspace, service.workspace.catalog.jobs.get(job), name, attempt=attempt)
     headers = {"accept-ranges": "none"}
     return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
+
+
+def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
+    if not (known := prices()):
+        return {}
+    attempts = service.workspace.catalog.attempts.of(*(job.id for job in jobs if job.engine is not None))
+    by_job = {id: list(each) for id, each in groupby(attempts, key=lambda attempt: attempt.job)}
+    used = {job.id: usage_of(job, by_job.get(job.id, []), prices=known, now=now()) for job in jobs}
+    return {id: each.cost for id, each in used.items() if each.cost is not None}
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
