@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 import psutil
 import pytest
+import sqlalchemy as sa
 from over_http import serving
 
 import mms_sdk as mms
@@ -27,7 +28,8 @@ from mms_sdk.service import artifacts, ranks, streams
 from mms_sdk.service.app import create_app
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
-from mms_sdk.storage import events, metric_log
+from mms_sdk.storage import events, metric_log, tables
+from mms_sdk.storage.events import Events
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.workspace import Workspace
 
@@ -108,6 +110,23 @@ def test_more_events_than_a_page_holds_are_all_told(ws: Client, workspace: Works
             events.record(connection, any_job, "alarm")
 
     assert [each.number for each in ws.events(since=since)] == list(range(since + 1, since + 1201))
+
+
+def test_of_a_job_that_was_gone_on_with_all_is_told_and_of_one_that_told_nothing_too(
+    ws: Client, workspace: Workspace
+) -> None:
+    again, old = (workspace.catalog.jobs.start("tune", "pets", {}) for _ in range(2))
+    workspace.catalog.jobs.finish(again.id, "lost")
+    workspace.catalog.jobs.reopen(again.id)
+    for job in (again, old):
+        workspace.catalog.jobs.finish(job.id, "succeeded")
+    with workspace.catalog.writing() as connection:  # as of a job that ended before there were events
+        connection.execute(sa.delete(tables.events).where(tables.events.c.job == old.id))
+
+    told = [each.kind for each in ws.jobs.get(again.id).events(follow=True)]
+
+    assert told == ["running", "ended", "running", "ended"]
+    assert list(ws.jobs.get(old.id).events(follow=True)) == []
 
 
 def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client, any_job: str) -> None:
@@ -194,6 +213,49 @@ def test_each_process_of_an_attempt_has_a_log_of_its_own(ws: Client, workspace: 
         job.logs(rank=2)
     found = told(list(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"rank": 1}, "")))
     assert [said["text"] for kind, said in found if kind == "log"] == ["second\n"]
+
+
+def test_a_stream_tells_only_what_is_asked_for(ws: Client, workspace: Workspace) -> None:
+    job = ws.jobs.submit("print(1)\n", resources=SMALL).wait(progress=False)
+    (workspace.job_folder(job.id) / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2}\n')
+    for only in (["log"], ["event"], ["metrics"], ["log", "metrics"], ["log", "event", "metrics"]):
+        found = {kind for kind, _ in told(list(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"only": only}, "")))}
+        assert found == {"job", "end", *only}
+    with pytest.raises(InvalidRequest, match="only"):
+        next(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"only": ["secrets"]}, ""))
+
+
+def test_a_process_that_only_a_later_attempt_has_is_told(ws: Client, workspace: Workspace) -> None:
+    text = "import os\nif '/1/' in os.getcwd():\n    os.kill(os.getpid(), 9)\n"
+    job = ws.jobs.submit(text, resources=SMALL, retry=mms.Retry(1, wait_s=0)).wait(progress=False)
+    (attempt_folder(workspace.job_folder(job.id), 2) / "log.1.txt").write_text("here\n")
+
+    found = told(list(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"rank": 1, "only": "log"}, "")))
+
+    assert [(said["attempt"], said["text"]) for kind, said in found if kind == "log"] == [(2, "here\n")]
+
+
+def test_a_catalog_that_is_away_for_a_moment_ends_no_following(
+    ws: Client, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mms_sdk.client.api._AGAIN_S", 0.05)
+    asked: list[int] = []
+    there = Events.list
+
+    def away(self: Events, **asking: Any) -> list[Event]:
+        asked.append(1)
+        if 2 <= len(asked) <= 6:
+            raise Unavailable("the catalog's database did not answer")
+        return there(self, **asking)
+
+    monkeypatch.setattr(Events, "list", away)
+    job = workspace.catalog.jobs.start("ingest", "pets", {})
+    following = ws.jobs.get(job.id).events(follow=True)
+    assert next(following).kind == "running"
+    workspace.catalog.jobs.finish(job.id, "succeeded")
+
+    assert [each.kind for each in following] == ["ended"]
+    assert len(asked) > 6
 
 
 def test_a_long_log_comes_whole_to_a_slow_reader_and_is_not_read_ahead(ws: Client, workspace: Workspace) -> None:

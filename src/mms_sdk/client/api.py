@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -87,14 +88,16 @@ class Api:
             Unavailable: The server was away for a minute.
         """
         known = {name: value for name, value in query.items() if value is not None}
-        seen, deadline = "", time.monotonic() + _AWAY_S
+        seen, away_since = "", math.inf
         while True:
             try:
                 for message in self._messages(path, known, seen):
                     yield message
-                    seen, deadline = message.id, time.monotonic() + _AWAY_S
+                    seen, away_since = message.id, math.inf
+                away_since = math.inf
             except Unavailable:
-                if time.monotonic() > deadline:
+                away_since = min(away_since, time.monotonic())
+                if time.monotonic() - away_since > _AWAY_S:
                     raise
             time.sleep(_AGAIN_S)
             if self._http.is_closed:

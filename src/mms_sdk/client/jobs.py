@@ -15,7 +15,7 @@ from urllib.parse import quote
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
-from mms_sdk.client.events import events
+from mms_sdk.client.events import events_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
@@ -129,7 +129,7 @@ class Job:
         Args:
             follow: Whether to wait for what comes, until it has ended.
         """
-        return events(self._api, job=self.id, follow=follow)
+        return events_of(self._api, self.id, follow=follow)
 
     def value(self) -> Any:
         """What the function of the job returned, once it has ended; waits for it.
@@ -167,7 +167,7 @@ class Job:
 
     def _printed(self) -> Iterator[str]:
         attempt = 1
-        for message in self._api.follow(f"/v1/jobs/{self.id}/stream"):
+        for message in self._api.follow(f"/v1/jobs/{self.id}/stream", only="log"):
             if message.event == "end":
                 return
             if message.event == "log":

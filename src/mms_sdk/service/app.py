@@ -37,7 +37,7 @@ from mms_sdk.service.routes import (
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
-from mms_sdk.settings import ServerSettings
+from mms_sdk.settings import ServerSettings, prices
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
@@ -64,8 +64,10 @@ def create_app(
 
     Raises:
         RuntimeError: A route declares no role; such an app must not start.
+        InvalidRequest: `$MMS_PRICES` says what are no prices.
     """
     settings = settings or ServerSettings()
+    prices()  # what they cannot be is said now, and not with each list of jobs
     service = ServiceState(
         workspace,
         settings,

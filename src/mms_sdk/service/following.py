@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -17,6 +18,8 @@ from mms_sdk.service.metric_answers import log_of, rows_since
 from mms_sdk.service.streams import message
 from mms_sdk.storage.workspace import Workspace
 
+Told = Literal["event", "log", "metrics"]
+"""What a job's stream tells beside its record."""
 _LOOK_EVERY_S = 2.0  # whether what runs still does; everything else is in the catalog or a file as soon as it happens
 _PAGE = 500
 _SEEN = re.compile(r"(\d{1,18})-(\d{1,9})-(\d{1,18})-([0-9A-Z]{26})?-(\d{1,18})")
@@ -110,16 +113,20 @@ class JobSource:
         engine: Is asked now and then to record what became of it.
         job: Its id.
         rank: Of which process the log is told.
+        only: What is told beside the record: some of `event`, `log` and `metrics`.
         seen: What was told before.
     """
 
     over = False
 
-    def __init__(self, workspace: Workspace, engine: Engine, job: str, *, rank: int, seen: Seen) -> None:
+    def __init__(
+        self, workspace: Workspace, engine: Engine, job: str, *, rank: int, only: Sequence[Told], seen: Seen
+    ) -> None:
         self._workspace = workspace
         self._engine = engine
         self._id = job
         self._rank = rank
+        self._only = frozenset(only)
         self._seen = seen
         self._told: Job | None = None
         self._looked_at = self._judged_at = -_LOOK_EVERY_S
@@ -134,7 +141,12 @@ class JobSource:
         if not job.ended and time.monotonic() - self._judged_at > ranks.LOOK_EVERY_S:
             ranks.looked_at(self._workspace, job)
             self._judged_at = time.monotonic()
-        found = [*self._events(), *self._log(job), *self._metrics(job)]
+        parts: dict[Told, Callable[[Job], list[bytes]]] = {
+            "event": self._events,
+            "log": self._log,
+            "metrics": self._metrics,
+        }
+        found = [each for name, part in parts.items() if name in self._only for each in part(job)]
         if job != self._told:
             self._told = job
             found.insert(0, self._message("job", job.model_dump_json().encode()))
@@ -143,7 +155,7 @@ class JobSource:
             found.append(self._message("end", job.model_dump_json().encode()))
         return found
 
-    def _events(self) -> list[bytes]:
+    def _events(self, _: Job) -> list[bytes]:
         found = []
         for each in self._workspace.catalog.events.list(since=self._seen.event, job=self._id, limit=_PAGE):
             self._seen = self._seen._replace(event=each.number)
@@ -152,11 +164,9 @@ class JobSource:
 
     def _log(self, job: Job) -> list[bytes]:
         piece = self._piece(job, self._seen.attempt or 1, self._seen.log)
-        if piece is None:
-            return []
-        if piece.ended and (after := self._piece(job, self._seen.attempt + 1, 0)):
+        if (piece is None or piece.ended) and (after := self._piece(job, (self._seen.attempt or 1) + 1, 0)):
             piece = after  # told even if it printed nothing yet: it is another attempt
-        elif not piece.text:
+        elif piece is None or not piece.text:
             return []
         self._seen = self._seen._replace(attempt=piece.attempt, log=piece.offset)
         told = {"attempt": piece.attempt, "rank": self._rank, "text": piece.text, "offset": piece.offset}
@@ -165,7 +175,7 @@ class JobSource:
     def _piece(self, job: Job, attempt: int, offset: int) -> LogPiece | None:
         try:
             return read_log(self._workspace, job, offset=offset, attempt=attempt, rank=self._rank)
-        except NotFound:  # no such attempt yet
+        except NotFound:  # no such attempt yet, or it had no such process
             return None
 
     def _metrics(self, job: Job) -> list[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Protocol
@@ -16,7 +17,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from mms_sdk.errors import Unavailable
+from mms_sdk.errors import MmsError, Unavailable
 
 CONTENT_TYPE = "text/event-stream"
 HEARTBEAT_S = 15.0
@@ -26,6 +27,7 @@ _PAUSE_S = 0.1, 1.0
 _GROWTH = 1.3
 _CLOSE_WITHIN_S = 5.0
 _HEARTBEAT = b": nothing new\n\n"
+_log = logging.getLogger("mms.service")
 
 
 class Source(Protocol):
@@ -95,6 +97,8 @@ class Streams:
                     return
                 pause = min(longest, pause * _GROWTH)
                 new = await run_in_threadpool(source.new)
+        except MmsError as error:  # a catalog that is away: who asks for what follows is told so
+            _log.warning("a stream ends: %s", error)
         finally:
             self._open -= 1
 

@@ -19,7 +19,7 @@ from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSp
 from mms_sdk.schema.rank import Ranks
 from mms_sdk.schema.usage import Usage
 from mms_sdk.service import artifacts
-from mms_sdk.service.following import JobSource, Seen
+from mms_sdk.service.following import JobSource, Seen, Told
 from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.ranks import looked_at
@@ -33,6 +33,7 @@ from mms_sdk.storage.series import CONTENT_TYPE
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
+_ALL: list[Told] = ["event", "log", "metrics"]
 _PACKED: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE: {"schema": {"format": "binary"}}}}}
 OfAttempt = Annotated[int | None, Query(ge=1, le=1000)]
 Rank = Annotated[int, Query(ge=0, lt=100_000)]
@@ -139,13 +140,21 @@ def get_metrics(
 
 
 @router.get("/{job}/stream", response_class=StreamingResponse, **needs("viewer"))
-async def stream_job(service: Service, request: Request, job: str, rank: Rank = 0) -> StreamingResponse:
+async def stream_job(
+    service: Service,
+    request: Request,
+    job: str,
+    rank: Rank = 0,
+    only: Annotated[list[Told], Query(max_length=10)] = _ALL,
+) -> StreamingResponse:
     """Server-sent events: `job` whenever its state or progress changes, `event`, `log`, `metrics`, and at last `end`.
 
-    `Last-Event-ID` goes on behind a message that came before.
+    `only`, once or more often, leaves out what it does not name of the three in the middle. `Last-Event-ID` goes on
+    behind a message that came before.
     """
     seen = Seen.of(last) if (last := request.headers.get("last-event-id")) else Seen()
-    return await service.streams.answer(JobSource(service.workspace, service.engine, job, rank=rank, seen=seen))
+    source = JobSource(service.workspace, service.engine, job, rank=rank, only=only, seen=seen)
+    return await service.streams.answer(source)
 
 
 @router.get("/{job}/usage", **needs("viewer"))
