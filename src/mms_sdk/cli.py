@@ -750,7 +750,7 @@ def _variable(text: str) -> tuple[str, str]:
 def _logs(asked: argparse.Namespace) -> Any:
     job = _connect(asked).jobs.get(asked.job)
     if asked.follow:
-        job.watch()
+        job.watch(rank=asked.rank)
         return None
     text = job.logs(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")

@@ -21,7 +21,7 @@ import mms_sdk as mms
 from mms_sdk.client.api import Api
 from mms_sdk.client.messages import Message, messages
 from mms_sdk.compute.engines.folder import attempt_folder
-from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, TooLarge, Unavailable
+from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, TooLarge, Unauthenticated, Unavailable
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.rank import Beat
 from mms_sdk.service import artifacts, ranks, streams
@@ -497,6 +497,27 @@ def test_a_server_that_drains_ends_streams_and_its_successor_goes_on_with_them(t
         assert rest == [2]
         assert workspace.catalog.events.list()[1].job == second.id
         reading.close()
+        api.close()
+    workspace.close()
+
+
+def test_a_stream_is_asked_for_again_from_time_to_time_and_a_token_that_was_revoked_hears_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LONGEST_S", 0.3)
+    monkeypatch.setattr("mms_sdk.client.api._AGAIN_S", 0.01)
+    workspace = Workspace(tmp_path / "workspace")
+    token = workspace.catalog.tokens.issue("tests", "viewer")
+    with serving(create_app(workspace, ServerSettings())) as url:
+        api = Api(url, token)
+        following = api.follow("/v1/events")
+        for number in range(1, 5):
+            workspace.catalog.jobs.start("ingest", "pets", {})
+            assert next(following).id == str(number)
+            time.sleep(0.35)
+        workspace.catalog.tokens.issue("tests", "viewer")
+        with pytest.raises(Unauthenticated):
+            next(following)
         api.close()
     workspace.close()
 

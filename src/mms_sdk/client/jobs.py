@@ -92,14 +92,17 @@ class Job:
             raise JobFailed(f"job {self.id} ended as {self.state}: {why}{log}")
         return self
 
-    def watch(self) -> Job:
+    def watch(self, *, rank: int = 0) -> Job:
         """Prints what it prints, as it does, until it ends. An interrupt leaves it running.
+
+        Args:
+            rank: Of which of its processes, from 0.
 
         Raises:
             JobFailed: It did not succeed.
         """
         try:
-            for text in self._printed():
+            for text in self._printed(rank):
                 sys.stdout.write(text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -165,9 +168,9 @@ class Job:
         """Each try at it, the first one first, with how it ended."""
         return self._api.get(f"/v1/jobs/{self.id}/attempts", list[Attempt])
 
-    def _printed(self) -> Iterator[str]:
+    def _printed(self, rank: int = 0) -> Iterator[str]:
         attempt = 1
-        for message in self._api.follow(f"/v1/jobs/{self.id}/stream", only="log"):
+        for message in self._api.follow(f"/v1/jobs/{self.id}/stream", only="log", rank=rank):
             if message.event == "end":
                 return
             if message.event == "log":

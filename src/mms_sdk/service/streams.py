@@ -22,6 +22,8 @@ from mms_sdk.errors import MmsError, Unavailable
 CONTENT_TYPE = "text/event-stream"
 HEARTBEAT_S = 15.0
 """Silence after which a comment is sent: whoever hears less than that for much longer is cut off, and asks again."""
+LONGEST_S = 60.0
+"""Then a stream ends, and who follows asks for what comes behind it: with a token that may have been revoked since."""
 _MOST = 200
 _PAUSE_S = 0.1, 1.0
 _GROWTH = 1.3
@@ -84,6 +86,7 @@ class Streams:
     async def _told(self, new: list[bytes], source: Source) -> AsyncIterator[bytes]:
         pause, longest = _PAUSE_S
         heard = time.monotonic()
+        until = heard + LONGEST_S
         self._open += 1
         try:
             while True:
@@ -93,7 +96,7 @@ class Streams:
                 elif time.monotonic() - heard > HEARTBEAT_S:
                     yield _HEARTBEAT
                     heard = time.monotonic()
-                if source.over or await self._drains_within(0.0 if new else pause):
+                if source.over or time.monotonic() > until or await self._drains_within(0.0 if new else pause):
                     return
                 pause = min(longest, pause * _GROWTH)
                 new = await run_in_threadpool(source.new)
