@@ -925,7 +925,7 @@ def _told_in_secret(asked: argparse.Namespace) -> str:
 def _logs(asked: argparse.Namespace) -> Any:
     job = _connect(asked).jobs.get(asked.job)
     if asked.follow:
-        job.watch()
+        job.watch(rank=asked.rank)
         return None
     text = job.logs(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")

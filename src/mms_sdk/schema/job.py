@@ -329,7 +329,14 @@ class Job(Schema):
 
 
 class JobPage(Schema):
-    """Some jobs, newest first, and where the next page begins."""
+    """Some jobs, newest first.
+
+    Attributes:
+        jobs: The jobs.
+        next: Where the next page begins; None on the last one.
+        costs: So far, by the jobs' ids, where there are prices.
+    """
 
     jobs: tuple[Job, ...]
     next: str | None = None
+    costs: dict[str, float] = {}

@@ -28,7 +28,7 @@ class Quota(Schema):
     memory: Annotated[int, Field(ge=0)] | None = None
 
 
-class Usage(Schema):
+class Footprint(Schema):
     """What a running job takes, as its machine counts it.
 
     Attributes:
@@ -53,7 +53,7 @@ class TopJob(Schema):
         state: `starting`, `running` or `queued`.
         since: When its attempt began, or it was submitted.
         given: What of the machine it has: `cpus`, `gpus`, `memory`; nothing while it waits.
-        usage: What it takes of it; None where that is not known.
+        footprint: What it takes of it; None where that is not known.
         waits_for: `room`, `its project's quota`, `its turn`, or `its next attempt`; nothing if it runs.
     """
 
@@ -64,5 +64,5 @@ class TopJob(Schema):
     state: str
     since: str
     given: dict[str, int]
-    usage: Usage | None = None
+    footprint: Footprint | None = None
     waits_for: str = ""

@@ -45,7 +45,7 @@ from mms_sdk.service.routes import (
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
-from mms_sdk.settings import ServerSettings, ray_address
+from mms_sdk.settings import ServerSettings, prices, ray_address
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
@@ -86,8 +86,10 @@ def create_app(
 
     Raises:
         RuntimeError: A route declares no role; such an app must not start.
+        InvalidRequest: `$MMS_PRICES` says what are no prices.
     """
     settings = settings or ServerSettings()
+    prices()  # what they cannot be is said now, and not with each list of jobs
     service = ServiceState(
         workspace,
         settings,

@@ -52,7 +52,7 @@ def check_quota(workspace: Workspace, engine: Engine, project: str, spec: JobSpe
 
 def _told(job: Job, attempt: Attempt, engine: Engine) -> TopJob:
     return _row(job, attempt.started_at).model_copy(
-        update={"given": taken_by(attempt.given)._asdict(), "usage": engine.usage(attempt)}
+        update={"given": taken_by(attempt.given)._asdict(), "footprint": engine.footprint(attempt)}
     )
 
 

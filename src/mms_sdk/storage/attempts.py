@@ -164,10 +164,10 @@ class Attempts:
                 number = attempt.number if attempt else None
                 record(connection, row["id"], "ended", attempt=number, **_said(_STATES[told.reason], told))
 
-    def of(self, job: str) -> list[Attempt]:
-        """All attempts at a job, the first one first."""
+    def of(self, *jobs: str) -> list[Attempt]:
+        """All attempts at a job, the first one first; or at several jobs, those at each together."""
         columns = tables.attempts.c
-        query = sa.select(tables.attempts).where(columns.job == job).order_by(columns.number)
+        query = sa.select(tables.attempts).where(columns.job.in_(jobs)).order_by(columns.job, columns.number)
         with self._catalog.reading() as connection:
             return [Attempt.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 

@@ -16,7 +16,7 @@ from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
-from mms_sdk.schema.quota import Usage
+from mms_sdk.schema.quota import Footprint
 from mms_sdk.settings import JOB_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
@@ -154,7 +154,7 @@ def make_room(workspace: Workspace, engine: EngineName, fits: Fits, wake: Callab
             wake(attempt)
 
 
-def usage_of(pid: int) -> Usage | None:
+def footprint_of(pid: int) -> Footprint | None:
     """What the processes below one take; None if it is not there."""
     cpu_s, memory, count = 0.0, 0, 0
     try:
@@ -167,7 +167,7 @@ def usage_of(pid: int) -> Usage | None:
             cpu_s += times.user + times.system
             memory += each.memory_info().rss
             count += 1
-    return Usage(cpu_s=cpu_s, memory=memory, processes=count)
+    return Footprint(cpu_s=cpu_s, memory=memory, processes=count)
 
 
 def end_orphans(folder: Path, cookie: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mms_sdk.schema.job import Attempt, EngineName, Job, JobSpec
-from mms_sdk.schema.quota import Usage
+from mms_sdk.schema.quota import Footprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Engine(Protocol):
             Conflict: It has ended, or no engine runs it.
         """
 
-    def usage(self, attempt: Attempt) -> Usage | None:
+    def footprint(self, attempt: Attempt) -> Footprint | None:
         """What a running attempt takes of the machine; None where that cannot be told from here."""
 
     def reconcile(self) -> None:

@@ -23,7 +23,7 @@ from mms_sdk.compute.engines.machine import cores_here, environment, free_port, 
 from mms_sdk.compute.engines.supervisor import MODULE
 from mms_sdk.errors import InvalidRequest, MmsError
 from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobState
-from mms_sdk.schema.quota import Usage
+from mms_sdk.schema.quota import Footprint
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
@@ -91,9 +91,9 @@ class LocalEngine:
         """See `Engine`."""
         return common.cancel(self._workspace, job, self._ask_to_stop)
 
-    def usage(self, attempt: Attempt) -> Usage | None:
+    def footprint(self, attempt: Attempt) -> Footprint | None:
         """See `Engine`."""
-        return common.usage_of(pid_of(attempt.owner)) if is_alive(attempt.owner) else None
+        return common.footprint_of(pid_of(attempt.owner)) if is_alive(attempt.owner) else None
 
     def reconcile(self) -> None:
         """See `Engine`."""

@@ -22,7 +22,7 @@ from mms_sdk.compute.engines.ray.cluster import Cluster
 from mms_sdk.compute.engines.ray.room import fitting, shape_of, suiting
 from mms_sdk.errors import InvalidRequest, MmsError, Unavailable
 from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobState
-from mms_sdk.schema.quota import Usage
+from mms_sdk.schema.quota import Footprint
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of
@@ -101,7 +101,7 @@ class RayEngine:
         """See `Engine`."""
         return common.cancel(self._workspace, job, self._ask_to_stop)
 
-    def usage(self, attempt: Attempt) -> Usage | None:
+    def footprint(self, attempt: Attempt) -> Footprint | None:
         """See `Engine`. The processes are on other machines."""
         return None
 
