@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
 from mms_sdk.storage import owners
-from mms_sdk.storage.owners import is_alive, owner_of, pid_of
+from mms_sdk.storage.owners import here, is_alive, is_elsewhere, owner_of, pid_of
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
     started.wait()
 
 
-def test_a_process_is_known_by_its_number_its_start_and_the_boot(child: subprocess.Popen[bytes]) -> None:
+def test_a_process_is_known_by_its_number_its_start_and_where_it_runs(child: subprocess.Popen[bytes]) -> None:
     owner = owner_of(child.pid)
 
-    pid, start, boot = owner.replace("@", ":").split(":")
+    pid, start, place = owner.replace("@", ":").split(":")
     assert int(pid) == pid_of(owner) == child.pid
-    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert here() == f"@{place}"
     ticks = os.sysconf("SC_CLK_TCK")
     assert psutil.boot_time() + int(start) / ticks == pytest.approx(psutil.Process(child.pid).create_time(), abs=1.5)
     assert len(owner) <= 64  # as long as the catalog's column
@@ -65,10 +65,36 @@ def test_one_of_another_boot_is_not_it_whatever_else_is_the_same(monkeypatch: py
     owner = owner_of(os.getpid())
     assert is_alive(owner)
 
-    monkeypatch.setattr(owners, "_boot", lambda: "another")
+    monkeypatch.setattr(owners, "_life", lambda: "another")
 
     assert not is_alive(owner)
+    assert not is_elsewhere(owner)  # the machine has this name: it was started anew
     assert is_alive(owner_of(os.getpid()))
+
+
+def test_of_another_machine_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = owner_of(os.getpid())
+    assert not is_elsewhere(owner)
+
+    monkeypatch.setattr(owners, "_machine", lambda: "renamed")
+    assert not is_elsewhere(owner)  # but of this life
+    assert is_alive(owner)
+    monkeypatch.setattr(owners, "_life", lambda: "another")
+    assert is_elsewhere(owner)
+    assert not is_alive(owner)
+    assert not is_elsewhere(owner_of(os.getpid()))
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root, to make a container")
+def test_a_container_is_another_life() -> None:
+    code = "from mms_sdk.storage.owners import here; print(here())"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+
+    inside = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    life, _, machine = inside.partition(".")
+    assert life != here().partition(".")[0]
+    assert machine == here().partition(".")[2]
 
 
 def test_a_clock_that_is_set_makes_it_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +115,6 @@ def test_the_name_of_a_process_may_hold_anything(name: str) -> None:
         process.kill()
 
 
-@pytest.mark.parametrize("owner", ["", ":", "x", "0:1@b", "-1:1@b", "1e3:1@b", f"{2**70}:1@b", "PID:1.00"])
+@pytest.mark.parametrize("owner", ["", ":", "x", "@x.y", "0:1@b", "-1:1@b", "1e3:1@b", f"{2**70}:1@b", "PID:1.00"])
 def test_what_is_no_process_is_not_alive(owner: str) -> None:
     assert not is_alive(owner.replace("PID", str(os.getpid())))

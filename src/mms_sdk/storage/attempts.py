@@ -18,7 +18,8 @@ from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobStat
 from mms_sdk.storage import tables
 from mms_sdk.storage.events import record
 from mms_sdk.storage.ids import new_id, now
-from mms_sdk.storage.queue import Fits, next_in_line, to_make_room
+from mms_sdk.storage.owners import here
+from mms_sdk.storage.queue import Fits, next_in_line, of_engine, to_make_room
 
 if TYPE_CHECKING:
     from mms_sdk.storage.catalog import Catalog
@@ -50,6 +51,7 @@ class Attempts:
             spec=asked.spec.model_dump(mode="json"),
             parent=asked.parent,
             engine=asked.engine,
+            owner=here(),
             priority=asked.spec.priority,
             project=asked.project,
             key=asked.key,
@@ -73,7 +75,7 @@ class Attempts:
         """
         columns = tables.jobs.c
         with self._catalog.writing() as connection:
-            _forget_other_clocks(connection, columns.engine == engine)
+            _forget_other_clocks(connection, of_engine(engine))
             found = next_in_line(connection, engine, list(_at_work(connection, engine)), fits)
             if found is None or found.given is None:
                 return None
@@ -122,6 +124,8 @@ class Attempts:
             if job is None or job.state not in _AT_WORK:
                 return None
             values = _after(JobSpec.model_validate(job.spec), _failures(connection, job.id), ended)
+            if values["state"] == "queued":
+                values["owner"] = f"@{job.owner.rpartition('@')[2]}"  # where it waits
             connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
             state: JobState = values["state"]
             kind: EventKind = "retrying" if state == "queued" else "ended"
@@ -179,7 +183,7 @@ class Attempts:
     def waiting(self, engine: str, *, limit: int) -> list[Job]:
         """Jobs that wait for an engine, the highest priority and then the oldest first; see `queue`."""
         columns = tables.jobs.c
-        query = sa.select(tables.jobs).where(columns.state == "queued", columns.engine == engine)
+        query = sa.select(tables.jobs).where(columns.state == "queued", of_engine(engine))
         with self._catalog.reading() as connection:
             rows = connection.execute(query.order_by(columns.priority.desc(), columns.id).limit(limit)).mappings()
             return [Job.model_validate(dict(row)) for row in rows]
@@ -187,7 +191,7 @@ class Attempts:
     def next_due_s(self, engine: str) -> float | None:
         """Seconds until a job that waits to be tried again is due; 0 if one is, None if none waits."""
         columns = tables.jobs.c
-        query = sa.select(columns.not_before).where(columns.state == "queued", columns.engine == engine)
+        query = sa.select(columns.not_before).where(columns.state == "queued", of_engine(engine))
         with self._catalog.reading() as connection:
             times = [row.not_before for row in connection.execute(query)]
         if not times:
@@ -220,10 +224,10 @@ def _failures(connection: sa.Connection, job: str) -> int:
 
 def _after(spec: JobSpec, failures: int, ended: Ended) -> dict[str, Any]:
     if ended.reason == "preempted":
-        return {"state": "queued", "owner": "", "not_before": None}
+        return {"state": "queued", "not_before": None}
     if ended.reason in _AGAIN and failures <= spec.retry.times:
         due = (datetime.now(UTC) + _wait(spec, failures)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return {"state": "queued", "owner": "", "not_before": due}
+        return {"state": "queued", "not_before": due}
     return _for_good(ended)
 
 
@@ -261,7 +265,7 @@ def _one(connection: sa.Connection, which: Any) -> Job | None:
 
 
 def _at_work(connection: sa.Connection, engine: str) -> Iterator[tuple[Job, Attempt]]:
-    jobs = sa.select(tables.jobs).where(tables.jobs.c.engine == engine, tables.jobs.c.state.in_(_AT_WORK))
+    jobs = sa.select(tables.jobs).where(of_engine(engine), tables.jobs.c.state.in_(_AT_WORK))
     for row in connection.execute(jobs).mappings().all():
         columns = tables.attempts.c
         newest = sa.select(tables.attempts).where(columns.job == row["id"]).order_by(columns.number.desc()).limit(1)

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
 from mms_sdk.schema.access import Principal, Role
 from mms_sdk.schema.event import EventKind
-from mms_sdk.schema.job import Job, JobKind, JobState, Progress
+from mms_sdk.schema.job import ENDED, Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef
 from mms_sdk.storage import fence, migrations, tables
@@ -29,7 +29,7 @@ from mms_sdk.storage.attempts import Attempts
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.events import Events, record
 from mms_sdk.storage.ids import new_id, now
-from mms_sdk.storage.owners import is_alive, owner_of
+from mms_sdk.storage.owners import is_alive, is_elsewhere, owner_of
 from mms_sdk.storage.quotas import Quotas
 
 _FINISH_WITHIN_S = 60.0  # a server that is restarted or replaced is back by then
@@ -285,16 +285,22 @@ class Jobs:
     def reconcile(self) -> Sequence[str]:
         """Ends as `lost` every running job whose process is gone; for those that an engine runs, it does so.
 
+        One of another machine is gone if it is a part of a job that has ended; else nothing is known of it.
+
         Returns:
             Ids of the jobs found lost.
         """
         columns = tables.jobs.c
-        query = sa.select(columns.id, columns.kind, columns.owner).where(
-            columns.state.in_(("queued", "running")), columns.engine.is_(None)
+        whole = tables.jobs.alias()
+        query = (
+            sa.select(columns.id, columns.kind, columns.owner, whole.c.state.label("of"))
+            .join_from(tables.jobs, whole, whole.c.id == columns.parent, isouter=True)
+            .where(columns.state.in_(("queued", "running")), columns.engine.is_(None))
         )
         with self._catalog.reading() as connection:
             rows = connection.execute(query).all()
-        return [row.id for row in rows if not is_alive(row.owner) and self.finish(row.id, "lost", error=_lost(row))]
+        gone = [row for row in rows if (row.of in ENDED if is_elsewhere(row.owner) else not is_alive(row.owner))]
+        return [row.id for row in gone if self.finish(row.id, "lost", error=_lost(row))]
 
     def _set(
         self,

@@ -16,6 +16,7 @@ from mms_sdk.schema.job import Attempt, Job, JobSpec
 from mms_sdk.schema.quota import Quota
 from mms_sdk.storage import tables
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.owners import here
 
 Given = dict[str, Any]
 Fits = Callable[[JobSpec, Sequence[Given]], Given | None]
@@ -41,9 +42,20 @@ class Next(NamedTuple):
 
 def taken_by(given: Given) -> Taken:
     """What somebody was given, on all nodes together."""
-    nodes, gpus = given.get("nodes", 1), given["gpus"]
+    nodes, gpus = given.get("nodes", 1), given.get("gpus", 0)
     each = gpus if isinstance(gpus, int) else len(gpus)
-    return Taken(each * nodes, given["cpus"] * nodes, given["memory"] * nodes)
+    return Taken(each * nodes, given.get("cpus", 0) * nodes, given.get("memory", 0) * nodes)
+
+
+def of_engine(engine: str) -> sa.ColumnElement[bool]:
+    """Which jobs are an engine's: of `local`, those that were submitted on this machine, and run here."""
+    columns = tables.jobs.c
+    mine: sa.ColumnElement[bool] = columns.engine == engine
+    if engine != "local":
+        return mine
+    life, _, machine = here().partition(".")
+    somewhere = columns.owner.like("%@%.%")
+    return mine & (sa.not_(somewhere) | columns.owner.contains(life) | columns.owner.endswith(f".{machine}"))
 
 
 def next_in_line(connection: sa.Connection, engine: str, at_work: AtWork, fits: Fits) -> Next | None:
@@ -104,7 +116,7 @@ def _heads(connection: sa.Connection, engine: str) -> list[Job]:
     # Of each project the job that is next in it.
     columns = tables.jobs.c
     due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
-    waits = (columns.state == "queued", columns.engine == engine, due)
+    waits = (columns.state == "queued", of_engine(engine), due)
     projects = connection.execute(sa.select(columns.project).where(*waits).distinct()).scalars().all()
     first = sa.select(tables.jobs).where(*waits).order_by(columns.priority.desc(), columns.id).limit(1)
     rows = (connection.execute(first.where(columns.project == project)).mappings().one() for project in projects)

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -26,12 +27,13 @@ from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobStat
 from mms_sdk.schema.quota import Footprint
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
-from mms_sdk.storage.owners import is_alive, owner_of, pid_of
+from mms_sdk.storage.owners import is_alive, is_elsewhere, owner_of, pid_of
 from mms_sdk.storage.queue import Given
 from mms_sdk.storage.workspace import Workspace
 
 NAME: EngineName = "local"
 _OURS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+_ANSWERS_WITHIN_S = 60.0  # beyond the grace
 _started: set[int] = set()  # children of this process that were not waited for yet
 _starting = threading.Lock()
 
@@ -187,6 +189,8 @@ class LocalEngine:
         claim, told = common.claim_of(folder), common.ended_of(folder)
         if told is not None:
             return self._end(attempt, told) is not None and not (claim and is_alive(claim["owner"]))
+        if is_elsewhere(claim["owner"] if claim else attempt.owner):
+            return self._has_not_answered(folder) and self._end(attempt, _unanswered()) is not None
         if claim is None:
             if is_alive(attempt.owner):
                 return False  # who starts it, or a supervisor that is about to claim it
@@ -203,8 +207,20 @@ class LocalEngine:
             told = common.lost(folder, "what looked after it is gone: it was killed, or the machine went down")
         return self._end(attempt, told) is not None
 
+    def _has_not_answered(self, folder: Path) -> bool:
+        # Another machine, which sees this folder, too, as soon as it looks, was to stop it and has had its time.
+        asked, given = names.read(folder / names.CANCEL), names.read(folder / names.GIVEN) or {}
+        if asked is None:
+            return False
+        age_s = (datetime.now(UTC) - datetime.fromisoformat(asked["at"])).total_seconds()
+        return bool(age_s > given.get("grace_s", 0) + _ANSWERS_WITHIN_S)
+
     def _end(self, attempt: Attempt, ended: Ended) -> JobState | None:
         return common.end(self._workspace, attempt, ended, self.cancel)
+
+
+def _unanswered() -> Ended:
+    return Ended(reason="cancelled", detail="it was cancelled; the machine that it ran on did not answer", at=now())
 
 
 def _wait_for_ended() -> None:

@@ -25,7 +25,7 @@ from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobStat
 from mms_sdk.schema.quota import Footprint
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
-from mms_sdk.storage.owners import is_alive, owner_of
+from mms_sdk.storage.owners import is_alive, is_elsewhere, owner_of
 from mms_sdk.storage.queue import Given
 from mms_sdk.storage.workspace import Workspace
 
@@ -189,7 +189,7 @@ class RayEngine:
         if common.claim_of(folder) is not None:
             return True
         age_s = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
-        if age_s < _BEGUN_WITHIN_S and (is_alive(attempt.owner) or not _is_of_here(attempt.owner)):
+        if age_s < _BEGUN_WITHIN_S and (is_alive(attempt.owner) or is_elsewhere(attempt.owner)):
             return False
         files.make_folder(folder, durable=False)
         return names.create(folder / names.CLAIM, {"owner": ""})  # else an actor did in this moment
@@ -200,7 +200,3 @@ class RayEngine:
 
 def _actor_of(attempt: Attempt) -> str:
     return f"{attempt.job}-{attempt.number}"
-
-
-def _is_of_here(owner: str) -> bool:
-    return owner.partition("@")[2] == owner_of(os.getpid()).partition("@")[2]
