@@ -32,6 +32,6 @@ def test_while_the_catalogs_server_is_away_answers_are_503_and_when_it_is_back_t
         assert answer.headers["retry-after"]
         assert postgres.password not in answer.body.decode()
     assert (before.status, after.status) == (200, 200)
-    assert before.json() == after.json() == {"jobs": [], "next": None}
+    assert before.json() == after.json() == {"jobs": [], "next": None, "costs": {}}
     runner.run(lifespan.end())
     workspace.close()

@@ -20,6 +20,7 @@ import uvicorn
 import tiny_model
 from asgi_calls import Service
 from mms_sdk.service import server as server_module
+from mms_sdk.service.streams import Streams
 from tiny_model import LABELS, Tiny
 
 
@@ -32,7 +33,7 @@ def port(service: Service) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_module, "HEADERS_TIMEOUT_S", 1.0)
         patch.setattr(server_module.gc, "freeze", lambda: None)  # the process of the tests goes on after it
-        server = server_module._Server(config, announced.append)
+        server = server_module._Server(config, announced.append, Streams())
         thread = threading.Thread(target=server.run, name="test-server")
         thread.start()
         while not announced:

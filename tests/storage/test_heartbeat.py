@@ -62,6 +62,18 @@ def test_what_a_step_usually_takes_is_not_moved_by_a_few_slow_ones(tmp_path: Pat
     heart.close()
 
 
+def test_the_share_of_time_that_is_waited_for_data_is_told(tmp_path: Path, clock: list[float]) -> None:
+    heart = Heart(tmp_path, rank=0, step=0)
+    waited = 0.0
+    for step in range(1, 40):
+        clock[0] += 0.5
+        waited += 0.125
+        heart.step(step, waited_s=waited)
+
+    assert beats(tmp_path)[0].input_wait == 0.25
+    heart.close()
+
+
 def test_each_process_has_its_own_and_what_is_none_is_left_out(tmp_path: Path) -> None:
     for rank in (10, 2, 0):
         Heart(tmp_path, rank=rank, step=rank).close()

@@ -577,6 +577,7 @@ def _rank_row(rank: Rank) -> dict[str, Any]:
         "since": f"{rank.since_s:.0f} s",
         "a step": f"{rank.step_s:.3g} s" if rank.step_s else "",
         "to the median": f"{rank.ratio:.2f}" if rank.ratio else "",
+        "waits for data": f"{100 * rank.input_wait:.0f} %" if rank.step_s else "",
     }
 
 

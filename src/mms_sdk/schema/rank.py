@@ -20,6 +20,7 @@ class Beat(Schema):
         phase: What it did then.
         at: When, in seconds since 1970.
         step_s: How long a step usually takes; 0 while it is unknown.
+        input_wait: Which share of that it usually waits for its own data, from 0 to 1.
     """
 
     rank: int
@@ -27,6 +28,7 @@ class Beat(Schema):
     phase: Phase
     at: float = Field(allow_inf_nan=False)
     step_s: float = Field(0.0, ge=0, allow_inf_nan=False)
+    input_wait: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 class Rank(Schema):
@@ -39,6 +41,8 @@ class Rank(Schema):
         since_s: Seconds since it last said so: about a second, or as long as its step or its phase takes.
         step_s: How long its steps usually take; 0 while it is unknown.
         ratio: That, over the median of all of them: more than 1 is slower than the others. None while it is unknown.
+        input_wait: Which share of it the process usually waits for its own data, from 0 to 1. Where each step waits for
+            all processes, all take as long as the slowest: which one that is, this tells, if data is what it lacks.
     """
 
     rank: int
@@ -47,6 +51,7 @@ class Rank(Schema):
     since_s: float
     step_s: float
     ratio: float | None = None
+    input_wait: float = 0.0
 
 
 class Ranks(Schema):

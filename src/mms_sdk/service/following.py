@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -135,7 +136,7 @@ class JobSource:
         self._only = frozenset(only)
         self._seen = seen
         self._told: Job | None = None
-        self._looked_at = self._judged_at = -_LOOK_EVERY_S
+        self._looked_at = self._judged_at = -math.inf
 
     def new(self) -> list[bytes]:
         """See `Source`."""

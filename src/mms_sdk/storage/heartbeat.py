@@ -41,16 +41,24 @@ class Heart:
         self._rank = rank
         self._step = self._from = step
         self._phase: Phase = "starting"
+        self._waited = self._waited_from = 0.0
         self._seconds: deque[float] = deque(maxlen=_OF)
+        self._waits: deque[float] = deque(maxlen=_OF)
         self._beat(time.monotonic())
 
-    def step(self, number: int) -> None:
-        """Says that a step was taken."""
-        self._step = number
+    def step(self, number: int, *, waited_s: float = 0.0) -> None:
+        """Says that a step was taken.
+
+        Args:
+            number: Steps taken so far.
+            waited_s: Seconds waited for data so far.
+        """
+        self._step, self._waited = number, waited_s
         now = time.monotonic()
         if now - self._beaten >= EVERY_S or self._phase == "starting":
-            if self._phase == "training" and number > self._from:
+            if self._phase == "training" and number > self._from and now > self._beaten:
                 self._seconds.append((now - self._beaten) / (number - self._from))
+                self._waits.append((waited_s - self._waited_from) / (now - self._beaten))
             self._phase = "training"
             self._beat(now)
 
@@ -72,11 +80,18 @@ class Heart:
             self._file = None
 
     def _beat(self, now: float) -> None:
-        self._beaten, self._from = now, self._step
+        self._beaten, self._from, self._waited_from = now, self._step, self._waited
         if self._file is None:
             return
-        usual = median(self._seconds) if self._seconds else 0.0
-        beat = Beat(rank=self._rank, step=self._step, phase=self._phase, at=time.time(), step_s=usual)
+        step_s, input_wait = (median(each) if each else 0.0 for each in (self._seconds, self._waits))
+        beat = Beat(
+            rank=self._rank,
+            step=self._step,
+            phase=self._phase,
+            at=time.time(),
+            step_s=step_s,
+            input_wait=input_wait,
+        )
         with contextlib.suppress(OSError):
             # Of one length, over what was there: one write within a page, of which nobody sees half.
             os.pwrite(self._file, beat.model_dump_json().encode().ljust(_BYTES), 0)

@@ -63,3 +63,4 @@ def test_a_process_is_compared_with_the_median_of_all() -> None:
     assert [each.rank for each in found] == [0, 1, 2, 3]
     assert found[0].since_s == 1.0
     assert ranks_of([beat(-5)], now=NOW)[0].since_s == 0.0
+    assert ranks_of([beat(1).model_copy(update={"input_wait": 0.5})], now=NOW)[0].input_wait == 0.5

@@ -57,6 +57,7 @@ def ranks_of(beats: Sequence[Beat], *, now: float) -> list[Rank]:
             since_s=max(0.0, now - each.at),
             step_s=each.step_s,
             ratio=each.step_s / middle if each.step_s else None,
+            input_wait=each.input_wait,
         )
         for each in beats
     ]

@@ -186,7 +186,7 @@ def _steps(run: Run) -> Iterator[Step]:
             run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight, *_many(run))
             run.steps += run.called
             run.position = batch.position
-            run.heart.step(run.steps)
+            run.heart.step(run.steps, waited_s=run.input_wait_s)
             seen = in_flight.add(run.steps, run.totals)
             if seen is not None and time.monotonic() - logged_at > _LOG_EVERY_S:
                 logged_at = time.monotonic()
