@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.table import Row, markdown, plain
 
 # One file each, with `rows(folder, *, quick)`.
-TOPICS = ("start", "catalog", "storage", "ingest", "growth", "training", "checkpoints", "planning", "jobs", "serving")
+TOPICS = ("start", "catalog", "storage", "ingest", "growth", "training", "checkpoints", "planning", "jobs", "clusters", "serving")
 
 
 def main(words: Sequence[str] | None = None) -> int:
