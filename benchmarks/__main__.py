@@ -19,7 +19,10 @@ from pathlib import Path
 from benchmarks.table import Row, markdown, plain
 
 # One file each, with `rows(folder, *, quick)`.
-TOPICS = ("start", "catalog", "storage", "ingest", "growth", "training", "checkpoints", "planning", "jobs", "clusters", "serving")
+TOPICS = (
+    *("start", "catalog", "storage", "ingest", "growth", "training", "checkpoints", "planning", "jobs", "watching"),
+    *("clusters", "serving"),
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -59,6 +59,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Where a page runs: an empty folder with `photos/`, a workspace and a notebook of its own."""
     draw_photos(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.path_importer_cache.pop(".", None)  # where a page before ran
     monkeypatch.setenv("MMS_WORKSPACE", str(tmp_path / "mms-workspace"))
     yield tmp_path
     InteractiveShell.clear_instance()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mms_sdk.client.studies import Study, Trial
     from mms_sdk.client.workspace import BulkResult, WorkspaceClient, connect
     from mms_sdk.compute import models, sharding
+    from mms_sdk.compute.artifacts import artifacts
     from mms_sdk.compute.data.follow import Batches
     from mms_sdk.compute.data.kafka import Kafka
     from mms_sdk.compute.data.preprocess import audio, image, series, table, text
@@ -150,6 +151,7 @@ _HOME = {
     "WorkspaceClient": "client.workspace",
     "Writing": "storage.writing",
     "Zarr": "schema.sources",
+    "artifacts": "compute.artifacts",
     "clip": "schema.cleaning:Clip",
     "connect": "client.workspace",
     "convert": "schema.cleaning:Convert",
@@ -245,6 +247,7 @@ __all__ = [
     "WorkspaceClient",
     "Writing",
     "Zarr",
+    "artifacts",
     "audio",
     "clip",
     "connect",

@@ -222,6 +222,8 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("--time", metavar="TIME", help="the most an attempt may take, e.g. 2h, 30min or 90s")
     run.add_argument("--retries", type=_whole, default=3, help="further attempts after what was not its doing (3)")
     run.add_argument("--priority", type=int, default=0, help="of those that wait, the highest is next (0)")
+    run.add_argument("--preemptible", action="store_true", help="it makes room for those of a higher priority")
+    run.add_argument("--project", default="default", help="whose quota it counts against (default)")
     run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="again and again: a variable")
     run.add_argument("--secret", action="append", default=[], metavar="NAME", help="again and again: a secret it sees")
     run.add_argument(
@@ -237,8 +239,8 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     engine = verb("engine", _engine, "a Ray of this machine's own, to try clusters with; manifests for Kubernetes")
     _add_engine_actions(engine, where)
 
-    jobs = verb("jobs", _jobs, "list jobs, or show one")
-    jobs.add_argument("job", nargs="?", help="id of one to show")
+    jobs = verb("jobs", _jobs, "list jobs, show one, or what runs and waits: mms jobs top")
+    jobs.add_argument("job", nargs="?", help="id of one to show; top for what runs and what it takes, and what waits")
     jobs.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
 
     logs = verb("logs", _logs, "what a job printed")
@@ -250,6 +252,13 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     stop.add_argument("job", metavar="JOB", help="its id")
     again = verb("retry", _retry, "run a job that has ended anew")
     again.add_argument("job", metavar="JOB", help="its id")
+
+    quotas = verb("quotas", _quotas, "how much the jobs of a project may take at once: list, set one, or remove it")
+    quotas.add_argument("action", nargs="?", choices=["list", "set", "remove"], default="list", help="which (list)")
+    quotas.add_argument("project", nargs="?", metavar="PROJECT", help="whose, e.g. vision")
+    quotas.add_argument("--cpus", type=_whole, help="cores, of all its running jobs together; any if left out")
+    quotas.add_argument("--gpus", type=_whole, help="likewise GPUs")
+    quotas.add_argument("--memory", metavar="SIZE", help="likewise memory that they ask for, e.g. 64GB")
 
     secrets = verb("secrets", _secrets, "values that jobs see as variables: list their names, set one, or remove it")
     secrets.add_argument("action", nargs="?", choices=["list", "set", "remove"], default="list", help="which (list)")
@@ -375,6 +384,8 @@ def _add_rendering(actions: Any, where: _Parser) -> None:
     service.set_defaults(command=_render_service)
     service.add_argument("--for", dest="engine", required=True, metavar="ENGINE", help="deployment or kuberay")
     service.add_argument("--port", type=_positive, help="in its pod, on the loopback address (8765)")
+    service.add_argument("--tls", metavar="SECRET", help="with a certificate, for a proxy that the cluster reaches")
+    service.add_argument("--proxy-image", metavar="IMAGE", help="of that proxy; nginx, as a user that is not root")
     service.add_argument("--max-nodes", type=_positive, help="for kuberay: as many where Ray asks for more")
     service.add_argument("--node-cpus", type=_positive, help="for kuberay: cores of a node for jobs (4)")
     service.add_argument("--node-gpus", type=_whole, help="for kuberay: GPUs of a node for jobs (0)")
@@ -822,6 +833,8 @@ def _run(asked: argparse.Namespace) -> Any:
         secrets=asked.secret,
         requirements=asked.requirement,
         priority=asked.priority,
+        preemptible=asked.preemptible,
+        project=asked.project,
         key=asked.key,
     )
     if asked.watch:
@@ -848,7 +861,7 @@ def _render_job(asked: argparse.Namespace) -> Any:
 def _render_service(asked: argparse.Namespace) -> Any:
     from mms_sdk.client import manifests
 
-    options = _given(asked, "port", "max_nodes", "node_cpus", "node_gpus", "node_memory")
+    options = _given(asked, "port", "tls", "proxy_image", "max_nodes", "node_cpus", "node_gpus", "node_memory")
     return _rendered(manifests.service(*asked.models, **_pods(asked), **options), asked)
 
 
@@ -889,6 +902,19 @@ def _secrets(asked: argparse.Namespace) -> Any:
     return None
 
 
+def _quotas(asked: argparse.Namespace) -> Any:
+    if (asked.project is None) != (asked.action == "list"):
+        raise UsageProblem("usage: mms quotas list, mms quotas set PROJECT --gpus 4, or mms quotas remove PROJECT")
+    quotas = _connect(asked, make=asked.action == "set").quotas
+    if asked.action == "set":
+        quotas.set(asked.project, cpus=asked.cpus, gpus=asked.gpus, memory=asked.memory)
+    elif asked.action == "remove":
+        quotas.remove(asked.project)
+    else:
+        return quotas.list()
+    return None
+
+
 def _told_in_secret(asked: argparse.Namespace) -> str:
     # Never a word of the command: those stand in the shell's history and in every list of processes.
     if _in_notebook(asked) or sys.stdin.isatty():
@@ -899,7 +925,7 @@ def _told_in_secret(asked: argparse.Namespace) -> str:
 def _logs(asked: argparse.Namespace) -> Any:
     job = _connect(asked).jobs.get(asked.job)
     if asked.follow:
-        job.watch()
+        job.watch(rank=asked.rank)
         return None
     text = job.logs(attempt=asked.attempt, rank=asked.rank)
     return text if asked.json else text.removesuffix("\n")
@@ -921,6 +947,8 @@ def _jobs(asked: argparse.Namespace) -> Any:
     workspace = _connect(asked)
     if asked.job is None:
         return _listed(workspace.jobs.list(asked.limit), workspace, asked)
+    if asked.job == "top":
+        return _listed(workspace.jobs.top(), workspace, asked)
     return _shown(workspace.jobs.get(asked.job), asked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -16,10 +17,12 @@ COMPILE_CACHE_VARIABLE = "MMS_COMPILE_CACHE"
 RAY_VARIABLE = "MMS_RAY"
 RAY_OPEN_VARIABLE = "MMS_RAY_OPEN"
 FETCH_NETWORKS_VARIABLE = "MMS_FETCH_NETWORKS"
+PRICES_VARIABLE = "MMS_PRICES"
 TOKEN_VARIABLE = "MMS_TOKEN"
 JOB_VARIABLE = "MMS_JOB"
 WORKER_VARIABLE = "MMS_WORKER"
 SECRETS_VARIABLE = "MMS_SECRETS"
+ARTIFACTS_VARIABLE = "MMS_ARTIFACTS"
 HOME_WORKSPACE = Path.home() / "mms-workspace"
 
 
@@ -69,6 +72,28 @@ def fetch_networks() -> tuple[IPv4Network | IPv6Network, ...]:
         raise InvalidRequest(
             f"${FETCH_NETWORKS_VARIABLE} lists networks such as 10.1.0.0/16,fd00::/8; got {told!r}: {error}"
         ) from error
+
+
+def prices() -> dict[str, float]:
+    """What a core and a GPU cost for an hour: `$MMS_PRICES`, e.g. `cpu=0.04,gpu=2.5`; nothing if it is not set.
+
+    Raises:
+        InvalidRequest: It says something else.
+    """
+    told = os.environ.get(PRICES_VARIABLE, "").strip()
+    found = {}
+    for part in told.split(",") if told else ():
+        name, _, price = part.strip().partition("=")
+        try:
+            found[name] = float(price)
+        except ValueError:
+            found[name] = math.nan
+        if name not in ("cpu", "gpu") or not 0 <= found[name] < math.inf:
+            raise InvalidRequest(
+                f"${PRICES_VARIABLE} has prices from 0 of cpu and gpu, per device and hour, e.g. cpu=0.04,gpu=2.5; "
+                f"got {part[:60]!r}"
+            )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

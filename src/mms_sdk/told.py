@@ -13,6 +13,16 @@ def size(count: int) -> str:
     return f"{count / 1024**power:,.1f} {'KMGTP'[power - 1]}iB"
 
 
+def duration(seconds: float) -> str:
+    """Time in the two units that suit it: `0.4 s`, `12 s`, `3 min 20 s`, `5 h 7 min`, `2 d 4 h`."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    whole, names = round(seconds), ("s", "min", "h", "d")
+    parts = [whole % 60, whole // 60 % 60, whole // 3600 % 24, whole // 86400]
+    first = max((at for at, part in enumerate(parts) if part), default=0)
+    return " ".join(f"{parts[at]} {names[at]}" for at in range(first, max(-1, first - 2), -1))
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 part`, `1,412 parts`, `2 classes`."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"

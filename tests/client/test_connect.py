@@ -153,7 +153,7 @@ def test_a_token_comes_from_the_argument_else_from_the_environment(
 def test_a_server_that_is_down_is_unavailable_and_the_message_names_it(closed_port: int, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{closed_port}"
     with mms.connect(url, token="mms_secret") as ws:
-        for call in (ws.datasets.list, lambda: ws._api.download("/v1/jobs/x/files/y", tmp_path / "file")):
+        for call in (ws.datasets.list, lambda: ws._api.download("/v1/jobs/x/artifacts/y", tmp_path / "file")):
             with pytest.raises(Unavailable) as raised:
                 call()
             assert url in raised.value.message
@@ -181,7 +181,7 @@ def test_what_is_no_mms_server_is_told_clearly(status: int, body: bytes, kind: b
         assert "is it an MMS server" in raised.value.message
         if status >= 400:
             with pytest.raises(MmsError, match="is it an MMS server"):
-                ws._api.download("/v1/jobs/x/files/y", tmp_path / "file")
+                ws._api.download("/v1/jobs/x/artifacts/y", tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
 

@@ -128,8 +128,8 @@ def test_what_is_required_is_kept_with_the_job(ws: mms.WorkspaceClient) -> None:
     [
         ("einops", r"a list of texts; got the text 'einops'; put it into \[ \]"),
         (["-r requirements.txt"], "options are settings of pip"),
-        (["./wheel.whl"], "lies where PIP_FIND_LINKS says"),
-        (["a @ https://me:hidden@example.org/a.whl"], "secrets=.'PIP_INDEX_URL'"),
+        (["./wheel.whl"], "name the folder of your own wheels in pip's configuration file"),
+        (["a @ https://me:hidden@example.org/a.whl"], "put it into ~/.netrc"),
         (["jax<0.5"], "a job runs on what MMS runs on: jax is .* here"),
         (["a"] * 101, "at most 100 of them"),
         ([None], "it is a text, got None"),
@@ -142,7 +142,7 @@ def test_what_cannot_be_required_is_refused(ws: mms.WorkspaceClient, requirement
 
 
 @pytest.mark.parametrize(
-    "revision", [{"commit": "main"}, {"branch": "x" * 501}, {"untracked": ["x"] * 101}, {"who": "me"}]
+    "revision", [{"commit": "main"}, {"branch": "x" * 251}, {"untracked": ["x"] * 21}, {"who": "me"}]
 )
 def test_a_revision_that_is_none_is_refused(ws: mms.WorkspaceClient, revision: dict[str, object]) -> None:
     spec = {"bundle": "0" * 64, "entrypoint": "a.py", "revision": revision}

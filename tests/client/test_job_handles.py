@@ -78,6 +78,6 @@ def test_a_download_that_breaks_off_leaves_what_was_there(tmp_path: Path, before
         mms.connect(url, token="t") as ws,
         pytest.raises(Unavailable, match=url),
     ):
-        ws._api.download("/v1/jobs/x/files/predictions.parquet", target)
+        ws._api.download("/v1/jobs/x/artifacts/predictions.parquet", target)
     assert [path.name for path in tmp_path.iterdir()] == ([] if before is None else ["out.parquet"])
     assert before is None or target.read_bytes() == before

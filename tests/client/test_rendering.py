@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from over_http import serving
 
 import mms_sdk as mms
 from mms_sdk import cli
-from mms_sdk.errors import InvalidRequest, NotFound
+from mms_sdk.errors import InvalidRequest, NotFound, Unavailable
+from mms_sdk.service.app import create_app
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
 
 IMAGE = "registry.example/team/mms:1.0"
 
@@ -34,6 +47,12 @@ def test_a_script_comes_along_under_its_name(script: Path) -> None:
     assert made[0]["data"] == {"Fit_1.py": script.read_text()}
     assert list(yaml.safe_load_all(str(made))) == list(made)
     assert len(made) == 2
+
+
+def test_a_notebook_shows_their_text(script: Path) -> None:
+    script.write_text("print('<script>alert(1)</script>')\n")
+    shown = mms.manifests.job(script, engine="jobset", image=IMAGE)._repr_html_()
+    assert "kind: JobSet" in shown and "<script>" not in shown
 
 
 def test_a_folder_comes_along_without_what_it_ignores(tmp_path: Path) -> None:
@@ -185,4 +204,72 @@ def test_words_that_do_not_fit_are_told_without_a_trace(
 
 def test_the_way_to_the_options_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["engine"]) == 2
-    assert "mms engine render job --help" in capsys.readouterr().err
+    assert "mms engine render" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[Any]:
+    """Starts the proxy of a server: its settings, with free ports and a folder of its own."""
+    program = shutil.which("nginx")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    started: list[subprocess.Popen[bytes]] = []
+    tls = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    tls += ["-addext", "subjectAltName=DNS:localhost"]
+    tls += ["-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt")]
+
+    def start(server: int) -> int:
+        subprocess.run(tls, check=True, capture_output=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        text = mms.manifests.service(engine="deployment", image=IMAGE, claim="w", tls="tls", port=server)[0]["data"][
+            "nginx.conf"
+        ]
+        text = text.replace("/tmp/", f"{tmp_path}/").replace("/tls/", f"{tmp_path}/")
+        text = text.replace("listen 8443", f"listen 127.0.0.1:{port}")
+        (tmp_path / "nginx.conf").write_text(text)
+        started.append(subprocess.Popen([program, "-e", "/dev/stderr", "-c", str(tmp_path / "nginx.conf")]))
+        return port
+
+    yield start
+    for each in started:
+        each.terminate()
+        each.wait(timeout=30)
+
+
+def test_the_proxy_leads_to_a_server_that_knows_itself_as_localhost_only(
+    nginx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    token = workspace.catalog.tokens.issue("tests", "admin")
+    with serving(create_app(workspace, ServerSettings())) as url:
+        port = nginx(int(url.rpartition(":")[2]))
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "tls.crt"))
+
+        def asked(path: str, **headers: str) -> int:
+            wanted = urllib.request.Request(f"https://localhost:{port}{path}", headers=headers)
+            try:
+                with urllib.request.urlopen(wanted, context=trusted, timeout=30) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as refused:
+                return refused.code
+
+        for _ in range(100):
+            try:
+                assert asked("/readyz") == 200
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        assert asked("/v1/jobs") == 401
+        assert asked("/v1/jobs", Authorization=f"Bearer {token}") == 200
+        assert asked("/v1/jobs", Authorization=f"Bearer {token}", Origin="https://evil.example") == 403
+        with (
+            pytest.raises(Unavailable, match="certificate"),
+            mms.connect(f"https://localhost:{port}", token=token) as ws,
+        ):
+            ws.jobs.list()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls.crt"))
+        with mms.connect(f"https://localhost:{port}", token=token) as ws:
+            assert list(ws.jobs) == []
+    workspace.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mms_sdk.client import revision as module
+from mms_sdk.client.code import code_of
 from mms_sdk.client.revision import revision_of
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
 
@@ -91,10 +92,10 @@ def test_what_git_does_not_know_is_named_and_what_it_ignores_is_not(repository: 
     assert (revision.dirty, revision.untracked, diff) == (True, ("code/a b.py",), "")
 
 
-def test_of_many_names_a_hundred_are_told(repository: Path) -> None:
-    for number in range(150):
+def test_of_many_names_twenty_are_told(repository: Path) -> None:
+    for number in range(50):
         (repository / f"{number}-{'x' * 200}").touch()
-    assert len(told(repository).untracked) == 100
+    assert len(told(repository).untracked) == 20
 
 
 def test_outside_of_a_repository_there_is_nothing_and_git_is_not_even_asked(
@@ -205,6 +206,15 @@ def test_no_program_that_a_repository_names_runs(repository: Path, tmp_path: Pat
     assert revision is not None
     assert (revision.unknown, revision.dirty) == ("", True)
     assert "+print(3)" in diff
+
+
+def test_from_a_folder_that_is_gone_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert revision_of(Path()) == (None, "")
+    assert code_of("print(1)\nprint(2)\n", None).folder == Path()
 
 
 def test_the_index_is_not_written(repository: Path) -> None:

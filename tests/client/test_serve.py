@@ -161,6 +161,31 @@ def test_a_taken_port_is_told_clearly(folder: Path) -> None:
     assert len(told.splitlines()) == 1
 
 
+def test_a_server_that_is_told_to_stop_ends_who_follows_it_behind_a_whole_message(folder: Path) -> None:
+    workspace = Workspace(folder)
+    workspace.catalog.jobs.start("ingest", "pets", {})
+    workspace.close()
+    with served(folder, "--port", "0") as server:
+        heard: list[bytes] = []
+        began = threading.Event()
+
+        def follow() -> None:
+            headers = {**server.headers, "accept": "text/event-stream"}
+            with httpx2.stream("GET", f"{server.url}/v1/events", headers=headers, timeout=60) as answer:
+                for piece in answer.iter_bytes():
+                    heard.append(piece)
+                    began.set()
+
+        following = threading.Thread(target=follow)
+        following.start()
+        assert began.wait(20)
+        code, seconds, told = server.end()
+        following.join()
+        assert (code, told) == (0, "")
+        assert seconds < 10
+        assert b"".join(heard).endswith(b"\n\n")
+
+
 def test_a_request_that_runs_when_the_server_is_told_to_stop_is_answered(folder: Path) -> None:
     with served(folder, "--port", "0") as server:
         answers: list[int] = []

@@ -12,6 +12,7 @@ from mms_sdk.errors import InvalidRequest
 TOY = """
 import mms_sdk as mms
 print("trial", mms.trial.number)
+(mms.artifacts() / "number.txt").write_text(str(mms.trial.number))
 mms.trial.report(1, mms.trial.params["x"])
 """
 
@@ -27,6 +28,8 @@ def test_a_study_looks_the_same_from_both_sides_and_runs_on_one(
     assert repr(there) == repr(here)
     assert there._repr_html_() == here._repr_html_()
     assert (there.best.params, there.best.reports, there.best.logs()) == ({"x": 2}, {1: 2.0}, "trial 1\n")
+    kept = there.best.job.download("number.txt", tmp_path / "number.txt")
+    assert kept.read_text() == "1"
     with pytest.raises(InvalidRequest, match="a study runs its trials on this machine"):
         over_http.tune(TOY, space=space, metric="loss")
     with pytest.raises(InvalidRequest, match="a study runs its trials on this machine"):

@@ -14,19 +14,22 @@ import numpy as np
 import orjson
 import psutil
 import pytest
+import sqlalchemy as sa
 from over_http import serving
 
 import mms_sdk as mms
 from mms_sdk.client.api import Api
 from mms_sdk.client.messages import Message, messages
 from mms_sdk.compute.engines.folder import attempt_folder
-from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, Unavailable
+from mms_sdk.errors import InvalidRequest, JobNotFound, NotFound, TooLarge, Unauthenticated, Unavailable
 from mms_sdk.schema.event import Event
-from mms_sdk.service import streams
+from mms_sdk.schema.rank import Beat
+from mms_sdk.service import artifacts, ranks, streams
 from mms_sdk.service.app import create_app
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
-from mms_sdk.storage import metric_log
+from mms_sdk.storage import events, metric_log, tables
+from mms_sdk.storage.events import Events
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.workspace import Workspace
 
@@ -40,6 +43,11 @@ def workspace(folder: Path) -> Iterator[Workspace]:
     opened = Workspace(folder)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def any_job(workspace: Workspace) -> str:
+    return workspace.catalog.jobs.start("ingest", "pets", {}).id
 
 
 def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -95,20 +103,34 @@ def test_what_happens_while_somebody_listens_is_told_at_once_and_once(ws: Client
     assert told[-1][1] - began[-1] < 5
 
 
-def test_more_events_than_a_page_holds_are_all_told(ws: Client, workspace: Workspace) -> None:
+def test_more_events_than_a_page_holds_are_all_told(ws: Client, workspace: Workspace, any_job: str) -> None:
     since = newest(workspace)
     with workspace.catalog.writing() as connection:
-        from mms_sdk.storage.events import record
-
-        job = workspace.catalog.jobs.list(limit=1)[0].id
         for _ in range(1200):
-            record(connection, job, "alarm")
+            events.record(connection, any_job, "alarm")
 
     assert [each.number for each in ws.events(since=since)] == list(range(since + 1, since + 1201))
 
 
-def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client) -> None:
-    missing = mms.Job(ws._api, next(iter(ws.jobs)).record.model_copy(update={"id": "0" * 26}))
+def test_of_a_job_that_was_gone_on_with_all_is_told_and_of_one_that_told_nothing_too(
+    ws: Client, workspace: Workspace
+) -> None:
+    again, old = (workspace.catalog.jobs.start("tune", "pets", {}) for _ in range(2))
+    workspace.catalog.jobs.finish(again.id, "lost")
+    workspace.catalog.jobs.reopen(again.id)
+    for job in (again, old):
+        workspace.catalog.jobs.finish(job.id, "succeeded")
+    with workspace.catalog.writing() as connection:  # as of a job that ended before there were events
+        connection.execute(sa.delete(tables.events).where(tables.events.c.job == old.id))
+
+    told = [each.kind for each in ws.jobs.get(again.id).events(follow=True)]
+
+    assert told == ["running", "ended", "running", "ended"]
+    assert list(ws.jobs.get(old.id).events(follow=True)) == []
+
+
+def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client, any_job: str) -> None:
+    missing = mms.Job(ws._api, ws.jobs.get(any_job).record.model_copy(update={"id": "0" * 26}))
     for follow in (False, True):
         with pytest.raises(JobNotFound):
             list(missing.events(follow=follow))
@@ -118,11 +140,10 @@ def test_of_a_job_that_is_not_there_nothing_is_told(ws: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/{}/stream"])
 @pytest.mark.parametrize("seen", ["x", "-1", "1-2", "9" * 40, "1-1-1-../..-1"])
-def test_what_nobody_can_have_seen_is_refused(ws: Client, path: str, seen: str) -> None:
-    job = next(iter(ws.jobs)).id
+def test_what_nobody_can_have_seen_is_refused(ws: Client, any_job: str, path: str, seen: str) -> None:
     headers = {"accept": "text/event-stream", "last-event-id": seen}
     with pytest.raises(InvalidRequest, match="Last-Event-ID"):
-        ws._api._ask("GET", path.format(job), headers=headers)
+        ws._api._ask("GET", path.format(any_job), headers=headers)
 
 
 # A job's stream ----------------------------------------------------------------------------------------------------
@@ -194,6 +215,49 @@ def test_each_process_of_an_attempt_has_a_log_of_its_own(ws: Client, workspace: 
     assert [said["text"] for kind, said in found if kind == "log"] == ["second\n"]
 
 
+def test_a_stream_tells_only_what_is_asked_for(ws: Client, workspace: Workspace) -> None:
+    job = ws.jobs.submit("print(1)\n", resources=SMALL).wait(progress=False)
+    (workspace.job_folder(job.id) / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2}\n')
+    for only in (["log"], ["event"], ["metrics"], ["log", "metrics"], ["log", "event", "metrics"]):
+        found = {kind for kind, _ in told(list(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"only": only}, "")))}
+        assert found == {"job", "end", *only}
+    with pytest.raises(InvalidRequest, match="only"):
+        next(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"only": ["secrets"]}, ""))
+
+
+def test_a_process_that_only_a_later_attempt_has_is_told(ws: Client, workspace: Workspace) -> None:
+    text = "import os\nif '/1/' in os.getcwd():\n    os.kill(os.getpid(), 9)\n"
+    job = ws.jobs.submit(text, resources=SMALL, retry=mms.Retry(1, wait_s=0)).wait(progress=False)
+    (attempt_folder(workspace.job_folder(job.id), 2) / "log.1.txt").write_text("here\n")
+
+    found = told(list(ws._api._messages(f"/v1/jobs/{job.id}/stream", {"rank": 1, "only": "log"}, "")))
+
+    assert [(said["attempt"], said["text"]) for kind, said in found if kind == "log"] == [(2, "here\n")]
+
+
+def test_a_catalog_that_is_away_for_a_moment_ends_no_following(
+    ws: Client, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mms_sdk.client.api._AGAIN_S", 0.05)
+    asked: list[int] = []
+    there = Events.list
+
+    def away(self: Events, **asking: Any) -> list[Event]:
+        asked.append(1)
+        if 2 <= len(asked) <= 6:
+            raise Unavailable("the catalog's database did not answer")
+        return there(self, **asking)
+
+    monkeypatch.setattr(Events, "list", away)
+    job = workspace.catalog.jobs.start("ingest", "pets", {})
+    following = ws.jobs.get(job.id).events(follow=True)
+    assert next(following).kind == "running"
+    workspace.catalog.jobs.finish(job.id, "succeeded")
+
+    assert [each.kind for each in following] == ["ended"]
+    assert len(asked) > 6
+
+
 def test_a_long_log_comes_whole_to_a_slow_reader_and_is_not_read_ahead(ws: Client, workspace: Workspace) -> None:
     job = ws.jobs.submit("print('x' * 1_000_000)\n", resources=SMALL).wait(progress=False)
     log = attempt_folder(workspace.job_folder(job.id), 1) / "log.txt"
@@ -252,6 +316,166 @@ def test_metrics_that_cannot_be_asked_for_are_refused(ws: Client, workspace: Wor
         ws._api.get(f"/v1/jobs/{record.id}/metrics", dict, **query)
 
 
+# Artifacts ---------------------------------------------------------------------------------------------------------
+
+KEEPS = """
+import os, subprocess, mms_sdk as mms
+kept = mms.artifacts()
+assert str(kept) == os.environ["MMS_ARTIFACTS"]
+(kept / "figures" / "é deep").mkdir(parents=True)
+(kept / "figures" / "é deep" / "a b#?:%.svg").write_text("<svg/>")
+(kept / "weights.bin").write_bytes(bytes(range(256)) * 5000)
+(kept / "log.txt").write_text("not the log")
+subprocess.run("echo hello > $MMS_ARTIFACTS/said.txt", shell=True, check=True)
+os.symlink("/etc/passwd", kept / "link")
+os.symlink("/etc", kept / "folder")
+os.mkfifo(kept / "pipe")
+open(os.fsencode(kept) + b"/\\xff", "w").close()
+print("said")
+"""
+
+
+def test_what_a_script_keeps_is_listed_and_downloaded(ws: Client, tmp_path: Path) -> None:
+    job = ws.jobs.submit(KEEPS, resources=SMALL).wait(progress=False)
+
+    found = {each.name: each.bytes for each in job.artifacts()}
+
+    deep = "figures/é deep/a b#?:%.svg"
+    assert found == {deep: 6, "weights.bin": 1_280_000, "log.txt": 5, "said.txt": 6}
+    assert list(found) == sorted(found)
+    assert job.download(deep, tmp_path / "a.svg").read_text() == "<svg/>"
+    assert job.download("weights.bin", tmp_path / "w").read_bytes() == bytes(range(256)) * 5000
+    assert job.download("log.txt", tmp_path / "log").read_text() == "said\n"  # MMS's own comes first
+    assert "weights.bin" in repr(job.artifacts())
+    assert job.artifacts(attempt=1) == job.artifacts()
+    with pytest.raises(NotFound, match="no attempt 2"):
+        job.artifacts(attempt=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "link",
+            "folder/passwd",
+            "folder",
+            "pipe",
+            "figures",
+            "",
+            ".",
+            "nothing",
+            "/etc/passwd",
+            "said.txt/x",
+            "a\0b",
+        ),
+        *("../attempt.json", "figures/../../attempt.json", "%2e%2e/attempt.json", "..\\attempt.json", "x" * 5000),
+    ],
+)
+def test_what_is_no_file_that_was_kept_cannot_be_had(ws: Client, tmp_path: Path, name: str) -> None:
+    key = {"key": f"keeps-{'embedded' if ws.embedded else 'http'}"}
+    job = ws.jobs.submit(KEEPS, resources=SMALL, **key).wait(progress=False)
+    with pytest.raises((NotFound, InvalidRequest)):
+        job.download(name, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_of_an_attempt_whose_folder_became_a_link_nothing_is_listed(ws: Client, tmp_path: Path) -> None:
+    text = "import os, mms_sdk as mms\nkept = mms.artifacts()\nkept.rmdir()\nos.symlink('/etc', kept)\n"
+    job = ws.jobs.submit(text, resources=SMALL).wait(progress=False)
+
+    assert [each.name for each in job.artifacts()] == ["log.txt"]
+    with pytest.raises(NotFound):
+        job.download("passwd", tmp_path / "x")
+
+
+def test_a_list_of_artifacts_is_bounded(ws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_MOST", 3)
+    text = "import mms_sdk as mms\nfor n in range(4):\n    (mms.artifacts() / str(n)).touch()\n"
+    job = ws.jobs.submit(text, resources=SMALL).wait(progress=False)
+    with pytest.raises(TooLarge, match="holds 3"):
+        job.artifacts()
+
+
+def test_a_script_that_runs_alone_keeps_its_files_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mms.artifacts() == tmp_path / "artifacts"
+    assert (tmp_path / "artifacts").is_dir()
+
+
+# Alarms ------------------------------------------------------------------------------------------------------------
+
+
+def beats(workspace: Workspace, job: str, *ago_s: float, step: int = 7) -> None:
+    for rank, seconds in enumerate(ago_s):
+        beat = Beat(rank=rank, step=step, phase="training", at=time.time() - seconds, step_s=1 + rank)
+        (workspace.job_folder(job) / f"heartbeat.{rank}").write_text(beat.model_dump_json())
+
+
+def test_a_training_that_hangs_is_told_once_for_each_step_it_hangs_at(ws: Client, workspace: Workspace) -> None:
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    job = ws.jobs.get(record.id)
+    beats(workspace, job.id, 5, 5)
+    assert "alarm" not in job.facts()
+    for step in (7, 7, 8):
+        beats(workspace, job.id, 500, 1, step=step)
+        assert job.facts()["alarm"].startswith("process 0 has taken no step for 500 s, which usually take 1 s")
+    alarms = [each for each in job.events() if each.kind == "alarm"]
+    workspace.catalog.jobs.finish(job.id, "cancelled")
+
+    assert [each.detail["detail"][-4:] for each in alarms] == ["ep 7", "ep 8"]
+    assert "alarm" not in job.refresh().facts()
+    assert [(each.rank, each.step, each.ratio) for each in job.ranks()] == [(0, 8, 1 / 1.5), (1, 8, 2 / 1.5)]
+    assert "to the median" in repr(job.ranks())
+
+
+def test_whoever_follows_hears_of_what_hangs(ws: Client, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LOOK_EVERY_S", 0.1)
+    record = workspace.catalog.jobs.start("train", "pets", {})
+    beats(workspace, record.id, 500)
+    for following in (ws.jobs.get(record.id).events(follow=True), ws.events(since=newest(workspace), follow=True)):
+        beats(workspace, record.id, 500, step=len(list(ws.jobs.get(record.id).events())))
+        assert next(each for each in following if each.kind == "alarm").job == record.id
+        following.close()  # type: ignore[attr-defined]
+    workspace.catalog.jobs.finish(record.id, "cancelled")
+
+
+def test_the_training_of_a_script_is_told_as_the_scripts(ws: Client, workspace: Workspace) -> None:
+    job = ws.jobs.submit("import time\ntime.sleep(60)\n", resources=SMALL)
+    next(each for each in job.events(follow=True) if each.kind == "running")
+    trained = workspace.catalog.jobs.start("train", "pets", {}, parent=job.id)
+    beats(workspace, trained.id, 500)
+
+    assert [each.step for each in job.ranks()] == [7]
+    assert "no step" in job.refresh().facts()["alarm"]
+    assert [(each.kind, each.attempt) for each in job.events()][-1] == ("alarm", 1)
+    workspace.catalog.jobs.finish(trained.id, "cancelled")
+    job.cancel()
+    assert [each.kind for each in job.events(follow=True)][-2:] == ["cancelling", "ended"]
+
+
+def test_what_trains_nothing_has_no_ranks(ws: Client, workspace: Workspace) -> None:
+    record = workspace.catalog.jobs.start("ingest", "pets", {})
+    assert list(ws.jobs.get(record.id).ranks()) == []
+    workspace.catalog.jobs.finish(record.id, "cancelled")
+
+
+# Usage -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_job_used_is_told_and_listed(ws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ws.jobs.submit("import time\ntime.sleep(0.5)\n", resources=SMALL).wait(progress=False)
+    free = ws.jobs.list(1)
+    monkeypatch.setenv("MMS_PRICES", "cpu=36000")  # ten a second
+
+    used = job.usage()
+
+    assert used.cpu_s == used.seconds == pytest.approx(0.8, abs=0.4)
+    assert (used.gpu_s, used.cost) == (0, pytest.approx(10 * used.seconds))
+    assert job.facts()["used"].endswith(f"CPU-hours, which cost {used.cost:.2f}")
+    assert ws.jobs.list(1).rows[0]["cost"] == f"{used.cost:.2f}"
+    assert "cost" not in free.rows[0]
+
+
 # Connections -------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +497,27 @@ def test_a_server_that_drains_ends_streams_and_its_successor_goes_on_with_them(t
         assert rest == [2]
         assert workspace.catalog.events.list()[1].job == second.id
         reading.close()
+        api.close()
+    workspace.close()
+
+
+def test_a_stream_is_asked_for_again_from_time_to_time_and_a_token_that_was_revoked_hears_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LONGEST_S", 0.3)
+    monkeypatch.setattr("mms_sdk.client.api._AGAIN_S", 0.01)
+    workspace = Workspace(tmp_path / "workspace")
+    token = workspace.catalog.tokens.issue("tests", "viewer")
+    with serving(create_app(workspace, ServerSettings())) as url:
+        api = Api(url, token)
+        following = api.follow("/v1/events")
+        for number in range(1, 5):
+            workspace.catalog.jobs.start("ingest", "pets", {})
+            assert next(following).id == str(number)
+            time.sleep(0.35)
+        workspace.catalog.tokens.issue("tests", "viewer")
+        with pytest.raises(Unauthenticated):
+            next(following)
         api.close()
     workspace.close()
 

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+import mms_sdk as mms
 from mms_sdk.compute import joined
 from mms_sdk.errors import InvalidRequest
+from mms_sdk.storage import tables
+from mms_sdk.storage.workspace import Workspace
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A script that writes down what it finds; with the environment of the second of three processes."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("MMS_COORDINATOR", "train-workers-0-0.train:8476")
+    monkeypatch.setenv("MMS_COORDINATOR", "train-workers-0-0.train-pods:8476")
     monkeypatch.setenv("MMS_RANKS", "3")
     monkeypatch.setenv("MMS_RANK", "1")
     (tmp_path / "beside_joined.py").write_text("WIDTH = 64\n")
@@ -39,9 +43,21 @@ def test_a_process_joins_the_others_and_then_runs_the_script(script: Path, monke
         assert not script.with_name("found.txt").exists()
         asked.append((coordinator, options))
 
+    names = iter([socket.gaierror("unknown"), socket.gaierror("unknown"), []])
+
+    def known(host: str, port: None) -> list[Any]:
+        assert host == "train-workers-0-0.train-pods"
+        found = next(names)
+        if isinstance(found, socket.gaierror):
+            raise found
+        return found
+
     monkeypatch.setattr("mms_sdk.compute.sharding.processes.join_processes", join)
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    monkeypatch.setattr(joined, "_AGAIN_S", 0.0)
     joined.main([str(script), "--lr", "1e-3"])
-    assert asked == [("train-workers-0-0.train:8476", {"count": 3, "index": 1})]
+    assert asked == [("train-workers-0-0.train-pods:8476", {"count": 3, "index": 1})]
+    assert next(names, None) is None
     assert script.with_name("found.txt").read_text() == "__main__ 64 ['--lr', '1e-3']"
 
 
@@ -54,6 +70,20 @@ def test_an_environment_that_does_not_say_which_process_this_is_is_refused(
     with pytest.raises(InvalidRequest, match=variable):
         joined.main([str(script)])
     assert not script.with_name("found.txt").exists()
+
+
+def test_only_the_first_of_several_pods_takes_a_training_of_another_machine_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    training = workspace.catalog.jobs.start("train", "flowers", {}).id
+    with workspace.catalog.writing() as connection:
+        connection.execute(sa.update(tables.jobs).values(owner="1:1@the boot of another machine"))
+    workspace.close()
+    for rank, state in (("1", "running"), ("0", "lost")):
+        monkeypatch.setenv("MMS_RANK", rank)
+        with mms.connect(workspace=tmp_path / "ws") as ws:
+            assert ws.jobs.get(training).state == state
 
 
 @pytest.mark.slow

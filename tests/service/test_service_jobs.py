@@ -185,15 +185,15 @@ def test_only_files_that_jobs_make_can_be_fetched_and_nothing_beside_them(at: Se
     (folder / "secret.txt").write_text("secret")
     (folder.parent / "rejects.jsonl").write_text("of another")
 
-    got = at.ask("GET", f"/v1/jobs/{job.id}/files/rejects.jsonl")
+    got = at.ask("GET", f"/v1/jobs/{job.id}/artifacts/rejects.jsonl")
 
     assert (got.status, got.body) == (200, b'{"source": "a"}\n')
     assert got.headers["content-type"] == "application/octet-stream"
     assert got.headers["content-disposition"].startswith("attachment")
-    check_problem(at.ask("GET", f"/v1/jobs/{job.id}/files/predictions.parquet"), 404, "no file")
-    check_problem(at.ask("GET", f"/v1/jobs/{job.id}/files/secret.txt"), 400)
+    check_problem(at.ask("GET", f"/v1/jobs/{job.id}/artifacts/predictions.parquet"), 404, "no file")
+    check_problem(at.ask("GET", f"/v1/jobs/{job.id}/artifacts/secret.txt"), 404)
     for name in ("..%2frejects.jsonl", "%2e%2e/rejects.jsonl", "rejects.jsonl%00", "/etc/passwd"):
-        answer = at.ask("GET", f"/v1/jobs/{job.id}/files/{name}")
+        answer = at.ask("GET", f"/v1/jobs/{job.id}/artifacts/{name}")
         assert answer.status in (400, 404)
 
 
@@ -205,7 +205,7 @@ def test_a_range_is_not_served_and_a_broken_one_breaks_nothing(at: Service, aske
     at.workspace.catalog.jobs.finish(job.id, "succeeded")
     (at.workspace.job_folder(job.id) / "rejects.jsonl").write_bytes(b"0123456789")
 
-    got = at.ask("GET", f"/v1/jobs/{job.id}/files/rejects.jsonl", headers=[("range", asked)])
+    got = at.ask("GET", f"/v1/jobs/{job.id}/artifacts/rejects.jsonl", headers=[("range", asked)])
 
     assert (got.status, got.body) == (200, b"0123456789")
 

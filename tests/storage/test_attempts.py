@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobState, Reason, Resources, Retry
 from mms_sdk.storage import tables
-from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.queue import Given
 
 AT = "2026-01-01T00:00:00.000Z"
 

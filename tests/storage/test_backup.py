@@ -24,7 +24,7 @@ from small_versions import CARD
 
 from mms_sdk.errors import BackupNotFound, Conflict, Damaged, InvalidRequest, Unavailable
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, Progress, Reason, Resources, Retry
-from mms_sdk.storage import manifest, records, tables
+from mms_sdk.storage import manifest, metric_index, records, tables
 from mms_sdk.storage.backup import catalog_rows, contents, copies
 from mms_sdk.storage.backup.copies import Copies
 from mms_sdk.storage.backup.replicating import replicate
@@ -627,6 +627,30 @@ def test_what_a_script_made_where_it_runs_is_copied_as_far_as_it_is_files(
         "out/numbers.txt",
         "train.py",
     ]
+
+
+def test_an_index_of_metrics_is_not_copied_and_events_go_on_where_they_were(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metric_index, "LONG_BYTES", -1)
+    (job,) = workspace.catalog.jobs.list(limit=1)
+    log = workspace.job_folder(job.id) / "metrics.jsonl"
+    metric_index.charted(log, 10, most_rows=100)
+    assert (log.parent / metric_index.FOLDER).is_dir()
+    copies = Copies(LocalStore(tmp_path / "place"))
+    copies.take(workspace)
+
+    restore(copies, tmp_path / "restored")
+
+    there = Workspace(tmp_path / "restored")
+    assert (there.job_folder(job.id) / "metrics.jsonl").read_bytes() == log.read_bytes()
+    assert not (there.job_folder(job.id) / metric_index.FOLDER).exists()
+    told = workspace.catalog.events.list()
+    assert there.catalog.events.list()[: len(told)] == told
+    there.catalog.jobs.start("train", "flowers", {})
+    numbers = [each.number for each in there.catalog.events.list()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    there.close()
 
 
 def test_a_bundle_that_is_damaged_or_gone_is_named(workspace: Workspace, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import struct
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mms_sdk.errors import Damaged
+from mms_sdk.errors import Damaged, Unavailable
 from mms_sdk.storage import metric_index, metric_log
 from mms_sdk.storage.metric_index import charted
 from mms_sdk.storage.series import Series, joined, pack, series_of, shown, unpack
@@ -240,6 +241,30 @@ def test_many_who_ask_at_once_are_told_the_same(tmp_path: Path) -> None:
     assert len(found) == 8
     for each in found:
         same(each, {name: shown(series, 50) for name, series in whole(log).items()})
+
+
+@pytest.mark.usefixtures("short")
+def test_whoever_comes_while_an_index_is_made_does_not_wait_for_it_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metric_index, "_WAIT_S", 0.05)
+    log = tmp_path / "metrics.jsonl"
+    write(log, range(10))
+    charted(log, 10, most_rows=MOST)
+    with (tmp_path / metric_index.FOLDER / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="are being made"):
+            charted(log, 10, most_rows=MOST)
+    assert len(charted(log, 10, most_rows=MOST)[0]["loss"].value) == 10
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_row_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    monkeypatch.setattr(metric_index, "LONG_BYTES", -1 if long else 2**20)
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1, "loss": 2}\n{"ste\0: 2}\n')
+    with pytest.raises(Damaged, match="cannot be read"):
+        charted(log, 10, most_rows=MOST)
 
 
 def test_of_very_many_series_each_has_fewer_points(tmp_path: Path) -> None:

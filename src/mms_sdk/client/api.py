@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,11 +66,12 @@ class Api:
         """Puts bytes at a place."""
         self._ask("PUT", path, content=content, headers={"content-type": "application/octet-stream"})
 
-    def download(self, path: str, to: Path) -> None:
+    def download(self, path: str, to: Path, **query: Any) -> None:
         """Streams a file into `to`, which appears whole or not at all."""
         draft = to.with_name(f".{to.name}.partial")
+        known = {name: value for name, value in query.items() if value is not None}
         try:
-            with files.writing(to), self._reaching(), self._http.stream("GET", path) as answer:
+            with files.writing(to), self._reaching(), self._http.stream("GET", path, params=known) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise _error(answer)
@@ -90,14 +92,16 @@ class Api:
             Unavailable: The server was away for a minute.
         """
         known = {name: value for name, value in query.items() if value is not None}
-        seen, deadline = "", time.monotonic() + _AWAY_S
+        seen, away_since = "", math.inf
         while True:
             try:
                 for message in self._messages(path, known, seen):
                     yield message
-                    seen, deadline = message.id, time.monotonic() + _AWAY_S
+                    seen, away_since = message.id, math.inf
+                away_since = math.inf
             except Unavailable:
-                if time.monotonic() > deadline:
+                away_since = min(away_since, time.monotonic())
+                if time.monotonic() - away_since > _AWAY_S:
                     raise
             time.sleep(_AGAIN_S)
             if self._http.is_closed:

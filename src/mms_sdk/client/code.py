@@ -80,7 +80,7 @@ def _cell(text: str, folder: str | os.PathLike[str] | None) -> Code:
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"a cell is text that can be written as UTF-8; this one is not: {error}") from error
     _check(content, "the cell")
-    root = _absolute(folder) if folder is not None else Path.cwd()
+    root = _absolute(folder) if folder is not None else Path()
     packed = bundles.pack((_files(root) if folder is not None else {}) | {"cell.py": content})
     return Code(kind="cell", name="cell", entrypoint="cell.py", bundle=packed, folder=root)
 

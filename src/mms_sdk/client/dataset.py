@@ -211,7 +211,7 @@ class Dataset:
             raise InvalidRequest(
                 f"a follower lists what it leaves out up to 64 MiB; {self.ref} came later; .cleaning has the counts"
             )
-        listed = self._api.read(f"/v1/jobs/{job}/files/rejects.jsonl")
+        listed = self._api.read(f"/v1/jobs/{job}/artifacts/rejects.jsonl")
         lines = listed[slice(*span or (None,))].splitlines()
         found = [Reject.model_validate_json(line) for line in lines]
         return Table(found, title="rejects", rows=(reject.model_dump() for reject in found))

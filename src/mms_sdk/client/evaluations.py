@@ -39,7 +39,7 @@ class Evaluation:
     @cached_property
     def record(self) -> EvaluationRecord:
         """All of it."""
-        return EvaluationRecord.model_validate_json(self._api.read(f"/v1/jobs/{self.id}/files/evaluation.json"))
+        return EvaluationRecord.model_validate_json(self._api.read(f"/v1/jobs/{self.id}/artifacts/evaluation.json"))
 
     @property
     def id(self) -> str:

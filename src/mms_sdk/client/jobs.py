@@ -7,23 +7,29 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
+from urllib.parse import quote
 
 from mms_sdk import html, told
 from mms_sdk.client.api import Api
 from mms_sdk.client.code import Code, code_of
-from mms_sdk.client.events import events
+from mms_sdk.client.events import events_of
 from mms_sdk.client.revision import revision_of
 from mms_sdk.client.tables import Table
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
 from mms_sdk.errors import InvalidRequest, JobFailed, from_problem
+from mms_sdk.schema.artifact import Artifact, check_artifact
 from mms_sdk.schema.environment import Environment
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.quota import DEFAULT_PROJECT, TopJob
+from mms_sdk.schema.rank import Rank, Ranks
 from mms_sdk.schema.secret_names import check_secret_name
+from mms_sdk.schema.usage import Usage
 from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
@@ -91,14 +97,17 @@ class Job:
             raise JobFailed(f"job {self.id} ended as {self.state}: {why}{log}")
         return self
 
-    def watch(self) -> Job:
+    def watch(self, *, rank: int = 0) -> Job:
         """Prints what it prints, as it does, until it ends. An interrupt leaves it running.
+
+        Args:
+            rank: Of which of its processes, from 0.
 
         Raises:
             JobFailed: It did not succeed.
         """
         try:
-            for text in self._printed():
+            for text in self._printed(rank):
                 sys.stdout.write(text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -128,7 +137,7 @@ class Job:
         Args:
             follow: Whether to wait for what comes, until it has ended.
         """
-        return events(self._api, job=self.id, follow=follow)
+        return events_of(self._api, self.id, follow=follow)
 
     def value(self) -> Any:
         """What the function of the job returned, once it has ended; waits for it.
@@ -140,7 +149,7 @@ class Job:
         from mms_sdk.compute import values
         from mms_sdk.compute.call import RETURNED
 
-        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/files/{RETURNED}"))
+        return values.unpack(self.wait(progress=False)._api.read(f"/v1/jobs/{self.id}/artifacts/{RETURNED}"))
 
     def cancel(self) -> Job:
         """Takes it from the queue, or asks it to stop; after its grace it is ended with all that it started.
@@ -175,9 +184,9 @@ class Job:
         """
         return self._api.get(f"/v1/jobs/{self.id}/environment", Environment, attempt=attempt)
 
-    def _printed(self) -> Iterator[str]:
+    def _printed(self, rank: int = 0) -> Iterator[str]:
         attempt = 1
-        for message in self._api.follow(f"/v1/jobs/{self.id}/stream"):
+        for message in self._api.follow(f"/v1/jobs/{self.id}/stream", only="log", rank=rank):
             if message.event == "end":
                 return
             if message.event == "log":
@@ -214,14 +223,47 @@ class Job:
     def _metrics(self, **asked: int) -> tuple[dict[str, Series], int]:
         return unpack(self._api.read(f"/v1/jobs/{self.id}/metrics", accept=CONTENT_TYPE, **asked))
 
-    def download(self, name: str, to: str | Path) -> Path:
-        """Saves one of its files, e.g. `predictions.parquet` or `rejects.jsonl`.
+    def usage(self) -> Usage:
+        """What its attempts have had so far: seconds of cores and GPUs, and what they cost at `$MMS_PRICES`."""
+        return self._api.get(f"/v1/jobs/{self.id}/usage", Usage)
+
+    def ranks(self) -> Table[Rank]:
+        """The processes of its training, of a script the newest one in it: step, phase, and which one is slow."""
+        found = self._ranks().ranks
+        return Table(found, title="ranks", rows=map(_rank_row, found))
+
+    def _ranks(self) -> Ranks:
+        return self._api.get(f"/v1/jobs/{self.id}/ranks", Ranks)
+
+    def artifacts(self, *, attempt: int | None = None) -> Table[Artifact]:
+        """The files it left: those of its kind of work, e.g. `predictions.parquet`, and what a script kept.
+
+        A script keeps what it writes into the folder `mms.artifacts()`.
+
+        Args:
+            attempt: Of which attempt; of the newest if left out.
 
         Raises:
-            NotFound: The job made no such file.
+            NotFound: There is no such attempt.
         """
+        found = self._api.get(f"/v1/jobs/{self.id}/artifacts", list[Artifact], attempt=attempt)
+        shown = ({"name": each.name, "size": told.size(each.bytes), "written": each.at} for each in found)
+        return Table(found, title="artifacts", rows=shown)
+
+    def download(self, name: str, to: str | Path, *, attempt: int | None = None) -> Path:
+        """Saves one of the files it left.
+
+        Args:
+            name: As in the list of its artifacts, e.g. `predictions.parquet` or `figures/loss.png`.
+            to: Where; it appears whole or not at all.
+            attempt: Of which attempt; of the newest if left out.
+
+        Raises:
+            NotFound: The job left no such file.
+        """
+        check_artifact(name)  # addresses are shortened on their way: a/../b would ask for b
         path = Path(to).expanduser()
-        self._api.download(f"/v1/jobs/{self.id}/files/{name}", path)
+        self._api.download(f"/v1/jobs/{self.id}/artifacts/{quote(name)}", path, attempt=attempt)
         return path
 
     def log_to(self, logger: Callback) -> None:
@@ -276,6 +318,10 @@ class Job:
             about["code"] = _code(revision)
         if not record.ended and record.progress.total:
             about["progress"] = f"{record.progress.done:,} of {record.progress.total:,} {record.progress.what}"
+        if record.engine is not None and record.started_at:
+            about["used"] = _used(self.usage())
+        if record.state == "running" and (alarm := self._ranks().alarm):
+            about["alarm"] = alarm
         if record.error:
             about["error"] = record.error.get("detail", "")
         metrics: dict[str, float] = record.result.get("metrics", {})
@@ -315,6 +361,8 @@ class Jobs:
         secrets: Sequence[str] = (),
         requirements: Sequence[str] = (),
         priority: int = 0,
+        preemptible: bool = False,
+        project: str = DEFAULT_PROJECT,
         key: str | None = None,
     ) -> Job:
         """Runs a script, or the text of a cell, in a process of its own, which goes on without this one.
@@ -334,7 +382,10 @@ class Jobs:
             environment: Variables that it sees beside the usual ones.
             secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
             requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
-            priority: Of those that wait, the highest is next; among equals the oldest.
+            priority: Of those that wait, the highest is next.
+            preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room; a
+                training saves where it is, and goes on from there.
+            project: Whose quota it counts against.
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
         Raises:
@@ -369,17 +420,27 @@ class Jobs:
             "resources": (resources or Resources()).model_dump(),
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
+            "preemptible": preemptible,
         }
         revision, diff = revision_of(code.folder)
         if revision is not None:
             spec["revision"] = revision.model_dump()
         asked = {"kind": code.kind, "name": name or code.name, "key": key, "spec": spec, "engine": on, "diff": diff}
+        asked["project"] = project
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
     def list(self, limit: int = 20) -> Table[Job]:
         """The newest jobs."""
-        found = [Job(self._api, record) for record in self._api.get("/v1/jobs", JobPage, limit=limit).jobs]
-        return Table(found, title="jobs", rows=map(_row, found))
+        page = self._api.get("/v1/jobs", JobPage, limit=limit)
+        found = [Job(self._api, record) for record in page.jobs]
+        costs = [{"cost": f"{page.costs[job.id]:,.2f}" if job.id in page.costs else ""} for job in found]
+        shown = [_row(job) | (cost if page.costs else {}) for job, cost in zip(found, costs, strict=True)]
+        return Table(found, title="jobs", rows=shown)
+
+    def top(self) -> Table[TopJob]:
+        """What runs, with what it takes of its machine, and what waits, in the order in which it will run."""
+        found = self._api.get("/v1/jobs:top", list[TopJob])
+        return Table(found, title="jobs that run or wait", rows=map(_top_row, found))
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state that any is in."""
@@ -445,6 +506,23 @@ def _collected(result: dict[str, Any]) -> str:
     return f"{', '.join(gone)} removed: {told.size(result['bytes'])}" if gone else "nothing to remove"
 
 
+def _top_row(job: TopJob) -> dict[str, Any]:
+    has, takes = job.given, job.footprint
+    return {
+        "job": job.id,
+        "name": job.name,
+        "project": job.project,
+        "priority": job.priority,
+        "state": f"waits for {job.waits_for}" if job.waits_for else job.state,
+        "for": told.duration((datetime.now(UTC) - datetime.fromisoformat(job.since)).total_seconds()),
+        "cpus": has.get("cpus", ""),
+        "gpus": has.get("gpus", ""),
+        "cpu time": told.duration(takes.cpu_s) if takes else "",
+        "memory": told.size(takes.memory) if takes else "",
+        "processes": takes.processes if takes else "",
+    }
+
+
 _IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}
 
 
@@ -482,6 +560,24 @@ def _outcome(job: Job) -> str:
     if "value" in record.result:  # of a trial, or the best one's of a study
         return f"{record.spec['metric']} {record.result['value']:.6g}"
     return f"{record.result['rows']:,} rows" if "rows" in record.result else ""
+
+
+def _used(usage: Usage) -> str:
+    kinds = {"CPU": usage.cpu_s, "GPU": usage.gpu_s}
+    had = [f"{seconds / 3600:,.3g} {kind}-hours" for kind, seconds in kinds.items() if seconds]
+    cost = f", which cost {usage.cost:,.2f}" if usage.cost is not None else ""
+    return f"{', '.join(had) or 'nothing yet'}{cost}"
+
+
+def _rank_row(rank: Rank) -> dict[str, Any]:
+    return {
+        "rank": rank.rank,
+        "step": rank.step,
+        "phase": rank.phase,
+        "since": f"{rank.since_s:.0f} s",
+        "a step": f"{rank.step_s:.3g} s" if rank.step_s else "",
+        "to the median": f"{rank.ratio:.2f}" if rank.ratio else "",
+    }
 
 
 class _Bar:

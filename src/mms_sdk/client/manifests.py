@@ -9,9 +9,11 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from mms_sdk import html
 from mms_sdk.client.code import code_of
 from mms_sdk.compute.engines import manifests as written
 from mms_sdk.errors import InvalidRequest
@@ -30,6 +32,9 @@ class Manifests:
     def __repr__(self) -> str:
         told = (f"{each['kind']} {each['metadata']['name']}" for each in self)
         return f"<manifests: {', '.join(told)}>"
+
+    def _repr_html_(self) -> str:
+        return html.titled(repr(self)[1:-1], f"<pre>{escape(str(self))}</pre>")
 
     def __str__(self) -> str:
         return written.to_yaml(self._manifests)

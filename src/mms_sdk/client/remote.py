@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mms_sdk.compute.functions import text_of
 from mms_sdk.compute.values import pack
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.job import EngineName, Resources, Retry
+from mms_sdk.schema.quota import DEFAULT_PROJECT
 from mms_sdk.storage import bundles
 
 
@@ -65,8 +65,8 @@ class RemoteFunction:
 
 def _folder_of(function: Callable[..., Any]) -> Path:
     # That of its file; a notebook's cells lie in none that is there.
-    path = os.path.abspath(inspect.getfile(function))
-    return Path(path).parent if os.path.isfile(path) else Path.cwd()
+    path = Path(inspect.getfile(function))
+    return path.parent if path.is_file() else Path()
 
 
 def remote(
@@ -83,6 +83,8 @@ def remote(
     secrets: Sequence[str] = (),
     requirements: Sequence[str] = (),
     priority: int = 0,
+    preemptible: bool = False,
+    project: str = DEFAULT_PROJECT,
 ) -> Callable[[Callable[..., Any]], RemoteFunction]:
     """Makes of a function one that can be submitted as a job.
 
@@ -99,6 +101,8 @@ def remote(
         secrets: Names of secrets that it sees as variables, too.
         requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
         priority: Of those that wait, the highest is next.
+        preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room.
+        project: Whose quota it counts against.
 
     Raises:
         InvalidRequest: The resources do not fit.
@@ -124,5 +128,7 @@ def remote(
         "secrets": secrets,
         "requirements": requirements,
         "priority": priority,
+        "preemptible": preemptible,
+        "project": project,
     }
     return lambda function: RemoteFunction(function, options)

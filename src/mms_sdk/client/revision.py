@@ -62,7 +62,10 @@ def revision_of(folder: Path) -> tuple[Revision | None, str]:
 
 
 def _in_repository(folder: Path) -> bool:
-    place = Path(os.path.realpath(folder))
+    try:
+        place = Path(os.path.realpath(folder))
+    except OSError:  # the folder that this process works in is gone
+        return False
     return any(os.path.lexists(each / ".git") for each in (place, *place.parents))
 
 
@@ -82,7 +85,10 @@ def _read(told: str) -> Revision:
         else:
             changed |= record[:2] in ("1 ", "2 ", "u ")
     dirty = changed or bool(untracked)
-    return Revision(commit=commit, branch=branch, dirty=dirty, untracked=tuple(untracked[:MAX_UNTRACKED]))
+    try:
+        return Revision(commit=commit, branch=branch, dirty=dirty, untracked=tuple(untracked[:MAX_UNTRACKED]))
+    except ValueError as error:
+        raise _Untold(f"git names a commit in another way: {str(commit)[:60]!r}") from error
 
 
 class _Asked:

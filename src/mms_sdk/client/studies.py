@@ -105,7 +105,7 @@ class Trial:
 
     def logs(self) -> str:
         """What the script printed, and the traceback if it failed."""
-        return self._api.read(f"/v1/jobs/{self.record.id}/files/log.txt").decode(errors="replace")
+        return self._api.read(f"/v1/jobs/{self.record.id}/artifacts/log.txt").decode(errors="replace")
 
     def export(self, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Writes its model artefact, so that the best trial can be registered: `ws.models.register(name, study.best)`.

@@ -24,6 +24,7 @@ from mms_sdk.client.evaluations import Evaluation
 from mms_sdk.client.events import events
 from mms_sdk.client.jobs import Job, Jobs
 from mms_sdk.client.models import Models, ModelVersion, ref_of
+from mms_sdk.client.quotas import Quotas
 from mms_sdk.client.secrets import Secrets
 from mms_sdk.client.studies import Script, Studies, Study
 from mms_sdk.client.transport import InProcessTransport
@@ -79,6 +80,7 @@ class WorkspaceClient:
         datasets: Bring data in; list and get.
         jobs: What runs and ran.
         secrets: Values that jobs see as variables, by name.
+        quotas: How much the jobs of a project may take at once.
         studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
         deployments: Serve and ask.
@@ -91,6 +93,7 @@ class WorkspaceClient:
         self.datasets = Datasets(api, workspace)
         self.jobs = Jobs(api)
         self.secrets = Secrets(api)
+        self.quotas = Quotas(api)
         self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)
         self.deployments = Deployments(api)

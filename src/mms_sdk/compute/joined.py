@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mms_sdk.compute.engines.folder import COORDINATOR, RANK, RANKS
 from mms_sdk.errors import InvalidRequest
 
-COORDINATOR = "MMS_COORDINATOR"
-"""Address and port at which the first process listens."""
-RANK, RANKS = "MMS_RANK", "MMS_RANKS"
-"""The number of this process, from 0, and how many there are."""
+_NAMED_WITHIN_S, _AGAIN_S = 300.0, 1.0
 
 
 def main(words: Sequence[str]) -> None:
@@ -33,10 +33,25 @@ def main(words: Sequence[str]) -> None:
 
     path = Path(words[0])
     rank, ranks = _whole(RANK), _whole(RANKS)
-    join_processes(os.environ.get(COORDINATOR, ""), count=ranks, index=rank)
+    coordinator = os.environ.get(COORDINATOR, "")
+    _wait_for_name(coordinator)
+    join_processes(coordinator, count=ranks, index=rank)
     sys.path.insert(0, str(path.parent))
     sys.argv = list(words)
     runpy.run_path(str(path), run_name="__main__")
+
+
+def _wait_for_name(coordinator: str) -> None:
+    # A pod has a name once it runs, and whoever asked for it before may hear of none for half a minute more. One that
+    # does not come is told of by whoever joins.
+    host, until = coordinator.rpartition(":")[0], time.monotonic() + _NAMED_WITHIN_S
+    while host and time.monotonic() < until:
+        try:
+            socket.getaddrinfo(host, None)
+        except socket.gaierror:
+            time.sleep(_AGAIN_S)
+        else:
+            return
 
 
 def _whole(variable: str) -> int:

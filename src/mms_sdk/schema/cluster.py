@@ -18,6 +18,7 @@ ServiceEngine = Literal["kuberay", "deployment"]
 MAX_FILES_BYTES = 900_000  # a ConfigMap takes 1 MiB, with its keys, and what is no text as base64
 RAY_WITH_TOKENS = (2, 52)  # KubeRay refuses an older one where nobody is let in without a token
 CATALOG = "MMS_CATALOG"
+PROXY_PORT = 8443
 _INT32 = 2**31 - 1
 _MAX_VARIABLE_BYTES = 100_000  # Linux takes 128 KiB, name and value together
 
@@ -110,7 +111,7 @@ class Pods(Asked):
     def _bytes(cls, asked: Any) -> Any:
         return Resources._bytes(asked)
 
-    @field_validator("image")
+    @field_validator("image", "proxy_image", check_fields=False)
     @classmethod
     def _pulled(cls, image: str) -> str:
         if _IMAGE.fullmatch(image) is None:
@@ -124,9 +125,18 @@ class Pods(Asked):
             raise ValueError(f"a namespace has 1 to 63 of a-z 0-9 - and begins and ends without -; got {name[:80]!r}")
         return name
 
-    @field_validator("service_account", "claim", "queue")
+    @field_validator("service_account", "claim", "tls", check_fields=False)
     @classmethod
     def _there(cls, name: str | None) -> str | None:
+        return None if name is None else _in_cluster(name)
+
+    @field_validator("queue")
+    @classmethod
+    def _labelled(cls, name: str | None) -> str | None:
+        if name is not None and len(name) > 63:
+            raise ValueError(
+                f"the name of a queue stands in a label, which has at most 63 characters; got {name[:80]!r}"
+            )
         return None if name is None else _in_cluster(name)
 
     @field_validator("environment")
@@ -316,6 +326,9 @@ class ClusterService(Pods):
         engine: `deployment` for one pod, `kuberay` for the head of a Ray cluster whose nodes are for jobs.
         models: What it serves, each under its name, e.g. `flowers@champion`.
         port: Where it listens in its pod, on the loopback address.
+        tls: The Secret, of type `kubernetes.io/tls`, by which a proxy beside it lets others of the cluster in; None
+            for no proxy.
+        proxy_image: Of that proxy, which is nginx as a user that is not root.
         nodes: On `kuberay`, how many pods there are for jobs.
         max_nodes: On `kuberay`, as how many there may be where Ray asks for more; None for as many as `nodes`.
         node_cpus: Cores of each of them.
@@ -327,6 +340,8 @@ class ClusterService(Pods):
     claim: str
     models: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     port: Annotated[int, Field(ge=1024, le=65535)] = 8765
+    tls: str | None = None
+    proxy_image: str = "nginxinc/nginx-unprivileged:1.28"
     nodes: Annotated[int, Field(ge=0, le=4096)] = 0
     max_nodes: Annotated[int, Field(ge=1, le=4096)] | None = None
     node_cpus: Annotated[int, Field(ge=1, le=1024)] = 4
@@ -355,6 +370,8 @@ class ClusterService(Pods):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.port == PROXY_PORT:
+            raise ValueError(f"{PROXY_PORT} is the proxy's; got port={self.port}; choose another")
         if self.engine == "deployment" and (self.nodes or self.max_nodes):
             raise ValueError("a deployment is one pod; nodes for jobs are those of a Ray cluster; ask for kuberay")
         if self.max_nodes is not None and self.max_nodes < max(1, self.nodes):

@@ -9,8 +9,8 @@ from pydantic import Field
 from mms_sdk.schema.base import Schema
 
 MAX_DIFF_CHARS = 100_000  # however it is spelled in JSON, a request has room for it
-MAX_UNTRACKED = 100
-MAX_NAME_CHARS = 500
+MAX_UNTRACKED = 20  # they stand in each list of jobs
+MAX_NAME_CHARS = 250
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 
 
@@ -21,7 +21,7 @@ class Revision(Schema):
         commit: Its full name; None before the first one, or if git did not say.
         branch: None where none was checked out.
         dirty: Whether anything in the folder differs from the commit; what git ignores does not count.
-        untracked: Files and folders there that git neither knows nor ignores, the first hundred of them.
+        untracked: Files and folders there that git neither knows nor ignores, the first twenty of them.
         cut: Whether the changes are more than what was kept of them.
         unknown: Why git did not say, in its words.
     """

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
+from mms_sdk.schema.quota import DEFAULT_PROJECT, ProjectName
 from mms_sdk.schema.requirements import MAX_REQUIREMENTS, check_requirements
 from mms_sdk.schema.secret_names import MAX_SECRETS, check_secret_names
 
@@ -34,10 +35,11 @@ JobKind = Literal[
 JobState = Literal["queued", "starting", "running", "succeeded", "failed", "cancelled", "lost"]
 EngineName = Literal["local", "ray"]
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "lost"})
-Reason = Literal["succeeded", "user", "oom", "timeout", "infra", "lost", "cancelled"]
+Reason = Literal["succeeded", "user", "oom", "timeout", "infra", "lost", "preempted", "cancelled"]
 """How an attempt ended. `user`: the code raised, or ended with an exit code. `oom`: it took more memory than it may.
 `timeout`: more time. `infra`: something ended it that was none of its own doing. `lost`: nobody saw it end, since the
-machine or whatever looked after it went down. The last two are worth another attempt."""
+machine or whatever looked after it went down. These two are worth another attempt. `preempted`: it made room for a job
+of a higher priority, and waits again."""
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(s|min|h|d)")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)(MB|GB|TB|MiB|GiB|TiB)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -145,6 +147,8 @@ class JobSpec(Schema):
         resources: What it takes of the machine.
         retry: When it is tried again.
         priority: Of those that wait, the highest is next; among equals the oldest.
+        preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room. A training
+            saves where it is first, and goes on from there.
         grace_s: Seconds between asking it to stop and ending it.
         python: The interpreter that runs it; the workspace's own fills it in.
         inherited: What it sees of the variables where it was submitted; likewise.
@@ -161,6 +165,7 @@ class JobSpec(Schema):
     resources: Resources = Resources()
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    preemptible: bool = False
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     python: str = ""
     inherited: dict[str, str] = {}
@@ -248,6 +253,7 @@ class JobRequest(Schema):
         spec: What is run.
         parent: The job it is a part of.
         engine: What runs it: `local`, this machine, or `ray`, a cluster.
+        project: Whose quota it counts against.
         diff: What was changed in its code since its revision.
     """
 
@@ -257,6 +263,7 @@ class JobRequest(Schema):
     spec: JobSpec
     parent: str | None = None
     engine: EngineName = "local"
+    project: ProjectName = DEFAULT_PROJECT
     diff: Annotated[str, Field(max_length=MAX_DIFF_CHARS)] = ""
 
 
@@ -293,6 +300,7 @@ class Job(Schema):
         priority: Of those that wait, the highest is next.
         key: By which whoever asks again finds it.
         not_before: When the next attempt may begin.
+        project: Whose quota it counts against.
     """
 
     id: str
@@ -312,6 +320,7 @@ class Job(Schema):
     priority: int = 0
     key: str | None = None
     not_before: str | None = None
+    project: str = DEFAULT_PROJECT
 
     @property
     def ended(self) -> bool:
@@ -320,7 +329,14 @@ class Job(Schema):
 
 
 class JobPage(Schema):
-    """Some jobs, newest first, and where the next page begins."""
+    """Some jobs, newest first.
+
+    Attributes:
+        jobs: The jobs.
+        next: Where the next page begins; None on the last one.
+        costs: So far, by the jobs' ids, where there are prices.
+    """
 
     jobs: tuple[Job, ...]
     next: str | None = None
+    costs: dict[str, float] = {}

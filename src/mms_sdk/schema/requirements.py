@@ -9,7 +9,7 @@ from mms_sdk.errors import InvalidRequest
 
 MAX_REQUIREMENTS = 100
 _MAX_CHARS = 500
-_SCHEMES = ("https", "http", "git+https")
+_SCHEMES = ("https", "git+https")
 
 
 def check_requirements(asked: Sequence[str]) -> tuple[str, ...]:
@@ -28,11 +28,11 @@ def _checked(text: str) -> str:
     if len(text) > _MAX_CHARS or not text.isprintable():
         raise _refused(text, f"it has {len(text):,} signs, or some that cannot be printed")
     if text.strip().startswith("-"):
-        raise _refused(text, "options are settings of pip, as in PIP_INDEX_URL or its configuration file")
+        raise _refused(text, "options are settings of pip, and stand in its configuration file")
     try:
         found = Requirement(text)
     except InvalidRequirement as error:
-        path = "; a wheel of your own lies where PIP_FIND_LINKS says" if "/" in text or text.endswith(".whl") else ""
+        path = "; name the folder of your own wheels in pip's configuration file" if ".whl" in text else ""
         raise _refused(text, f"{str(error).splitlines()[0]}{path}") from error
     if found.url is not None:
         _check_url(found.url, found.name)
@@ -47,8 +47,8 @@ def _check_url(url: str, name: str) -> None:
         raise _refused(name, "its URL is none") from error
     if "@" in parts.netloc or parts.query:
         raise InvalidRequest(
-            f"what a job requires is kept and shown, and holds no password; the URL of {name} may have one; name an "
-            f"index by the secret PIP_INDEX_URL instead: secrets=['PIP_INDEX_URL']"
+            f"what a job requires is kept and shown, and holds no password; the URL of {name} may have one; put it "
+            f"into ~/.netrc, where pip finds it by the name of the host"
         )
     if parts.scheme not in _SCHEMES:
         raise _refused(name, f"its URL begins with {parts.scheme[:20]!r}, and not with one of {', '.join(_SCHEMES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 import mms_sdk
 from mms_sdk.compute.engines.base import Engine
+from mms_sdk.compute.engines.folder import RANK
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.ray.door import Door
 from mms_sdk.compute.engines.ray.engine import RayEngine
@@ -38,11 +40,12 @@ from mms_sdk.service.routes import (
     jobs,
     models,
     predictions,
+    quotas,
     secrets,
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
-from mms_sdk.settings import ServerSettings, ray_address
+from mms_sdk.settings import ServerSettings, prices, ray_address
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
@@ -58,6 +61,7 @@ _ROUTERS = tuple(
         jobs,
         models,
         predictions,
+        quotas,
         secrets,
     )
 )
@@ -82,8 +86,10 @@ def create_app(
 
     Raises:
         RuntimeError: A route declares no role; such an app must not start.
+        InvalidRequest: `$MMS_PRICES` says what are no prices.
     """
     settings = settings or ServerSettings()
+    prices()  # what they cannot be is said now, and not with each list of jobs
     service = ServiceState(
         workspace,
         settings,
@@ -108,10 +114,13 @@ def _engines(workspace: Workspace) -> dict[str, Engine]:
 def _control_plane(service: ServiceState) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.workspace.catalog.jobs.reconcile()
-        service.reconcile()
-        # Of others, what waits is started by whatever runs there once it ends; to look for room takes seconds.
-        service.engine(LocalEngine.name).start_waiting()
+        # Of several processes of one job, which may be on machines of their own, the first looks after jobs: the others
+        # would take for lost what it has just begun.
+        if os.environ.get(RANK, "0") == "0":
+            service.workspace.catalog.jobs.reconcile()
+            service.reconcile()
+            # Of others, what waits is started by whatever runs there once it ends; to look for room takes seconds.
+            service.engine(LocalEngine.name).start_waiting()
         service.deployments.restore()
         yield
         await service.streams.close()

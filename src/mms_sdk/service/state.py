@@ -52,6 +52,11 @@ class ServiceState:
         for engine in self.engines.values():
             engine.reconcile()
 
+    def start_waiting(self) -> None:
+        """Starts what waits and has room now, on every engine."""
+        for engine in self.engines.values():
+            engine.start_waiting()
+
     def check_source(self, source: Source | Union) -> None:
         """Refuses a source that callers may not have read.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Protocol
@@ -16,16 +17,19 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from mms_sdk.errors import Unavailable
+from mms_sdk.errors import MmsError, Unavailable
 
 CONTENT_TYPE = "text/event-stream"
 HEARTBEAT_S = 15.0
 """Silence after which a comment is sent: whoever hears less than that for much longer is cut off, and asks again."""
+LONGEST_S = 60.0
+"""Then a stream ends, and who follows asks for what comes behind it: with a token that may have been revoked since."""
 _MOST = 200
 _PAUSE_S = 0.1, 1.0
 _GROWTH = 1.3
 _CLOSE_WITHIN_S = 5.0
 _HEARTBEAT = b": nothing new\n\n"
+_log = logging.getLogger("mms.service")
 
 
 class Source(Protocol):
@@ -82,6 +86,7 @@ class Streams:
     async def _told(self, new: list[bytes], source: Source) -> AsyncIterator[bytes]:
         pause, longest = _PAUSE_S
         heard = time.monotonic()
+        until = heard + LONGEST_S
         self._open += 1
         try:
             while True:
@@ -91,10 +96,12 @@ class Streams:
                 elif time.monotonic() - heard > HEARTBEAT_S:
                     yield _HEARTBEAT
                     heard = time.monotonic()
-                if source.over or await self._drains_within(0.0 if new else pause):
+                if source.over or time.monotonic() > until or await self._drains_within(0.0 if new else pause):
                     return
                 pause = min(longest, pause * _GROWTH)
                 new = await run_in_threadpool(source.new)
+        except MmsError as error:  # a catalog that is away: who asks for what follows is told so
+            _log.warning("a stream ends: %s", error)
         finally:
             self._open -= 1
 

@@ -6,7 +6,7 @@ that a job is theirs to start or to end, one is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobStat
 from mms_sdk.storage import tables
 from mms_sdk.storage.events import record
 from mms_sdk.storage.ids import new_id, now
+from mms_sdk.storage.queue import Fits, next_in_line, to_make_room
 
 if TYPE_CHECKING:
     from mms_sdk.storage.catalog import Catalog
 
-Given = dict[str, Any]
 _LONGEST_WAIT_S = 3600.0  # doubled a hundred times, it would be no time that there is
 _WAITED = "it waited when the backup was made that this is a copy of; run it anew with job.retry()"
 _AT_WORK: tuple[JobState, ...] = ("starting", "running")
@@ -51,6 +51,7 @@ class Attempts:
             parent=asked.parent,
             engine=asked.engine,
             priority=asked.spec.priority,
+            project=asked.project,
             key=asked.key,
         )
         with self._catalog.writing() as connection:
@@ -62,32 +63,21 @@ class Attempts:
             record(connection, job.id, "queued")
         return job
 
-    def take(
-        self, *, engine: str, owner: str, fits: Callable[[JobSpec, Sequence[Given]], Given | None]
-    ) -> tuple[Job, Attempt] | None:
-        """Makes the next job of the queue a starting one, if there is room for it.
-
-        Only the next one: those behind it, however small, do not keep it waiting for ever.
+    def take(self, *, engine: str, owner: str, fits: Fits) -> tuple[Job, Attempt] | None:
+        """Makes the next job of the queue a starting one, if there is room for it; see `queue` for who is next.
 
         Args:
             engine: Whose queue.
             owner: Who starts it.
-            fits: Says what of the machine a job is given beside what others have; None if there is too little left.
+            fits: Says what of the machine a job is given.
         """
         columns = tables.jobs.c
-        mine = columns.engine == engine
-        due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
-        waiting = sa.select(tables.jobs).where(columns.state == "queued", mine, due)
         with self._catalog.writing() as connection:
-            _forget_other_clocks(connection, mine)
-            first = waiting.order_by(columns.priority.desc(), columns.id).limit(1)
-            row = connection.execute(first).mappings().first()
-            if row is None:
+            _forget_other_clocks(connection, columns.engine == engine)
+            found = next_in_line(connection, engine, list(_at_work(connection, engine)), fits)
+            if found is None or found.given is None:
                 return None
-            job = Job.model_validate(dict(row))
-            given = fits(JobSpec.model_validate(job.spec), [each.given for _, each in _at_work(connection, engine)])
-            if given is None:
-                return None
+            job, given = found.job, found.given
             attempts = tables.attempts.c
             last = connection.execute(sa.select(sa.func.max(attempts.number)).where(attempts.job == job.id)).scalar()
             attempt = Attempt(job=job.id, number=(last or 0) + 1, owner=owner, given=given, started_at=now())
@@ -96,6 +86,13 @@ class Attempts:
             connection.execute(sa.update(tables.jobs).where(columns.id == job.id).values(**started))
             record(connection, job.id, "starting", attempt=attempt.number, given=given)
         return job.model_copy(update=started), attempt
+
+    def to_make_room(self, *, engine: str, fits: Fits) -> list[Attempt]:
+        """Attempts that are to stop, since the next job of the queue has a higher priority and finds no room."""
+        with self._catalog.reading() as connection:
+            at_work = list(_at_work(connection, engine))
+            found = next_in_line(connection, engine, at_work, fits)
+        return to_make_room(found.job, at_work, fits) if found is not None and found.given is None else []
 
     def runs(self, attempt: Attempt, owner: str) -> bool:
         """Records who looks after an attempt that has been started; False if it has ended meanwhile."""
@@ -124,7 +121,7 @@ class Attempts:
             job = _one(connection, jobs.id == attempt.job)
             if job is None or job.state not in _AT_WORK:
                 return None
-            values = _after(JobSpec.model_validate(job.spec), attempt.number, ended)
+            values = _after(JobSpec.model_validate(job.spec), _failures(connection, job.id), ended)
             connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
             state: JobState = values["state"]
             kind: EventKind = "retrying" if state == "queued" else "ended"
@@ -167,10 +164,10 @@ class Attempts:
                 number = attempt.number if attempt else None
                 record(connection, row["id"], "ended", attempt=number, **_said(_STATES[told.reason], told))
 
-    def of(self, job: str) -> list[Attempt]:
-        """All attempts at a job, the first one first."""
+    def of(self, *jobs: str) -> list[Attempt]:
+        """All attempts at a job, the first one first; or at several jobs, those at each together."""
         columns = tables.attempts.c
-        query = sa.select(tables.attempts).where(columns.job == job).order_by(columns.number)
+        query = sa.select(tables.attempts).where(columns.job.in_(jobs)).order_by(columns.job, columns.number)
         with self._catalog.reading() as connection:
             return [Attempt.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
@@ -178,6 +175,14 @@ class Attempts:
         """Jobs of an engine that have been started and have not ended, with their attempts."""
         with self._catalog.reading() as connection:
             return list(_at_work(connection, engine))
+
+    def waiting(self, engine: str, *, limit: int) -> list[Job]:
+        """Jobs that wait for an engine, the highest priority and then the oldest first; see `queue`."""
+        columns = tables.jobs.c
+        query = sa.select(tables.jobs).where(columns.state == "queued", columns.engine == engine)
+        with self._catalog.reading() as connection:
+            rows = connection.execute(query.order_by(columns.priority.desc(), columns.id).limit(limit)).mappings()
+            return [Job.model_validate(dict(row)) for row in rows]
 
     def next_due_s(self, engine: str) -> float | None:
         """Seconds until a job that waits to be tried again is due; 0 if one is, None if none waits."""
@@ -207,9 +212,17 @@ def _wait(spec: JobSpec, number: int) -> timedelta:
     return timedelta(seconds=min(_LONGEST_WAIT_S, spec.retry.wait_s * 2 ** (number - 1)))
 
 
-def _after(spec: JobSpec, number: int, ended: Ended) -> dict[str, Any]:
-    if ended.reason in _AGAIN and number <= spec.retry.times:
-        due = (datetime.now(UTC) + _wait(spec, number)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _failures(connection: sa.Connection, job: str) -> int:
+    # Attempts that ended by no doing of their own; to have made room is no failure.
+    query = sa.select(tables.attempts.c.ended).where(tables.attempts.c.job == job)
+    return sum(1 for ended in connection.execute(query).scalars() if ended and ended["reason"] in _AGAIN)
+
+
+def _after(spec: JobSpec, failures: int, ended: Ended) -> dict[str, Any]:
+    if ended.reason == "preempted":
+        return {"state": "queued", "owner": "", "not_before": None}
+    if ended.reason in _AGAIN and failures <= spec.retry.times:
+        due = (datetime.now(UTC) + _wait(spec, failures)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"state": "queued", "owner": "", "not_before": due}
     return _for_good(ended)
 
@@ -229,6 +242,7 @@ _STATES: dict[Reason, JobState] = {
     "succeeded": "succeeded",
     "cancelled": "cancelled",
     "lost": "lost",
+    "preempted": "lost",  # in a copy, where nothing runs any more
     "user": "failed",
     "oom": "failed",
     "timeout": "failed",

@@ -30,6 +30,7 @@ from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.events import Events, record
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.owners import is_alive, owner_of
+from mms_sdk.storage.quotas import Quotas
 
 _FINISH_WITHIN_S = 60.0  # a server that is restarted or replaced is back by then
 _FINISH_AGAIN_S = 0.5
@@ -63,6 +64,7 @@ class Catalog:
         self.jobs = Jobs(self)
         self.attempts = Attempts(self)
         self.events = Events(self)
+        self.quotas = Quotas(self)
         self.models = Models(self)
         self.deployments = Deployments(self)
         self.tokens = Tokens(self)

@@ -43,6 +43,27 @@ class Events:
             if _is_at_work(connection, job) and not _is_told(connection, job, "cancelling", attempt):
                 record(connection, job, "cancelling", attempt=attempt)
 
+    def alarm(self, job: str, why: str, *, mark: str) -> None:
+        """Records that something seems wrong with a job that has not ended.
+
+        Args:
+            job: Its id.
+            why: What, in words.
+            mark: What it is about; an alarm that is about the same as the one before is told once.
+        """
+        if self._is_marked(job, mark):
+            return
+        attempts = tables.attempts.c
+        newest = sa.select(sa.func.max(attempts.number)).where(attempts.job == job)
+        with self._catalog.writing() as connection:
+            if _is_at_work(connection, job) and _newest_mark(connection, job) != mark:
+                number = connection.execute(newest).scalar()
+                record(connection, job, "alarm", attempt=number, detail=why, mark=mark)
+
+    def _is_marked(self, job: str, mark: str) -> bool:
+        with self._catalog.reading() as connection:
+            return _newest_mark(connection, job) == mark
+
 
 def record(connection: sa.Connection, job: str, kind: EventKind, *, attempt: int | None = None, **detail: Any) -> None:
     """Writes down what happens in a transaction that holds the write lock, so that numbers are in order."""
@@ -60,6 +81,13 @@ def _is_at_work(connection: sa.Connection, job: str) -> bool:
     columns = tables.jobs.c
     query = sa.select(columns.id).where(columns.id == job, columns.state.in_(("starting", "running")))
     return connection.execute(query).first() is not None
+
+
+def _newest_mark(connection: sa.Connection, job: str) -> str | None:
+    columns = tables.events.c
+    alarms = sa.select(columns.detail).where(columns.job == job, columns.kind == "alarm")
+    found = connection.execute(alarms.order_by(columns.number.desc()).limit(1)).scalar()
+    return found and found.get("mark")
 
 
 def _is_told(connection: sa.Connection, job: str, kind: EventKind, attempt: int | None) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mms_sdk.errors import Damaged, Unavailable
 from mms_sdk.storage import files, metric_log
 from mms_sdk.storage.series import Series, series_of, shown
 
@@ -29,6 +31,7 @@ FOLDER = "metrics.columns"
 LONG_BYTES = 4 * 2**20
 """A shorter log is read as it is, in less than a tenth of a second."""
 _VERSION = 1
+_WAIT_S, _AGAIN_S = 5.0, 0.005
 _TAIL = 64  # bytes before the end of what is in it, by which it is seen that it is still the same log
 _SUFFIXES = ("value", "place")
 
@@ -40,9 +43,22 @@ def charted(log: Path, points: int, *, most_rows: int) -> tuple[dict[str, Series
         log: The metric log.
         points: Most rows of a series, from 2.
         most_rows: Most rows of all of them together; of very many series, each has fewer points.
+
+    Raises:
+        Damaged: A row of the log cannot be read.
+        Unavailable: Somebody else makes the index of a long log at this moment.
     """
     if not log.is_file():
         return {}, 0
+    try:
+        return _charted(log, points, most_rows)
+    except orjson.JSONDecodeError as error:
+        raise Damaged(
+            f"{log} holds a row that cannot be read: {error}; remove that line, or restore the log"
+        ) from error
+
+
+def _charted(log: Path, points: int, most_rows: int) -> tuple[dict[str, Series], int]:
     if log.stat().st_size <= LONG_BYTES:
         rows, end = metric_log.read(log)
         found = series_of(rows)
@@ -63,10 +79,22 @@ def _alone(folder: Path) -> Iterator[Path]:
     # One process brings it up to date; the others wait, and find that it was done.
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        until = time.monotonic() + _WAIT_S
+        while not _is_taken(handle):
+            if time.monotonic() > until:  # no more threads are held up by it
+                raise Unavailable(f"the columns of {folder.parent} are being made; ask again in a minute")
+            time.sleep(_AGAIN_S)
         yield folder
     finally:
         os.close(handle)
+
+
+def _is_taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _brought_up(folder: Path, log: Path) -> dict[str, Any]:

@@ -19,6 +19,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def rank() -> int:
+    """Which of them this process is, from 0."""
+    import jax
+
+    return int(jax.process_index())
+
+
 def count() -> int:
     """How many there are."""
     import jax

@@ -46,10 +46,12 @@ jobs = Table(
     Column("priority", Integer, nullable=False, server_default="0"),
     Column("key", text(64)),
     Column("not_before", text(32)),
+    Column("project", text(63), nullable=False, server_default="default"),
     Index("jobs_by_state", "state"),
     Index("jobs_by_key", "key", unique=True),
     Index("jobs_by_parent", "parent", "id"),
     Index("jobs_by_kind", "kind", "id"),
+    Index("jobs_that_wait", "state", "engine", "project"),
 )
 
 attempts = Table(
@@ -73,6 +75,15 @@ events = Table(
     Column("kind", text(16), nullable=False),
     Column("detail", JSON, nullable=False),
     Index("events_by_job", "job", "number"),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("project", text(63), primary_key=True),
+    Column("cpus", BigInteger),
+    Column("gpus", BigInteger),
+    Column("memory", BigInteger),
 )
 
 model_versions = Table(

@@ -34,7 +34,8 @@ class Workspace:
     catalog.sqlite   jobs, model versions, aliases, deployments, tokens, where they are not in PostgreSQL
     datasets/NAME/   see `docs/dataset-format.md`; where they are not in another store
     copies/          what was read from datasets in another store
-    jobs/ID/         metrics.jsonl, checkpoints/, files the job made; attempts/N/ of one that an engine runs
+    jobs/ID/         metrics.jsonl, checkpoints/, heartbeat.RANK, files the job made; attempts/N/ of one that an engine
+                     runs, with what its code kept in artifacts/
     bundles/         code of jobs, by its SHA-256
     environments/    packages that jobs required; in no backup
     secrets/NAME     what jobs see as variables; in no backup

@@ -455,6 +455,41 @@ class EngineConformance:
             (marks / f"{names[1]}-go").touch()
             assert jobs.ended(ids[1]).state == "succeeded"
 
+    def test_one_of_a_higher_priority_takes_the_place_of_those_that_give_it_up(self, jobs: Jobs, marks: Path) -> None:
+        """They may put their things in order, wait again, and that counts for no failure."""
+        tidies = f"import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n{STAYS}"
+        low = jobs.submit(tidies, "low", marks, preemptible=True, priority=-1, times=0, grace_s=20)
+        until((marks / "low").exists, "its beginning")
+        same = jobs.submit(STAYS, "same", marks, priority=-1)
+        assert jobs.get(same).state == "queued"
+        assert jobs.get(low).state == "running"
+        high = jobs.submit(STAYS, "high", marks, priority=1)
+        until((marks / "high").exists, "the important one")
+        assert jobs.get(low).state == "queued"
+        for name in ("low", "same", "high"):
+            (marks / f"{name}-go").touch()
+        assert [jobs.ended(job, alone=True).state for job in (high, low, same)] == ["succeeded"] * 3
+        first, second = jobs.attempts(low)
+        assert first.ended is not None
+        assert second.ended is not None
+        assert (first.ended.reason, first.ended.exit_code) == ("preempted", 143)
+        assert "higher priority" in first.ended.detail
+        assert len(jobs.attempts(same)) == 1
+
+    def test_one_that_gives_up_its_place_may_still_be_cancelled_or_end(self, jobs: Jobs, marks: Path) -> None:
+        """What is done is not done once more, and what is cancelled does not wait again."""
+        ends = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        stays = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        for name, text, state in (("ends", ends, "succeeded"), ("stays", stays, "cancelled")):
+            low = jobs.submit(text + STAYS, name, marks, preemptible=True, grace_s=1.0)
+            until((marks / name).exists, "its beginning")
+            high = jobs.submit("print('well')", priority=1)
+            if state == "cancelled":
+                jobs.engine.cancel(low)
+            assert jobs.ended(high).state == "succeeded"
+            assert jobs.ended(low).state == state
+            assert len(jobs.attempts(low)) == 1
+
     def test_a_large_one_is_not_overtaken(self, jobs: Jobs, marks: Path) -> None:
         """By small ones for which there would be room beside what runs."""
         if jobs.engine.room().cpus < 2:

@@ -77,7 +77,7 @@ def test_a_job_whose_submitter_is_killed_is_not_there_or_runs_once(
 ) -> None:
     kills, drawn, told = times(6, full=50), random.Random(0), set()
     for _ in range(kills):
-        told |= {*kill_while_it_submits(jobs, marks, "ready", drawn.uniform(0, 0.15), count=3, seconds=0.05)}
+        told |= {*kill_while_it_submits(jobs, marks, "ready", drawn.uniform(0, 0.3), count=3, seconds=0.05)}
         jobs.engine.reconcile()
     ids = submitted(jobs)
     states = [jobs.ended(job).state for job in ids]

@@ -27,6 +27,7 @@ from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import Jobs, until
 
 WITHIN_S = 120.0
+INDEX, NO_INDEX, LINKS = (f"PIP_{name}" for name in ("INDEX_URL", "NO_INDEX", "FIND_LINKS"))
 USES = """
 import jax, mms_sdk, mms_example, sys
 print(mms_example.VERSION, sys.prefix != sys.base_prefix, jax.__version__)
@@ -81,8 +82,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for version in ("1.0", "2.0"):
         wheel(folder, "mms_example", version)
     wheel(folder, "mms_odd", "1.0", requires="jax<0.4")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv(LINKS, str(folder))
+    monkeypatch.setenv(NO_INDEX, "1")
     return folder
 
 
@@ -171,8 +172,8 @@ def test_what_cannot_be_installed_ends_it_with_what_pip_says_and_is_not_tried_ag
 
 @pytest.mark.slow
 def test_without_a_network_it_is_tried_again(jobs: Jobs, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens at `discard`
+    monkeypatch.delenv(NO_INDEX)
+    monkeypatch.setenv(INDEX, "http://127.0.0.1:9/packages")  # nobody listens at `discard`
     monkeypatch.setenv("PIP_RETRIES", "1")
     job = submit(jobs, "print('never')", "mms-nowhere", times=1)
     assert ended(jobs, job).reason == "infra"
@@ -223,6 +224,24 @@ def test_a_job_that_is_submitted_within_one_has_the_packages_that_it_requires_it
     inner, python = jobs.log(job).decode().splitlines()[-1].split()
     assert python == sys.executable
     assert ended(jobs, inner).detail == "ModuleNotFoundError: No module named 'mms_example'"
+
+
+@pytest.mark.slow
+def test_what_the_interpreter_has_is_used_or_another_version_put_in_front_and_never_touched(
+    jobs: Jobs, wheels: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    environments._lay_out(base)
+    (packages,) = base.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheels / "mms_example-1.0-py3-none-any.whl") as archive:
+        archive.extractall(packages)
+    before = sorted(path.relative_to(base) for path in packages.rglob("*") if "__pycache__" not in path.parts)
+    python = str(base / "bin" / "python")
+    for required, version in (("mms-example", "1.0"), ("mms-example==2.0", "2.0"), (None, "1.0")):
+        job = submit(jobs, "import mms_example\nprint(mms_example.VERSION)", *filter(None, [required]), python=python)
+        assert ended(jobs, job).reason == "succeeded", jobs.log(job)
+        assert jobs.log(job).decode().splitlines()[-1] == version
+    assert before == sorted(path.relative_to(base) for path in packages.rglob("*") if "__pycache__" not in path.parts)
 
 
 def test_another_version_of_what_mms_runs_on_is_refused() -> None:
@@ -281,14 +300,14 @@ def test_whose_doing_it_was_is_told_by_what_pip_says(said: list[str], reason: st
 
 def test_where_pip_looks_goes_along_without_passwords() -> None:
     given = {
-        "PIP_INDEX_URL": "https://example.org/simple",
-        "PIP_EXTRA_INDEX_URL": "https://a.example/simple https://me:secret@b.example/simple",
-        "PIP_FIND_LINKS": "/wheels",
+        INDEX: "https://example.org/packages",
+        f"PIP_EXTRA_{INDEX[4:]}": "https://a.example/packages https://me:secret@b.example/packages",
+        LINKS: "/wheels",
         "PIP_TARGET": "/elsewhere",
         "PIP_USER": "1",
         "PIP_PROXY": "http://me@proxy.example",
     }
-    assert environment(given) == {"PIP_INDEX_URL": given["PIP_INDEX_URL"], "PIP_FIND_LINKS": "/wheels"}
+    assert environment(given) == {INDEX: given[INDEX], LINKS: "/wheels"}
 
 
 def test_the_interpreter_that_runs_jobs_is_the_one_that_packages_were_added_to(

@@ -69,6 +69,8 @@ ALL: dict[str, list[manifests.Manifest]] = {
     "a Ray job": manifests.of_job(a_job(engine="kuberay", nodes=2, gpus=1, queue="team", time="2h")),
     "a Ray command": manifests.of_job(a_job(engine="kuberay", command=["python", "-m", "project"], claim=None)),
     "a server": manifests.of_service(a_service(queue="team", gpus=1)),
+    "a server with a way in": manifests.of_service(a_service(tls="flowers-tls", namespace="vision")),
+    "a server with Ray and a way in": manifests.of_service(a_service(engine="kuberay", tls="flowers-tls")),
     "a server with Ray": manifests.of_service(a_service(engine="kuberay", nodes=2, node_gpus=1, queue="team")),
     "a server with Ray that grows": manifests.of_service(a_service(engine="kuberay", max_nodes=4)),
 }
@@ -179,7 +181,7 @@ def test_all_that_is_made_says_whose_it_is(made: list[manifests.Manifest]) -> No
     for each in made:
         labels = each["metadata"]["labels"]
         assert labels["app.kubernetes.io/managed-by"] == labels["app.kubernetes.io/name"] == "mms"
-        assert labels["app.kubernetes.io/instance"] == each["metadata"]["name"].removesuffix("-code")
+        assert labels["app.kubernetes.io/instance"] == re.sub("-(code|proxy)$", "", each["metadata"]["name"])
 
 
 # A JobSet
@@ -199,7 +201,7 @@ def test_the_pods_of_a_jobset_are_told_of_one_another() -> None:
     assert told["MMS_RANK"] == {"fieldRef": {"fieldPath": path}}
     assert made["spec"]["network"] == {
         "enableDNSHostnames": True,
-        "subdomain": "train",
+        "subdomain": "train-pods",
         "publishNotReadyAddresses": True,
     }
 
@@ -265,6 +267,22 @@ def test_the_longest_names_are_names_of_pods_and_hosts() -> None:
     assert len(made["metadata"]["name"]) <= 47  # of a RayJob, with what KubeRay puts behind it
 
 
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("8GB", "8G"),
+        ("16GiB", "16Gi"),
+        ("1.5GB", "1500M"),
+        ("512MiB", "512Mi"),
+        (2**20 + 1, "1048577"),
+        ("1TiB", "1Ti"),
+    ],
+)
+def test_memory_is_written_as_it_was_asked_for(asked: int | str, written: str) -> None:
+    held = only_pod(manifests.of_job(a_job(memory=asked)))["containers"][0]["resources"]
+    assert held["limits"]["memory"] == held["requests"]["memory"] == written
+
+
 # A Ray cluster
 
 
@@ -298,7 +316,9 @@ def test_a_ray_job_ends_with_its_cluster() -> None:
 @settings(max_examples=50)
 def test_whatever_the_arguments_what_is_submitted_to_ray_has_them(args: list[str], environment: dict[str, str]) -> None:
     # RayJob's entrypoint is put into a shell of the submitter, and into one of the head.
-    code, made = manifests.of_job(a_job(engine="kuberay", args=args, environment=environment, nodes=2, processes=3))
+    secrets = CATALOG | {"HF_TOKEN": "team/hf", "AWS_ACCESS_KEY_ID": "store/id"}
+    asked = a_job(engine="kuberay", args=args, environment=environment, secrets=secrets, nodes=2, processes=3, cpus=6)
+    code, made = manifests.of_job(asked)
     assert shlex.split(made["spec"]["entrypoint"]) == made["spec"]["entrypoint"].split()
     submitted: dict[str, Any] = {}
 
@@ -306,14 +326,17 @@ def test_whatever_the_arguments_what_is_submitted_to_ray_has_them(args: list[str
         submitted.update(options, script=script)
         return SimpleNamespace(watch=lambda: None)
 
-    fake = SimpleNamespace(
-        connect=lambda: SimpleNamespace(jobs=SimpleNamespace(submit=submit)), Resources=dict, Retry=lambda times: times
-    )
-    text = code["data"]["submit.py"].replace("import mms_sdk as mms", "")
-    exec(compile(text, "submit.py", "exec"), {"mms": fake})
+    kept: dict[str, str] = {}
+    workspace = SimpleNamespace(jobs=SimpleNamespace(submit=submit), secrets=SimpleNamespace(set=kept.__setitem__))
+    fake = SimpleNamespace(connect=lambda: workspace, Resources=dict, Retry=lambda times: times)
+    system = SimpleNamespace(environ={"HF_TOKEN": "of the pod"})
+    text = code["data"]["submit.py"].replace("import mms_sdk as mms", "").replace("import os\n", "")
+    exec(compile(text, "submit.py", "exec"), {"mms": fake, "os": system})
+    assert kept == {"HF_TOKEN": "of the pod"}
+    assert submitted.pop("secrets") == ["HF_TOKEN"]
     assert submitted.pop("args", []) == args
     assert submitted.pop("environment", {}) == environment
-    assert submitted.pop("resources") == {"nodes": 2, "processes": 3, "cpus": 4, "gpus": 0, "memory": 16 * 2**30}
+    assert submitted.pop("resources") == {"nodes": 2, "processes": 3, "cpus": 6, "gpus": 0, "memory": 16 * 2**30}
     told = {"folder": "/mms/code", "name": "train", "key": "once", "on": "ray", "retry": 3}
     assert submitted == told | {"script": "/mms/code/train.py"}
 
@@ -345,6 +368,21 @@ def test_a_server_is_one_pod_that_is_asked_from_within() -> None:
     assert "/readyz" in container["readinessProbe"]["exec"]["command"][-1]
     assert variables(container)["MMS_WORKSPACE"] == "/workspace/mms"
     assert container["volumeMounts"] == [{"name": "workspace", "mountPath": "/workspace"}]
+
+
+@pytest.mark.parametrize("name", ["a server with a way in", "a server with Ray and a way in"])
+def test_a_way_in_leads_to_the_proxy_beside_the_server(name: str) -> None:
+    settings_, way, made = ALL[name]
+    template = made["spec"].get("template") or made["spec"]["headGroupSpec"]["template"]
+    assert way["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    server, proxy = template["spec"]["containers"]
+    (port,) = way["spec"]["ports"]
+    assert port["targetPort"] == proxy["ports"][0]["containerPort"] == 8443
+    assert "proxy_pass http://127.0.0.1:8765;" in settings_["data"]["nginx.conf"]
+    assert "env" not in proxy and all(mount["name"] != "workspace" for mount in proxy["volumeMounts"])
+    held = {volume["name"] for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in [*server["volumeMounts"], *proxy["volumeMounts"]]} == held
+    assert {"name": "tls", "secret": {"secretName": "flowers-tls"}} in template["spec"]["volumes"]
 
 
 # Variables, arguments and files
@@ -445,7 +483,7 @@ def test_the_yaml_says_the_same(made: list[manifests.Manifest]) -> None:
     assert list(yaml.safe_load_all(manifests.to_yaml(made))) == made
 
 
-@given(text=TEXTS | st.sampled_from(WORDS) | st.text("\n \t:-#'\"|>&*!%@{}[]ab", max_size=12))
+@given(text=TEXTS | st.sampled_from(WORDS) | st.text("\n \t\x85\u2028:-#'\"|>&*!%@{}[]ab", max_size=12))
 @settings(max_examples=300)
 def test_any_text_comes_back_from_yaml(text: str) -> None:
     made = [{"kind": "Any", "data": {"one": text, "list": [text, {text: text}]}}]
@@ -454,6 +492,8 @@ def test_any_text_comes_back_from_yaml(text: str) -> None:
     for event in yaml.parse(written):
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
             assert NOT_TEXT.fullmatch(event.value) is None
+        if isinstance(event, yaml.ScalarEvent) and event.style == "|":
+            assert event.value.splitlines() == event.value.removesuffix("\n").split("\n")  # one kind of line end
 
 
 def test_a_script_stays_legible() -> None:
@@ -479,6 +519,7 @@ def test_a_script_stays_legible() -> None:
         ({"image": ""}, "an image is"),
         ({"namespace": "a.b"}, "a namespace has"),
         ({"claim": "no_claim"}, "got 'no_claim'"),
+        ({"queue": "a" * 64}, "at most 63 characters"),
         ({"queue": "a\nb"}, "got 'a\\nb'"),
         ({"service_account": "a" * 300}, "in a cluster has a name"),
         ({"user": 0}, "user: it is at least 1"),
@@ -538,6 +579,9 @@ def test_a_job_that_could_not_run_is_refused_with_the_reason(options: dict[str, 
         ({"models": ["a; rm -rf /"]}, "a model name"),
         ({"models": ["a@1", "a@2"]}, "got 'a' more than once"),
         ({"port": 80}, "port: it is at least 1024"),
+        ({"port": 8443}, "8443 is the proxy's"),
+        ({"tls": "my tls"}, "got 'my tls'"),
+        ({"proxy_image": "a b"}, "an image is"),
         ({"time": "1h"}, "time"),
         ({"nodes": 1}, "a deployment is one pod"),
         ({"claim": None}, "claim"),
@@ -550,6 +594,39 @@ def test_a_job_that_could_not_run_is_refused_with_the_reason(options: dict[str, 
 def test_a_server_that_could_not_run_is_refused_with_the_reason(options: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(told)):
         a_service(**options)
+
+
+ASKED = [
+    "name",
+    "image",
+    "namespace",
+    "service_account",
+    "claim",
+    "queue",
+    "tpu",
+    "ray_version",
+    "key",
+    "memory",
+    "time",
+]
+
+
+@given(
+    field=st.sampled_from(ASKED),
+    value=st.text(max_size=20) | st.text("ab1-._/:@x \n", max_size=9) | st.integers() | st.floats() | st.none(),
+    engine=st.sampled_from(["jobset", "kuberay"]),
+)
+@settings(max_examples=150)
+def test_whatever_is_asked_for_is_rendered_or_refused_in_our_own_words(field: str, value: Any, engine: str) -> None:
+    try:
+        made = manifests.of_job(a_job(**{"engine": engine, field: value}))
+    except InvalidRequest as refused:
+        assert refused.message.startswith("ClusterJob does not fit")
+    else:
+        assert list(yaml.safe_load_all(manifests.to_yaml(made))) == made
+        for spec in pod_specs(made):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec}
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 def test_what_may_be_a_secret_is_not_repeated() -> None:

@@ -20,6 +20,7 @@ from small_pictures import make_data
 import mms_sdk as mms
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.storage.checkpoints import CheckpointFolder
+from mms_sdk.storage.heartbeat import beats
 from mms_sdk.storage.metric_log import read
 from mms_sdk.storage.workspace import Workspace
 
@@ -121,6 +122,7 @@ def test_the_first_process_alone_writes_the_catalog_the_metric_log_and_the_manif
     for checkpoint in kept.all():
         checkpoint.verify()
     assert kept.all()[-1].step == STEPS
+    assert [(each.rank, each.step) for each in beats(workspace.job_folder(job.id))] == [(0, STEPS), (1, STEPS)]
     workspace.close()
 
 

@@ -15,11 +15,13 @@ import psutil
 from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.errors import Conflict
-from mms_sdk.schema.job import ENDED, Attempt, Ended, Job, JobSpec, JobState
+from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
+from mms_sdk.schema.quota import Footprint
 from mms_sdk.settings import JOB_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import owner_of, pid_of
+from mms_sdk.storage.queue import Fits
 from mms_sdk.storage.workspace import Workspace
 
 
@@ -107,7 +109,7 @@ def end(workspace: Workspace, attempt: Attempt, ended: Ended, cancel: Callable[[
     # Who cancels writes that down and then looks how the job is; here it is the other way round, so that one of
     # the two sees what the other did, and nothing that was cancelled is tried again.
     cancelled = folder_of(workspace, attempt) / names.CANCEL
-    if ended.reason in ("infra", "lost") and cancelled.exists():
+    if ended.reason in ("infra", "lost", "preempted") and cancelled.exists():
         ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
     state = workspace.catalog.attempts.end(attempt, ended)
     if state == "queued" and cancelled.exists():
@@ -134,6 +136,38 @@ def cancel(workspace: Workspace, job: str, ask_to_stop: Callable[[Attempt], None
         ask_to_stop(newest)
         asked = newest  # which may have ended in this moment, and wait to be tried again
     return jobs.get(job)
+
+
+def make_room(workspace: Workspace, engine: EngineName, fits: Fits, wake: Callable[[Attempt], object]) -> None:
+    """Asks attempts to stop that are in the way of one of a higher priority; they wait again then.
+
+    Args:
+        workspace: Whose.
+        engine: Of which the job that is next finds no room.
+        fits: Says what of the machine a job is given.
+        wake: Has what looks after an attempt see at once what is in its folder.
+    """
+    for attempt in workspace.catalog.attempts.to_make_room(engine=engine, fits=fits):
+        folder = files.make_folder(folder_of(workspace, attempt), durable=False)
+        why = {"why": "it made room for a job of a higher priority"}
+        if names.create(folder / names.PREEMPT, why):
+            wake(attempt)
+
+
+def footprint_of(pid: int) -> Footprint | None:
+    """What the processes below one take; None if it is not there."""
+    cpu_s, memory, count = 0.0, 0, 0
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return None
+    for each in below:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            times = each.cpu_times()
+            cpu_s += times.user + times.system
+            memory += each.memory_info().rss
+            count += 1
+    return Footprint(cpu_s=cpu_s, memory=memory, processes=count)
 
 
 def end_orphans(folder: Path, cookie: str) -> None:

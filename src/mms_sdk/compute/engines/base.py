@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from mms_sdk.schema.job import EngineName, Job, JobSpec
+from mms_sdk.schema.job import Attempt, EngineName, Job, JobSpec
+from mms_sdk.schema.quota import Footprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,10 @@ class Engine(Protocol):
         """
 
     def start_waiting(self) -> list[str]:
-        """Starts jobs from the head of the queue while there is room for them; returns their ids."""
+        """Starts jobs from the head of the queue while there is room for them; returns their ids.
+
+        Where one of a higher priority finds none, those that are preemptible and in its way are asked to stop.
+        """
 
     def cancel(self, job: str) -> Job:
         """Takes a job from the queue, or asks it to stop, and ends it with all it started after its grace.
@@ -59,6 +63,9 @@ class Engine(Protocol):
             JobNotFound: There is none of that id.
             Conflict: It has ended, or no engine runs it.
         """
+
+    def footprint(self, attempt: Attempt) -> Footprint | None:
+        """What a running attempt takes of the machine; None where that cannot be told from here."""
 
     def reconcile(self) -> None:
         """Brings the catalog and what runs together.

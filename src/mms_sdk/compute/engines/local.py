@@ -23,10 +23,11 @@ from mms_sdk.compute.engines.machine import cores_here, environment, free_port, 
 from mms_sdk.compute.engines.supervisor import MODULE
 from mms_sdk.errors import InvalidRequest, MmsError
 from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobState
+from mms_sdk.schema.quota import Footprint
 from mms_sdk.storage import files
-from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of, pid_of
+from mms_sdk.storage.queue import Given
 from mms_sdk.storage.workspace import Workspace
 
 NAME: EngineName = "local"
@@ -82,12 +83,17 @@ class LocalEngine:
         states = {}
         while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=self._fits):
             states[taken[0].id] = self._start(*taken)
+        common.make_room(self._workspace, NAME, self._fits, self._wake)
         self._come_back(if_so="queued" in states.values())
         return list(states)
 
     def cancel(self, job: str) -> Job:
         """See `Engine`."""
         return common.cancel(self._workspace, job, self._ask_to_stop)
+
+    def footprint(self, attempt: Attempt) -> Footprint | None:
+        """See `Engine`."""
+        return common.footprint_of(pid_of(attempt.owner)) if is_alive(attempt.owner) else None
 
     def reconcile(self) -> None:
         """See `Engine`."""
@@ -164,12 +170,16 @@ class LocalEngine:
         return owner
 
     def _ask_to_stop(self, attempt: Attempt) -> None:
-        claim = common.claim_of(common.folder_of(self._workspace, attempt))
-        if claim and is_alive(claim["owner"]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid_of(claim["owner"]), signal.SIGTERM)
-        else:
+        if not self._wake(attempt):
             self._come_back(if_so=self._look_at(attempt))
+
+    def _wake(self, attempt: Attempt) -> bool:
+        claim = common.claim_of(common.folder_of(self._workspace, attempt))
+        if not claim or not is_alive(claim["owner"]):
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid_of(claim["owner"]), signal.SIGTERM)
+        return True
 
     def _look_at(self, attempt: Attempt, *, starting: bool = False) -> bool:
         # Whether it ended, and nobody is there who starts the next one.

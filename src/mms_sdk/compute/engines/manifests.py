@@ -13,9 +13,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mms_sdk.compute.joined import COORDINATOR, RANK, RANKS
+from mms_sdk.compute.engines.folder import COORDINATOR, RANK, RANKS
 from mms_sdk.errors import InvalidRequest
-from mms_sdk.schema.cluster import ClusterJob, ClusterService, Pods
+from mms_sdk.schema.cluster import PROXY_PORT, ClusterJob, ClusterService, Pods
 from mms_sdk.settings import WORKSPACE_VARIABLE
 
 Manifest = dict[str, Any]
@@ -34,10 +34,14 @@ _HEAD_CPUS, _HEAD_MEMORY = 2, 8 * 2**30  # of a head that only looks after the o
 _RAY_MEMORY = 2 * 2**30  # of what Ray itself holds in each pod
 _RAY_HERE = {"name": "MMS_RAY", "value": "127.0.0.1:6379"}  # where a process in the head finds its cluster
 _SUBMITTER_CPUS, _SUBMITTER_MEMORY = 1, 2**30
+_PROXY_CPUS, _PROXY_MEMORY = 1, 256 * 2**20
 # What a process says that a signal ended: SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGTERM. None of its own doing.
 _BY_SIGNAL = [134, 135, 137, 139, 143]
+# Of a node's variables a job sees those of its workspace, and of object stores; others are secrets of the workspace.
+_SEEN = re.compile(r"(MMS|AWS|GOOGLE|AZURE|HADOOP)_")
 _SHELL_TAKES = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@()'\[\]-]|:(?=[A-Za-z0-9/])| (?=[A-Za-z0-9/]))*")
+_OTHER_BREAKS = re.compile("[\x85\u2028\u2029]")  # which readers of YAML 1.1 take for the end of a line
 _NOT_TEXTS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
@@ -48,8 +52,9 @@ def of_job(job: ClusterJob) -> list[Manifest]:
 
 
 def of_service(service: ClusterService) -> list[Manifest]:
-    """The manifests of a server: a RayCluster, whose head serves, or a Deployment."""
-    return [_ray_server(service) if service.engine == "kuberay" else _deployment(service)]
+    """The manifests of a server: a RayCluster, whose head serves, or a Deployment; before it the way in, if any."""
+    ways = [_proxy_settings(service), _way_in(service)] if service.tls else []
+    return [*ways, _ray_server(service) if service.engine == "kuberay" else _deployment(service)]
 
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
@@ -73,7 +78,7 @@ def to_yaml(manifests: Sequence[Manifest]) -> str:
 
 
 def _style(text: str) -> str | None:
-    if "\n" in text:
+    if "\n" in text and not _OTHER_BREAKS.search(text):
         return "|"
     plain = _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXTS
     return None if plain else '"'
@@ -86,7 +91,7 @@ def _job_set(job: ClusterJob) -> Manifest:
     spec: Manifest = {"suspend": True} if job.queue else {}
     spec |= {
         "ttlSecondsAfterFinished": _DAY_S if job.keep_s is None else job.keep_s,
-        "network": {"enableDNSHostnames": True, "subdomain": job.name, "publishNotReadyAddresses": True},
+        "network": {"enableDNSHostnames": True, "subdomain": _subdomain(job), "publishNotReadyAddresses": True},
         "failurePolicy": _failure_policy(job),
         "replicatedJobs": [{"name": WORKERS, "replicas": 1, "template": {"spec": _indexed_job(job)}}],
     }
@@ -135,11 +140,16 @@ def _pod_command(job: ClusterJob) -> list[str]:
     return [*starts, *job.args]
 
 
+def _subdomain(job: ClusterJob) -> str:
+    # JobSet makes a Service of that name, and a server may be called as the job that trained for it.
+    return f"{job.name}-pods"
+
+
 def _joining(job: ClusterJob) -> list[Manifest]:
     # The names of pods, as JobSet gives them: <jobset>-<replicated job>-<job>-<pod>.<subdomain>.
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     return [
-        {"name": COORDINATOR, "value": f"{job.name}-{WORKERS}-0-0.{job.name}:{_PORT}"},
+        {"name": COORDINATOR, "value": f"{job.name}-{WORKERS}-0-0.{_subdomain(job)}:{_PORT}"},
         {"name": RANKS, "value": str(job.nodes)},
         {"name": RANK, "valueFrom": {"fieldRef": {"fieldPath": index}}},
     ]
@@ -238,7 +248,9 @@ def _ray_server(service: ClusterService) -> Manifest:
     )
     if service.queue:
         spec = {"suspend": True, **spec}
-    spec["headGroupSpec"]["template"]["metadata"]["annotations"] = {"ray.io/overwrite-container-cmd": "true"}
+    template = spec["headGroupSpec"]["template"]
+    template["metadata"]["annotations"] = {"ray.io/overwrite-container-cmd": "true"}
+    template["spec"] = _let_in(service, template["spec"])
     return _manifest("ray.io/v1", "RayCluster", service, "server", spec)
 
 
@@ -249,17 +261,108 @@ def _deployment(service: ClusterService) -> Manifest:
     # Before another pod opens the workspace, the one before it has closed it.
     server = _container("server", service, command=_serving(service), probed=service.port)
     labels = _labels(service, "server")
+    pod = _let_in(service, _pod(service, [server]))
     spec = {
         "replicas": 1,
         "strategy": {"type": "Recreate"},
         "selector": {"matchLabels": {name: labels[name] for name in labels if name != "app.kubernetes.io/managed-by"}},
-        "template": {"metadata": {"labels": labels}, "spec": _pod(service, [server])},
+        "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     return _manifest("apps/v1", "Deployment", service, "server", spec)
 
 
 def _serving(service: ClusterService) -> list[str]:
     return ["mms", "serve", "--port", str(service.port), *service.models]
+
+
+# The way to a server
+
+
+def _way_in(service: ClusterService) -> Manifest:
+    labels = _labels(service, "head" if service.engine == "kuberay" else "server")
+    spec = {
+        "selector": {name: labels[name] for name in ("app.kubernetes.io/instance", "app.kubernetes.io/component")},
+        "ports": [{"name": "https", "port": 443, "targetPort": PROXY_PORT}],
+    }
+    metadata = _metadata(service, service.name, _labels(service, "server"))
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _proxy_settings(service: ClusterService) -> Manifest:
+    metadata = _metadata(service, _proxy_name(service), _labels(service, "proxy"))
+    text = _NGINX.format(port=PROXY_PORT, server=service.port)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"nginx.conf": text}}
+
+
+def _proxy_name(service: ClusterService) -> str:
+    return f"{service.name}-proxy"
+
+
+def _let_in(service: ClusterService, pod: Manifest) -> Manifest:
+    if not service.tls:
+        return pod
+    volumes = [
+        {"name": "proxy", "configMap": {"name": _proxy_name(service)}},
+        {"name": "tls", "secret": {"secretName": service.tls}},
+        {"name": "drafts", "emptyDir": {}},
+    ]
+    return {**pod, "containers": [*pod["containers"], _proxy(service)], "volumes": [*pod["volumes"], *volumes]}
+
+
+def _proxy(service: ClusterService) -> Manifest:
+    container = _container("proxy", service, own=(_PROXY_CPUS, _PROXY_MEMORY, 0), bare=True)
+    container["image"] = service.proxy_image
+    container["command"] = ["nginx", "-e", "/dev/stderr", "-c", "/proxy/nginx.conf"]
+    asked = {"httpGet": {"path": "/readyz", "port": PROXY_PORT, "scheme": "HTTPS"}, "timeoutSeconds": 10}
+    return container | {
+        "ports": [{"name": "https", "containerPort": PROXY_PORT}],
+        "readinessProbe": asked,
+        "volumeMounts": [
+            {"name": "proxy", "mountPath": "/proxy", "readOnly": True},
+            {"name": "tls", "mountPath": "/tls", "readOnly": True},
+            {"name": "drafts", "mountPath": "/tmp"},
+        ],
+    }
+
+
+# The server bounds bodies and times itself, and knows itself as localhost only. What streams is passed on as it comes.
+_NGINX = """\
+daemon off;
+worker_processes 1;
+pid /tmp/nginx.pid;
+
+events {{
+  worker_connections 1024;
+}}
+
+http {{
+  access_log off;
+  server_tokens off;
+  client_body_temp_path /tmp/body;
+  proxy_temp_path /tmp/proxy;
+  fastcgi_temp_path /tmp/fastcgi;
+  uwsgi_temp_path /tmp/uwsgi;
+  scgi_temp_path /tmp/scgi;
+
+  server {{
+    listen {port} ssl;
+    ssl_certificate /tls/tls.crt;
+    ssl_certificate_key /tls/tls.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    client_max_body_size 64m;
+
+    location / {{
+      proxy_pass http://127.0.0.1:{server};
+      proxy_http_version 1.1;
+      proxy_set_header Host localhost;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_request_buffering off;
+      proxy_read_timeout 1h;
+    }}
+  }}
+}}
+"""
 
 
 # What all of them have in common
@@ -385,13 +488,10 @@ def _resources(asked: Pods, cpus: int, memory: int, gpus: int) -> Manifest:
 
 
 def _quantity(count: int) -> str:
-    for power, sign in ((5, "Pi"), (4, "Ti"), (3, "Gi"), (2, "Mi"), (1, "Ki")):
-        if count % 1024**power == 0:
-            return f"{count // 1024**power}{sign}"
-    for power, sign in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "k")):
-        if count % 1000**power == 0:
-            return f"{count // 1000**power}{sign}"
-    return str(count)
+    # The shortest of those that say it exactly: 16Gi, 8G, 1500M.
+    units = {1: "", **{1024**power: f"{sign}i" for power, sign in enumerate("KMGTP", 1)}}
+    units |= {1000**power: sign for power, sign in enumerate("kMGTP", 1)}
+    return min((f"{count // unit}{sign}" for unit, sign in units.items() if count % unit == 0), key=len)
 
 
 def _probes(port: int) -> Manifest:
@@ -401,7 +501,7 @@ def _probes(port: int) -> Manifest:
         return {"exec": {"command": ["python", "-c", told]}, "timeoutSeconds": 10}
 
     return {
-        "startupProbe": {**asks("healthz"), "periodSeconds": 5, "failureThreshold": 120},
+        "startupProbe": {**asks("healthz"), "periodSeconds": 5, "failureThreshold": 360},  # half an hour
         "readinessProbe": {**asks("readyz"), "periodSeconds": 10},
         "livenessProbe": {**asks("healthz"), "periodSeconds": 30},
     }
@@ -463,6 +563,7 @@ def _keys(job: ClusterJob) -> dict[str, str]:
 def _driver(job: ClusterJob) -> str:
     # In a file and not on a command line, since that of a RayJob goes through two shells.
     told = {name: value for name, value in job.environment.items() if not name.startswith("MMS_")}
+    secrets = [name for name in job.secrets if not _SEEN.match(name)]
     resources = {
         "nodes": job.nodes,
         "processes": job.processes,
@@ -477,14 +578,20 @@ def _driver(job: ClusterJob) -> str:
         "name": job.name,
         "key": job.key,
         "environment": told,
+        "secrets": secrets,
         "on": "ray",
     }
     lines = "".join(f"    {name}={value!r},\n" for name, value in options.items() if value)
     counted = ", ".join(f"{name}={value!r}" for name, value in resources.items() if value is not None)
+    needs, keeps = "", ""
+    if secrets:
+        needs = "import os\n\n"
+        keeps = f"for name in {secrets!r}:\n    ws.secrets.set(name, os.environ[name])\n"
     return (
         "# Submits the job to the Ray cluster in whose head this runs, and follows it to its end.\n"
-        "import mms_sdk as mms\n\n"
-        "job = mms.connect().jobs.submit(\n"
+        f"{needs}import mms_sdk as mms\n\n"
+        f"ws = mms.connect()\n{keeps}"
+        "job = ws.jobs.submit(\n"
         f"    {f'{SCRIPTS}/code/{job.entrypoint}'!r},\n"
         f"{lines}"
         f"    resources=mms.Resources({counted}),\n"

@@ -164,6 +164,8 @@ class Supervised:
     def _reason_to_stop(self, began: float) -> tuple[str, str] | None:
         if (self._folder / files.CANCEL).exists():
             return "cancelled", "it was cancelled"
+        if (asked := files.read(self._folder / files.PREEMPT)) is not None:
+            return "preempted", asked["why"]
         if self._terminated:
             return "infra", "what looked after it was asked to end, as when a machine goes down"
         limit_s, limit_bytes = self._given["time_s"], self._given["memory_bytes"]
@@ -174,7 +176,8 @@ class Supervised:
         return None
 
     def _how_it_ended(self) -> dict[str, Any]:
-        if self._why is not None:
+        done = all(worker.returncode == 0 for worker in self._workers.values())
+        if self._why is not None and not (done and self._why[0] == "preempted"):  # which would do it once more
             return self._told(*self._why)
         if not self._failed:
             return self._told("succeeded", "")
@@ -186,7 +189,8 @@ class Supervised:
             guess = ", as Linux does with what takes the machine's last memory" if name == "SIGKILL" else ""
             reason, detail = "infra", f"{name} ended it{guess}"
         elif error is not None:
-            reason, detail = error["reason"], f"{error['type']}: {error['message']}"
+            detail = f"{error['type']}: {error['message']}"
+            reason = "infra" if error["reason"] == "infra" else "user"
         alone = self._given["ranks"][0][files.RANKS] == "1"
         return self._told(reason, detail if alone else f"rank {rank}: {detail}", rank)
 
@@ -199,7 +203,12 @@ class Supervised:
         return self._folder / files.of_rank(files.LOG, rank)
 
     def _error(self, rank: int) -> dict[str, str] | None:
-        return files.read(self._folder / files.of_rank(files.ERROR, rank))
+        # Where a script could write, too.
+        try:
+            told = files.read(self._folder / files.of_rank(files.ERROR, rank))
+            return told and {name: str(told[name]) for name in ("type", "message", "reason")}
+        except (ValueError, TypeError, KeyError, OSError):
+            return None
 
     def _told(self, reason: str, detail: str, rank: int | None = None) -> dict[str, Any]:
         rank = min(self._workers, default=0) if rank is None else rank

@@ -26,6 +26,7 @@ from mms_sdk.compute.training.termination import Terminated, Termination
 from mms_sdk.errors import TrainingFailed
 from mms_sdk.storage import processes
 from mms_sdk.storage.checkpoints import CheckpointFolder
+from mms_sdk.storage.heartbeat import Heart
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.reader import Position
 
@@ -83,6 +84,7 @@ class Run:
     policy: Checkpoints
     checkpoints: CheckpointFolder
     log: MetricLog
+    heart: Heart
     callbacks: Sequence[Callback]
     options: dict[str, Any]
     state: Leaves
@@ -158,7 +160,8 @@ def train(run: Run) -> Generator[Step]:
     try:
         yield from _steps(run)
         # The promise of a finished run is that its checkpoints are on the disk.
-        run.checkpoints.wait()
+        with run.heart.during("saving"):
+            run.checkpoints.wait()
     except Terminated:
         _save(run, best=False)
         run.checkpoints.wait()
@@ -183,6 +186,7 @@ def _steps(run: Run) -> Iterator[Step]:
             run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight, *_many(run))
             run.steps += run.called
             run.position = batch.position
+            run.heart.step(run.steps)
             seen = in_flight.add(run.steps, run.totals)
             if seen is not None and time.monotonic() - logged_at > _LOG_EVERY_S:
                 logged_at = time.monotonic()
@@ -207,7 +211,7 @@ def _steps(run: Run) -> Iterator[Step]:
             if run.stopped:
                 return
         coming.close()
-        with run.termination:
+        with run.termination, run.heart.during("evaluating"):
             metrics = _measured(run)
         yield _end_epoch(run, metrics, batches)
         saved_at = time.monotonic()
@@ -262,7 +266,8 @@ def _first_apart(run: Run) -> Callable[..., tuple[Leaves, Totals]]:
     def stepped(*given: Any) -> tuple[Leaves, Totals]:
         if waiting:
             waiting.clear()
-            run.termination.awaited(step.lower(*given).compile)
+            with run.heart.during("compiling"):
+                run.termination.awaited(step.lower(*given).compile)
         done: tuple[Leaves, Totals] = step(*given)
         return done
 
@@ -349,7 +354,8 @@ def _save(run: Run, *, best: bool) -> None:
         "log_bytes": run.log.size(),
         "options": run.options,
     }
-    run.checkpoints.save(run.steps, run.program.to_arrays(run.program.tree(run.state), run.totals), meta, best=best)
+    with run.heart.during("saving"):
+        run.checkpoints.save(run.steps, run.program.to_arrays(run.program.tree(run.state), run.totals), meta, best=best)
 
 
 def history_in(meta: Mapping[str, Any]) -> list[dict[str, float]]:

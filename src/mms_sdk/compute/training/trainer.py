@@ -44,6 +44,7 @@ from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Progress
 from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
+from mms_sdk.storage.heartbeat import Heart
 from mms_sdk.storage.metric_log import MetricLog, SilentLog
 from mms_sdk.storage.reader import Position
 from mms_sdk.storage.snapshots import OpenSnapshot
@@ -534,6 +535,8 @@ class Fitting:
             self._take_over_log(self._resume or "", self._earlier[-1], folder)
         log = (MetricLog if processes.is_first() else SilentLog)(folder / "metrics.jsonl")
         last.callback(log.close)
+        heart = Heart(folder, rank=processes.rank(), step=self._kept.get("steps", 0))
+        last.callback(heart.close)
         return Run(
             program=self.program,
             train=self._loaders["train"],
@@ -544,6 +547,7 @@ class Fitting:
             policy=self.trainer.checkpoint,
             checkpoints=checkpoints,
             log=log,
+            heart=heart,
             callbacks=self.trainer.callbacks if processes.is_first() else (),
             termination=termination,
             options=self._options,

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from mms_sdk import told
+from mms_sdk.compute.engines.folder import ARTIFACTS
 from mms_sdk.compute.engines.machine import cores_here, environment, gpus_here
 from mms_sdk.compute.tuning import code as codes
 from mms_sdk.compute.tuning.asking import Asker, Ended
@@ -25,6 +26,7 @@ from mms_sdk.errors import InvalidRequest, JobFailed, MmsError
 from mms_sdk.schema.job import Job, Progress
 from mms_sdk.schema.tuning import Params, TrialSpec, study_of
 from mms_sdk.schema.tuning import StudySpec as Spec
+from mms_sdk.settings import ARTIFACTS_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.workspace import Workspace
 
@@ -151,7 +153,8 @@ class Running:
         seen = environment(os.environ, more=self._spec.environment, stores=stores)
         own = share(os.environ, slot, self._spec.parallel, gpus=self._gpus, cores=cores_here())
         # Unbuffered: what it printed is in its log when it is killed.
-        return {**seen, **own, **self._workspace.variables(), VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+        told = {VARIABLE: str(folder), ARTIFACTS_VARIABLE: str(folder / ARTIFACTS), "PYTHONUNBUFFERED": "1"}
+        return {**seen, **own, **self._workspace.variables(), **told}
 
     def _look(self, slot: int, attempt: Attempt) -> None:
         code = attempt.process.ended()

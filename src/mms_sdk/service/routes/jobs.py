@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mms_sdk.compute.engines.environments import check, interpreter
-from mms_sdk.compute.engines.folder import attempt_folder
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
-from mms_sdk.errors import Conflict, InvalidRequest, NotFound
+from mms_sdk.errors import Conflict, InvalidRequest
+from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
-from mms_sdk.service.following import JobSource, Seen
+from mms_sdk.schema.quota import TopJob
+from mms_sdk.schema.rank import Ranks
+from mms_sdk.schema.usage import Usage
+from mms_sdk.service import artifacts
+from mms_sdk.service.following import JobSource, Seen, Told
 from mms_sdk.service.logs import read_log
 from mms_sdk.service.metric_answers import answer
+from mms_sdk.service.ranks import looked_at
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
+from mms_sdk.service.top import check_quota, top
+from mms_sdk.service.usage import usage_of
+from mms_sdk.settings import prices
 from mms_sdk.storage.diffs import diff_in, keep_diff
+from mms_sdk.storage.ids import now
 from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_LOG = 2**40  # no file system refuses to seek there
-JobFile = Literal["predictions.parquet", "rejects.jsonl", "metrics.jsonl", "log.txt", "evaluation.json", "returned.npz"]
+_ALL: list[Told] = ["event", "log", "metrics"]
 _PACKED: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE: {"schema": {"format": "binary"}}}}}
+OfAttempt = Annotated[int | None, Query(ge=1, le=1000)]
 Rank = Annotated[int, Query(ge=0, lt=100_000)]
 
 
@@ -43,13 +55,20 @@ def list_jobs(
     service.reconcile()
     found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
     page = found[:limit]
-    return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None)
+    return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None, costs=_costs(service, page))
 
 
 @router.get(":counts", **needs("viewer"))
 def count_jobs(service: Service) -> dict[JobState, int]:
     """How many jobs there are in each state that any is in."""
     return service.workspace.catalog.jobs.counts()
+
+
+@router.get(":top", **needs("viewer"))
+def top_jobs(service: Service) -> list[TopJob]:
+    """What runs on every engine, the most important first, and what waits, in the order in which it will run."""
+    service.reconcile()
+    return [each for engine in service.engines.values() for each in top(service.workspace, engine)]
 
 
 @router.post("", status_code=202, **needs("editor"))
@@ -88,8 +107,8 @@ def retry_job(service: Service, job: str) -> Job:
         raise Conflict(f"a job is run anew once it has ended; {job} is {found.state}; wait for it, or cancel it first")
     spec = JobSpec.model_validate(found.spec)
     diff = diff_in(service.workspace.root / "jobs" / job)
-    told = {"kind": found.kind, "name": found.name, "spec": spec, "parent": found.parent}
-    asked = JobRequest.model_validate({**told, "engine": found.engine, "diff": diff})
+    told = {name: getattr(found, name) for name in ("kind", "name", "parent", "engine", "project")}
+    asked = JobRequest.model_validate({**told, "spec": spec, "diff": diff})
     return _submitted(service, asked)
 
 
@@ -105,7 +124,7 @@ def get_logs(
     service: Service,
     job: str,
     offset: Annotated[int, Query(ge=0, le=_LONGEST_LOG)] = 0,
-    attempt: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    attempt: OfAttempt = None,
     rank: Rank = 0,
 ) -> LogPiece:
     """What an attempt printed from a byte offset on, at most a MiB of it; of the newest attempt if none is named.
@@ -135,26 +154,57 @@ def get_metrics(
 
 
 @router.get("/{job}/stream", response_class=StreamingResponse, **needs("viewer"))
-async def stream_job(service: Service, request: Request, job: str, rank: Rank = 0) -> StreamingResponse:
+async def stream_job(
+    service: Service,
+    request: Request,
+    job: str,
+    rank: Rank = 0,
+    only: Annotated[list[Told], Query(max_length=10)] = _ALL,
+) -> StreamingResponse:
     """Server-sent events: `job` whenever its state or progress changes, `event`, `log`, `metrics`, and at last `end`.
 
-    `Last-Event-ID` goes on behind a message that came before.
+    `only`, once or more often, leaves out what it does not name of the three in the middle. `Last-Event-ID` goes on
+    behind a message that came before.
     """
     seen = Seen.of(last) if (last := request.headers.get("last-event-id")) else Seen()
-    return await service.streams.answer(JobSource(service.workspace, service.reconcile, job, rank=rank, seen=seen))
+    source = JobSource(service.workspace, service.reconcile, job, rank=rank, only=only, seen=seen)
+    return await service.streams.answer(source)
 
 
-@router.get("/{job}/files/{name}", **needs("viewer"))
-def get_file(service: Service, job: str, name: JobFile) -> FileResponse:
-    """A file the job made."""
-    recorded = service.workspace.catalog.jobs.get(job)
-    folder = service.workspace.job_folder(recorded.id)
-    if recorded.engine is not None and (attempts := service.workspace.catalog.attempts.of(job)):
-        folder = attempt_folder(folder, attempts[-1].number)
-    path = folder / name
-    if not path.is_file():
-        raise NotFound(f"job {job} has no file {name}; it is {recorded.state}")
-    return _WholeFile(path, media_type="application/octet-stream", filename=name, headers={"accept-ranges": "none"})
+@router.get("/{job}/usage", **needs("viewer"))
+def get_usage(service: Service, job: str) -> Usage:
+    """What the attempts at a job have had so far: seconds of cores and GPUs, and what they cost at `$MMS_PRICES`."""
+    found = service.workspace.catalog.jobs.get(job)
+    return usage_of(found, service.workspace.catalog.attempts.of(job), prices=prices(), now=now())
+
+
+@router.get("/{job}/ranks", **needs("viewer"))
+def get_ranks(service: Service, job: str) -> Ranks:
+    """The processes of a job's training: which step each is at, what it does, and whether it seems to hang."""
+    return looked_at(service.workspace, service.workspace.catalog.jobs.get(job))
+
+
+@router.get("/{job}/artifacts", **needs("viewer"))
+def list_artifacts(service: Service, job: str, attempt: OfAttempt = None) -> list[Artifact]:
+    """The files that a job left, by name; of the newest attempt if none is named."""
+    return artifacts.listed(service.workspace, service.workspace.catalog.jobs.get(job), attempt=attempt)
+
+
+@router.get("/{job}/artifacts/{name:path}", **needs("viewer"))
+def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = None) -> FileResponse:
+    """A file that a job left."""
+    path = artifacts.path_of(service.workspace, service.workspace.catalog.jobs.get(job), name, attempt=attempt)
+    headers = {"accept-ranges": "none"}
+    return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
+
+
+def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
+    if not (known := prices()):
+        return {}
+    attempts = service.workspace.catalog.attempts.of(*(job.id for job in jobs if job.engine is not None))
+    by_job = {id: list(each) for id, each in groupby(attempts, key=lambda attempt: attempt.job)}
+    used = {job.id: usage_of(job, by_job.get(job.id, []), prices=known, now=now()) for job in jobs}
+    return {id: each.cost for id, each in used.items() if each.cost is not None}
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
@@ -165,6 +215,7 @@ def _submitted(service: Service, asked: JobRequest) -> Job:
     service.workspace.secrets.check(filled.secrets)
     check(filled.requirements)
     engine.check(filled)
+    check_quota(service.workspace, engine, asked.project, filled)
     if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
         raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
     request = asked.model_copy(update={"spec": filled})

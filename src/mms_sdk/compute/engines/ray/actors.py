@@ -34,7 +34,7 @@ _PLACED_S = 1  # whole seconds, by Ray; a group that is removed as it is made ta
 _OTHERS_S = 1.0  # after one node failed, how long it is looked for another whose death was the cause
 _OTHER = "another node failed"
 # Which of several ends was the cause: with a node that died, the others fail by errors of their own.
-_CAUSES = ("lost", "cancelled", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
+_CAUSES = ("lost", "cancelled", "preempted", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
 _MESSAGE = 1000
 _HEARD_S = 600.0  # how long a complaint is kept for whoever comes to hear it
 _OF_RAY = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
@@ -230,6 +230,8 @@ class Gang:
     def _reason_to_stop(self, failed_at: float) -> Told | None:
         if self._is_cancelled():
             return {"reason": "cancelled", "detail": "it was cancelled", "grace_s": self._given["grace_s"]}
+        if (asked := files.read(self._folder / files.PREEMPT)) is not None:
+            return {"reason": "preempted", "detail": asked["why"], "grace_s": self._given["grace_s"]}
         if time.monotonic() > failed_at + _OTHERS_S:
             # They do their work together: what one of them does not outlive, the others cannot end without it.
             return {"reason": "infra", "detail": _OTHER, "grace_s": 0.0}

@@ -22,10 +22,11 @@ from mms_sdk.compute.engines.ray.cluster import Cluster
 from mms_sdk.compute.engines.ray.room import fitting, shape_of, suiting
 from mms_sdk.errors import InvalidRequest, MmsError, Unavailable
 from mms_sdk.schema.job import Attempt, Ended, EngineName, Job, JobSpec, JobState
+from mms_sdk.schema.quota import Footprint
 from mms_sdk.storage import files
-from mms_sdk.storage.attempts import Given
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import is_alive, owner_of
+from mms_sdk.storage.queue import Given
 from mms_sdk.storage.workspace import Workspace
 
 NAME: EngineName = "ray"
@@ -92,12 +93,17 @@ class RayEngine:
 
             while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=fits):
                 states[taken[0].id] = self._start(*taken)
+            common.make_room(self._workspace, NAME, fits, lambda _: None)  # its actor looks for the file by itself
         self._come_back(if_so="queued" in states.values())
         return list(states)
 
     def cancel(self, job: str) -> Job:
         """See `Engine`."""
         return common.cancel(self._workspace, job, self._ask_to_stop)
+
+    def footprint(self, attempt: Attempt) -> Footprint | None:
+        """See `Engine`. The processes are on other machines."""
+        return None
 
     def reconcile(self) -> None:
         """See `Engine`. While the cluster cannot be reached, nothing is taken for lost."""

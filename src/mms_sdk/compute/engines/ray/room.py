@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from mms_sdk.compute.engines.ray.cluster import Node
 from mms_sdk.schema.job import Resources
-from mms_sdk.storage.attempts import Given
+from mms_sdk.storage.queue import Given
 
 
 def shape_of(nodes: Iterable[Node], asked: Resources, count: int) -> Node:

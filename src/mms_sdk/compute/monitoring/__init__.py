@@ -1,0 +1,1 @@
+"""Judging from numbers how things go."""
