@@ -177,7 +177,9 @@ class Gang:
 
         group = self._placed()
         if group is None:
-            return _ended("cancelled", "it was cancelled")
+            told = self._reason_to_stop()
+            assert told is not None
+            return _ended(told["reason"], told["detail"])
         try:
             made = _made_on(group, self._given["of_node"])
             actors = [options.remote(self._variables) for options in made]
@@ -186,16 +188,17 @@ class Gang:
             remove_placement_group(group)
 
     def _placed(self) -> Any:
-        # None if it is cancelled first. A node that went down may still have been counted when the job was taken.
+        # None if it is to stop first. A node that went down may still have been counted when the job was taken.
         from ray.util import remove_placement_group
 
         nodes, each = self._given["nodes"], self._given["of_node"]
         group = _group(nodes, each)
         while not group.wait(_PLACED_S):
             there = max(self._given["min_nodes"], _count_of(each))
-            if self._is_cancelled() or there < nodes:
+            stops = self._reason_to_stop() is not None
+            if stops or there < nodes:
                 remove_placement_group(group)
-                if self._is_cancelled():
+                if stops:
                     return None
                 nodes, group = there, _group(there, each)
         return group
@@ -227,7 +230,7 @@ class Gang:
                     actor.stop.remote(told)
         return _cause(ends)
 
-    def _reason_to_stop(self, failed_at: float) -> Told | None:
+    def _reason_to_stop(self, failed_at: float = math.inf) -> Told | None:
         if self._is_cancelled():
             return {"reason": "cancelled", "detail": "it was cancelled", "grace_s": self._given["grace_s"]}
         if (asked := files.read(self._folder / files.PREEMPT)) is not None:
