@@ -41,9 +41,9 @@ class Next(NamedTuple):
 
 def taken_by(given: Given) -> Taken:
     """What somebody was given, on all nodes together."""
-    nodes, gpus = given.get("nodes", 1), given["gpus"]
+    nodes, gpus = given.get("nodes", 1), given.get("gpus", 0)
     each = gpus if isinstance(gpus, int) else len(gpus)
-    return Taken(each * nodes, given["cpus"] * nodes, given["memory"] * nodes)
+    return Taken(each * nodes, given.get("cpus", 0) * nodes, given.get("memory", 0) * nodes)
 
 
 def next_in_line(connection: sa.Connection, engine: str, at_work: AtWork, fits: Fits) -> Next | None:
