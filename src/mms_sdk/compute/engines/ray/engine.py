@@ -70,8 +70,9 @@ class RayEngine:
         asked, nodes = spec.resources, self._cluster.nodes()
         if len(suiting(nodes, asked)) < (asked.min_nodes or asked.nodes):
             wanted = asked.model_dump(exclude_none=True, include={"nodes", "min_nodes", "cpus", "gpus", "memory"})
+            told = ", ".join(f"{name}={value}" for name, value in wanted.items())
             raise InvalidRequest(
-                f"a job takes no more than there is; it asks for {', '.join(f'{k}={v}' for k, v in wanted.items())}, and "
+                f"a job takes no more than there is; it asks for {told}, and "
                 f"the cluster's nodes are {', '.join(map(str, nodes)) or 'none'}; ask for less"
             )
         if asked.gpus is None and shape_of(nodes, asked, asked.nodes).gpus % asked.processes:
