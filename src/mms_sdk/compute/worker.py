@@ -18,7 +18,7 @@ from typing import Any
 from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.masking import Mask
 from mms_sdk.compute.packages import RequirementsFailed, installed
-from mms_sdk.settings import ARTIFACTS_VARIABLE, SECRETS_VARIABLE, WORKER_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.settings import ARTIFACTS_VARIABLE, FENCE_VARIABLE, SECRETS_VARIABLE, WORKER_VARIABLE, WORKSPACE_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -32,6 +32,7 @@ def main(folder: Path, supervisor: int) -> int:
     """
     _die_with(supervisor)
     os.environ[WORKER_VARIABLE] = str(os.getpid())
+    os.environ[FENCE_VARIABLE] = str(folder / files.OVER)
     os.environ[ARTIFACTS_VARIABLE] = str(folder / files.ARTIFACTS)
     mask = Mask(_secrets())
     try:

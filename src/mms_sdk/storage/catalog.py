@@ -24,7 +24,7 @@ from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef
-from mms_sdk.storage import migrations, tables
+from mms_sdk.storage import fence, migrations, tables
 from mms_sdk.storage.attempts import Attempts
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.events import Events, record
@@ -116,7 +116,12 @@ class Catalog:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that holds the write lock from its beginning, so that reading and then writing is safe."""
+        """A transaction that holds the write lock from its beginning, so that reading and then writing is safe.
+
+        Raises:
+            Conflict: This process is of an attempt that is over.
+        """
+        fence.check()
         with (
             self._database.errors(),
             self._engine.connect().execution_options(mms_write=True) as connection,

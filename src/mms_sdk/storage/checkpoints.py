@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from mms_sdk.errors import CheckpointNotFound, Damaged, NotWritable
-from mms_sdk.storage import files, manifest, processes
+from mms_sdk.storage import fence, files, manifest, processes
 from mms_sdk.storage.stores.local import LocalStore
 
 STEP = re.compile(r"\d{10}")
@@ -112,7 +112,9 @@ class CheckpointFolder:
 
         Raises:
             StorageFull, NotWritable: The save before this one failed; what was complete earlier stays.
+            Conflict: This process is of an attempt at a job that is over.
         """
+        fence.check()
         from orbax.checkpoint import v1 as ocp
 
         self.wait()

@@ -21,7 +21,7 @@ from mms_sdk.errors import (
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Position, Snapshot
 from mms_sdk.schema.findings import reasons
 from mms_sdk.schema.names import check_name
-from mms_sdk.storage import manifest, records
+from mms_sdk.storage import fence, manifest, records
 from mms_sdk.storage.changes import Change
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
@@ -177,6 +177,7 @@ class Dataset:
         Raises:
             SnapshotConflict: Somebody committed first and the two do not commute.
             InvalidRequest: A batch's number is negative; or a position is no JSON, or more than 64 KiB.
+            Conflict: This process is of an attempt at a job that is over.
         """
         if once is not None and once[1] < 0:
             raise InvalidRequest(f"batches of a stream are numbered from 0; got {once[1]} of {once[0]!r}; count up")
@@ -186,6 +187,7 @@ class Dataset:
         self._check_fresh(change, kept_until)
         while True:
             snapshot = self._on_top(change, base, once, position)
+            fence.check()
             try:
                 self.store.create(snapshot_key(snapshot.number), records.signed(snapshot, "snapshot"))
             except FileExistsError as error:

@@ -108,7 +108,9 @@ def end(workspace: Workspace, attempt: Attempt, ended: Ended, cancel: Callable[[
     """
     # Who cancels writes that down and then looks how the job is; here it is the other way round, so that one of
     # the two sees what the other did, and nothing that was cancelled is tried again.
-    cancelled = folder_of(workspace, attempt) / names.CANCEL
+    folder = files.make_folder(folder_of(workspace, attempt), durable=False)
+    cancelled = folder / names.CANCEL
+    names.create(folder / names.OVER, {"at": now()})
     if ended.reason in ("infra", "lost", "preempted") and cancelled.exists():
         ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
     state = workspace.catalog.attempts.end(attempt, ended)
