@@ -24,7 +24,7 @@ from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.machine import environment, free_port, of_ranks
 from mms_sdk.compute.engines.ray import part
 from mms_sdk.compute.engines.supervisor import AGAIN_S, write_down
-from mms_sdk.settings import RAY_OPEN_VARIABLE, RAY_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.settings import DATASETS_VARIABLE, RAY_OPEN_VARIABLE, RAY_VARIABLE, WORKSPACE_VARIABLE
 
 Told = dict[str, Any]
 OWNER = "ray:"
@@ -130,7 +130,7 @@ class NodeActor:
                 [sys.executable, "-P", "-m", part.MODULE, folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**_variables(), **self._variables},
+                env={**_variables(stores="://" in self._variables.get(DATASETS_VARIABLE, "")), **self._variables},
                 text=True,
             )
             self._say({"ranks": of_ranks(range(*ranks), of=of, gpus=_gpus(), coordinator=coordinator)})
@@ -251,7 +251,8 @@ def settle() -> None:
     while workspace.exists():
         try:
             due_s = _settled(workspace)
-        except Exception:  # noqa: BLE001 (the catalog is away, or the cluster busy: until it is back)
+        except Exception as error:  # noqa: BLE001 (the catalog is away, or the cluster busy: until it is back)
+            sys.stderr.write(f"the workspace could not be settled: {type(error).__name__}: {str(error)[:_MESSAGE]}\n")
             time.sleep(pause_s)
             pause_s = min(longest_s, pause_s * 2)
         else:
@@ -352,11 +353,11 @@ def _actor() -> str:
     return str(ray.get_runtime_context().get_actor_id())
 
 
-def _variables() -> dict[str, str]:
+def _variables(*, stores: bool) -> dict[str, str]:
     # What a job sees of the node; and by which it submits others to the same workspace and cluster.
     import ray
 
-    seen = environment(os.environ, more=_OF_RAY, stores=True)
+    seen = environment(os.environ, more=_OF_RAY, stores=stores)
     return {**seen, RAY_VARIABLE: ray.get_runtime_context().gcs_address}
 
 
