@@ -21,7 +21,7 @@ from benchmarks.table import Row, markdown, plain
 # One file each, with `rows(folder, *, quick)`.
 TOPICS = (
     *("start", "catalog", "storage", "ingest", "growth", "training", "checkpoints", "planning", "jobs", "watching"),
-    "serving",
+    *("clusters", "serving"),
 )
 
 

@@ -40,6 +40,14 @@ def test_each_attempt_counts_with_what_it_was_given() -> None:
     assert used.cost == pytest.approx(6 * 0.1 + 2.5 * 2.0)
 
 
+def test_what_is_given_of_several_nodes_counts_on_each() -> None:
+    attempts = [attempt(1, "01:00:00", "02:00:00", nodes=3, cpus=4, gpus=2, memory=0)]
+
+    used = usage_of(job(), attempts, prices={}, now=NOW)
+
+    assert (used.cpu_s, used.gpu_s) == (12 * 3600, 6 * 3600)
+
+
 @pytest.mark.parametrize(
     ("known", "gpus", "cost"),
     [

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from mms_sdk.schema.job import Attempt, Job
 from mms_sdk.schema.usage import Usage
+from mms_sdk.storage.queue import taken_by
 
 _HOUR = 3600.0
 
@@ -26,8 +27,9 @@ def usage_of(job: Job, attempts: Sequence[Attempt], *, prices: Mapping[str, floa
     for attempt in attempts:
         took = _seconds(attempt.started_at, attempt.ended.at if attempt.ended else now)
         seconds += took
-        cpu_s += took * attempt.given.get("cpus", 0)
-        gpu_s += took * len(attempt.given.get("gpus", ()))
+        taken = taken_by(attempt.given)
+        cpu_s += took * taken.cpus
+        gpu_s += took * taken.gpus
     had = {"cpu": cpu_s, "gpu": gpu_s}
     priced = [prices[name] * amount / _HOUR for name, amount in had.items() if name in prices]
     # What has no price is no reason to say that it cost nothing.

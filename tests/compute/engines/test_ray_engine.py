@@ -259,7 +259,7 @@ def test_without_its_token_nobody_uses_the_cluster(
     monkeypatch.setenv("RAY_AUTH_MODE", "token" if token else "disabled")
     door = Door(cluster.address)
 
-    with pytest.raises(Unavailable, match="token") as told:
+    with pytest.raises(Unavailable, match="it does not take our token") as told:
         door.nodes()
 
     assert not token or token not in str(told.value)

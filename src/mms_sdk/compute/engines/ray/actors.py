@@ -24,7 +24,7 @@ from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.machine import environment, free_port, of_ranks
 from mms_sdk.compute.engines.ray import part
 from mms_sdk.compute.engines.supervisor import AGAIN_S, write_down
-from mms_sdk.settings import RAY_OPEN_VARIABLE, RAY_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.settings import DATASETS_VARIABLE, RAY_OPEN_VARIABLE, RAY_VARIABLE, WORKSPACE_VARIABLE
 
 Told = dict[str, Any]
 OWNER = "ray:"
@@ -130,7 +130,7 @@ class NodeActor:
                 [sys.executable, "-P", "-m", part.MODULE, folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**_variables(), **self._variables},
+                env={**_variables(stores="://" in self._variables.get(DATASETS_VARIABLE, "")), **self._variables},
                 text=True,
             )
             self._say({"ranks": of_ranks(range(*ranks), of=of, gpus=_gpus(), coordinator=coordinator)})
@@ -177,7 +177,9 @@ class Gang:
 
         group = self._placed()
         if group is None:
-            return _ended("cancelled", "it was cancelled")
+            told = self._reason_to_stop()
+            assert told is not None
+            return _ended(told["reason"], told["detail"])
         try:
             made = _made_on(group, self._given["of_node"])
             actors = [options.remote(self._variables) for options in made]
@@ -186,16 +188,17 @@ class Gang:
             remove_placement_group(group)
 
     def _placed(self) -> Any:
-        # None if it is cancelled first. A node that went down may still have been counted when the job was taken.
+        # None if it is to stop first. A node that went down may still have been counted when the job was taken.
         from ray.util import remove_placement_group
 
         nodes, each = self._given["nodes"], self._given["of_node"]
         group = _group(nodes, each)
         while not group.wait(_PLACED_S):
             there = max(self._given["min_nodes"], _count_of(each))
-            if self._is_cancelled() or there < nodes:
+            stops = self._reason_to_stop() is not None
+            if stops or there < nodes:
                 remove_placement_group(group)
-                if self._is_cancelled():
+                if stops:
                     return None
                 nodes, group = there, _group(there, each)
         return group
@@ -227,7 +230,7 @@ class Gang:
                     actor.stop.remote(told)
         return _cause(ends)
 
-    def _reason_to_stop(self, failed_at: float) -> Told | None:
+    def _reason_to_stop(self, failed_at: float = math.inf) -> Told | None:
         if self._is_cancelled():
             return {"reason": "cancelled", "detail": "it was cancelled", "grace_s": self._given["grace_s"]}
         if (asked := files.read(self._folder / files.PREEMPT)) is not None:
@@ -248,7 +251,8 @@ def settle() -> None:
     while workspace.exists():
         try:
             due_s = _settled(workspace)
-        except Exception:  # noqa: BLE001 (the catalog is away, or the cluster busy: until it is back)
+        except Exception as error:  # noqa: BLE001 (the catalog is away, or the cluster busy: until it is back)
+            sys.stderr.write(f"the workspace could not be settled: {type(error).__name__}: {str(error)[:_MESSAGE]}\n")
             time.sleep(pause_s)
             pause_s = min(longest_s, pause_s * 2)
         else:
@@ -349,11 +353,11 @@ def _actor() -> str:
     return str(ray.get_runtime_context().get_actor_id())
 
 
-def _variables() -> dict[str, str]:
+def _variables(*, stores: bool) -> dict[str, str]:
     # What a job sees of the node; and by which it submits others to the same workspace and cluster.
     import ray
 
-    seen = environment(os.environ, more=_OF_RAY, stores=True)
+    seen = environment(os.environ, more=_OF_RAY, stores=stores)
     return {**seen, RAY_VARIABLE: ray.get_runtime_context().gcs_address}
 
 

@@ -27,6 +27,9 @@ class Node:
     gpus: int
     memory: int
 
+    def __str__(self) -> str:
+        return f"one of {self.cpus} cores, {self.gpus} GPUs and {self.memory:,} bytes"
+
 
 class Cluster(Protocol):
     """A Ray cluster. All calls raise `Unavailable` if it cannot be reached, and are idempotent."""

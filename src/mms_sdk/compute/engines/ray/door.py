@@ -30,19 +30,8 @@ _LISTENS_WITHIN_S = 2.0
 _OPENED_WITHIN_S = 90.0
 _ANSWERED_WITHIN_S = 30.0
 _AGAIN_AFTER_S = 5.0  # what cannot be reached is not asked more often
-_OPENS = "opens without a token"
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# Asks the cluster for something, as anybody could who has no token.
-_KNOCK = f"""
-import sys
-from ray._raylet import GcsClient
-from ray.exceptions import AuthenticationError
-try:
-    GcsClient(address=sys.argv[1]).internal_kv_keys(b"", timeout=20)
-except AuthenticationError:
-    sys.exit(0)
-print({_OPENS!r})
-"""
+_KNOCK = f"import sys; from {MODULE} import opens; print(opens(sys.argv[1]))"
 
 
 class Door:
@@ -187,6 +176,10 @@ def main(address: str) -> None:
     try:
         if why := _unsafe(address):
             return say(error=why)
+        if not opens(address):
+            return say(
+                error="it does not take our token; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH name the cluster's own"
+            )
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001 (whatever it is, the one who asked is told)
         return say(error=_told(error))
@@ -199,6 +192,20 @@ def main(address: str) -> None:
         except Exception as error:  # noqa: BLE001
             say(error=_told(error))
     return None
+
+
+def opens(address: str) -> bool:
+    """Whether a cluster answers this process, with the token that it has, or without one."""
+    import ray.exceptions
+    from ray import _raylet
+
+    of_ray: Any = _raylet
+    refused = getattr(ray.exceptions, "AuthenticationError", ())  # older versions ask for no token
+    try:
+        of_ray.GcsClient(address=address).internal_kv_keys(b"", timeout=_LISTENS_WITHIN_S * 10)
+    except refused:
+        return False
+    return True
 
 
 def _done(cluster: Cluster, what: str, words: list[Any]) -> Any:
@@ -219,9 +226,10 @@ def _unsafe(address: str) -> str:
         check=False,
         timeout=60,
     )
-    if tried.returncode == 0 and _OPENS not in tried.stdout:
+    said = tried.stdout.split()[-1:]
+    if said == ["False"]:
         return ""
-    if tried.returncode != 0:
+    if said != ["True"]:
         return "nothing that is Ray answers there"
     if ray_may_be_open() and _is_private(address):
         return ""

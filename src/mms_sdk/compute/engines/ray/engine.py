@@ -69,10 +69,11 @@ class RayEngine:
         """See `Engine`."""
         asked, nodes = spec.resources, self._cluster.nodes()
         if len(suiting(nodes, asked)) < (asked.min_nodes or asked.nodes):
-            wanted = asked.model_dump(exclude_defaults=True, exclude={"time"})
+            wanted = asked.model_dump(exclude_none=True, include={"nodes", "min_nodes", "cpus", "gpus", "memory"})
+            told = ", ".join(f"{name}={value}" for name, value in wanted.items())
             raise InvalidRequest(
-                f"a job takes no more than there is; it asks for {wanted}, of each node, and the cluster has "
-                f"{len(nodes)}: {', '.join(map(str, nodes))}; ask for less"
+                f"a job takes no more than there is; it asks for {told}, and "
+                f"the cluster's nodes are {', '.join(map(str, nodes)) or 'none'}; ask for less"
             )
         if asked.gpus is None and shape_of(nodes, asked, asked.nodes).gpus % asked.processes:
             raise InvalidRequest(
