@@ -270,7 +270,7 @@ def test_an_interrupt_of_watching_leaves_the_job_running(
 ) -> None:
     job = gate()
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Api, "follow", interrupted)
