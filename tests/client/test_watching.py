@@ -471,7 +471,7 @@ def test_what_a_job_used_is_told_and_listed(ws: Client, monkeypatch: pytest.Monk
 
     assert used.cpu_s == used.seconds == pytest.approx(0.8, abs=0.4)
     assert (used.gpu_s, used.cost) == (0, pytest.approx(10 * used.seconds))
-    assert job.facts()["used"].endswith(f"CPU-hours, which cost {used.cost:.2f}")
+    assert job.facts()["used"].endswith(f" s of cores, which cost {used.cost:.2f}")
     assert ws.jobs.list(1).rows[0]["cost"] == f"{used.cost:.2f}"
     assert "cost" not in free.rows[0]
 

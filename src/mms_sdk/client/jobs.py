@@ -563,8 +563,8 @@ def _outcome(job: Job) -> str:
 
 
 def _used(usage: Usage) -> str:
-    kinds = {"CPU": usage.cpu_s, "GPU": usage.gpu_s}
-    had = [f"{seconds / 3600:,.3g} {kind}-hours" for kind, seconds in kinds.items() if seconds]
+    kinds = {"cores": usage.cpu_s, "GPUs": usage.gpu_s}
+    had = [f"{told.duration(seconds)} of {kind}" for kind, seconds in kinds.items() if seconds]
     cost = f", which cost {usage.cost:,.2f}" if usage.cost is not None else ""
     return f"{', '.join(had) or 'nothing yet'}{cost}"
 

@@ -8,6 +8,7 @@ from mms_sdk.client.api import Api
 from mms_sdk.client.tables import Table
 from mms_sdk.schema.job import Resources
 from mms_sdk.schema.quota import Quota
+from mms_sdk.told import size
 
 
 class Quotas:
@@ -19,7 +20,7 @@ class Quotas:
     def list(self) -> Table[Quota]:
         """All of them, by project."""
         found = self._api.get("/v1/quotas", list[Quota])
-        return Table(found, title="quotas", rows=[each.model_dump() for each in found])
+        return Table(found, title="quotas", rows=map(_row, found))
 
     def set(
         self, project: str, *, cpus: int | None = None, gpus: int | None = None, memory: int | str | None = None
@@ -46,3 +47,9 @@ class Quotas:
             NotFound: It has none.
         """
         self._api.delete(f"/v1/quotas/{project}")
+
+
+def _row(quota: Quota) -> dict[str, Any]:
+    memory = None if quota.memory is None else size(quota.memory)
+    bounds = {"cpus": quota.cpus, "gpus": quota.gpus, "memory": memory}
+    return {"project": quota.project} | {name: "any" if most is None else most for name, most in bounds.items()}
