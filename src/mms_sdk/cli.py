@@ -220,6 +220,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     run.add_argument("--gpus", type=_whole, help="GPUs it takes; all if left out")
     run.add_argument("--memory", metavar="SIZE", help="the most it may hold, e.g. 8GB")
     run.add_argument("--time", metavar="TIME", help="the most an attempt may take, e.g. 2h, 30min or 90s")
+    run.add_argument("--mesh", type=_mesh, help="of trainers in it that name none, e.g. data=2,fsdp=4")
     run.add_argument("--retries", type=_whole, default=3, help="further attempts after what was not its doing (3)")
     run.add_argument("--priority", type=int, default=0, help="of those that wait, the highest is next (0)")
     run.add_argument("--preemptible", action="store_true", help="it makes room for those of a higher priority")
@@ -828,6 +829,7 @@ def _run(asked: argparse.Namespace) -> Any:
         name=asked.name,
         on=asked.on,
         resources=Resources(**{field: getattr(asked, field) for field in Resources.model_fields}),
+        mesh=asked.mesh,
         retry=Retry(times=asked.retries),
         environment=variables,
         secrets=asked.secret,

@@ -356,6 +356,7 @@ class Jobs:
         name: str | None = None,
         on: EngineName = "local",
         resources: Resources | None = None,
+        mesh: Mapping[str, int] | None = None,
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
@@ -378,6 +379,7 @@ class Jobs:
             name: For people; the script's name if left out.
             on: The engine that runs it: `local`, the workspace's machine, or `ray`, a cluster.
             resources: What it takes of the machine; all cores and GPUs if left out, so that jobs run one by one.
+            mesh: What trainers in it take for their mesh that name none, e.g. `{"data": -1, "fsdp": 2}`.
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
             secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
@@ -418,6 +420,7 @@ class Jobs:
             "requirements": list(requirements),
             "secrets": [check_secret_name(each) for each in secrets],
             "resources": (resources or Resources()).model_dump(),
+            "mesh": None if mesh is None else dict(mesh),
             "retry": (retry or Retry()).model_dump(),
             "priority": priority,
             "preemptible": preemptible,

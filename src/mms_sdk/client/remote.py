@@ -78,6 +78,7 @@ def remote(
     gpus: int | None = None,
     memory: int | str | None = None,
     time: float | str | None = None,
+    mesh: Mapping[str, int] | None = None,
     retry: Retry | None = None,
     environment: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
@@ -96,6 +97,7 @@ def remote(
         gpus: GPUs it takes; all if left out.
         memory: Most it may hold, e.g. `8GB`, or bytes.
         time: Most an attempt may take, e.g. `2h`, or seconds.
+        mesh: What trainers in it take for their mesh that name none.
         retry: When it is tried again.
         environment: Variables that it sees beside the usual ones.
         secrets: Names of secrets that it sees as variables, too.
@@ -123,6 +125,7 @@ def remote(
     options = {
         "on": on,
         "resources": Resources(nodes=nodes, processes=processes, **asked),
+        "mesh": mesh,
         "retry": retry,
         "environment": environment,
         "secrets": secrets,

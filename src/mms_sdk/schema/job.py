@@ -34,6 +34,8 @@ JobKind = Literal[
 ]
 JobState = Literal["queued", "starting", "running", "succeeded", "failed", "cancelled", "lost"]
 EngineName = Literal["local", "ray"]
+MeshAxis = Literal["data", "fsdp", "tensor", "sequence", "expert"]
+MeshSize = Annotated[int, Field(ge=-1, le=10_000_000)]
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "lost"})
 Reason = Literal["succeeded", "user", "oom", "timeout", "infra", "lost", "preempted", "cancelled"]
 """How an attempt ended. `user`: the code raised, or ended with an exit code. `oom`: it took more memory than it may.
@@ -145,6 +147,7 @@ class JobSpec(Schema):
         secrets: Names of the workspace's secrets that it sees as variables, too.
         requirements: Packages that it needs beside those of the interpreter, e.g. `einops>=0.8`.
         resources: What it takes of the machine.
+        mesh: What trainers in it take for their mesh that name none, e.g. `{"data": -1, "fsdp": 2}`.
         retry: When it is tried again.
         priority: Of those that wait, the highest is next; among equals the oldest.
         preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room. A training
@@ -163,6 +166,7 @@ class JobSpec(Schema):
     secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
     requirements: Annotated[tuple[str, ...], Field(max_length=MAX_REQUIREMENTS)] = ()
     resources: Resources = Resources()
+    mesh: dict[MeshAxis, MeshSize] | None = None
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     preemptible: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
 from mms_sdk.schema.quota import Footprint
-from mms_sdk.settings import JOB_VARIABLE
+from mms_sdk.settings import JOB_VARIABLE, MESH_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.owners import owner_of, pid_of
@@ -74,6 +75,8 @@ def own_variables(spec: JobSpec, attempt: Attempt, *, cores: int) -> dict[str, s
     cpus = max(1, attempt.given["cpus"] // spec.resources.processes)
     if cpus < cores:  # XLA's CPU client takes NPROC for the number of its threads
         told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
+    if spec.mesh is not None:
+        told[MESH_VARIABLE] = json.dumps(spec.mesh)
     told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
     return {**told, JOB_VARIABLE: attempt.job, "PYTHONUNBUFFERED": "1"}
 

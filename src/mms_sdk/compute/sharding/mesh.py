@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mms_sdk.errors import InvalidRequest
+from mms_sdk.schema.job import MeshAxis
+from mms_sdk.settings import MESH_VARIABLE
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, NamedSharding, Sharding
 
-AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+AXES = get_args(MeshAxis)
 BATCH_AXES = ("data", "fsdp")
 """Axes over which a batch is divided."""
 
@@ -22,6 +26,12 @@ Axes: TypeAlias = "Mapping[str, int] | Literal['replicated'] | Mesh"
 """Devices along each axis; `replicated` for all parameters on every device; or a mesh that was made before."""
 
 _current: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+
+
+def default_mesh() -> dict[str, int]:
+    """The mesh of whoever names none: what the job was submitted with, or all devices along `data`."""
+    told: dict[str, int] = json.loads(os.environ.get(MESH_VARIABLE) or '{"data": -1}')
+    return told
 
 
 def make_mesh(axes: Axes, devices: Sequence[Any] | None = None) -> Mesh:

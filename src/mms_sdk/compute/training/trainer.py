@@ -22,7 +22,7 @@ from mms_sdk.compute.data.load import Loader, fitted
 from mms_sdk.compute.data.preprocess.pipeline import DeviceStep, HostStep, Pipeline, device_dtype, to_json
 from mms_sdk.compute.models import functional as models
 from mms_sdk.compute.models import weights
-from mms_sdk.compute.sharding.mesh import Axes, batch_parts, describe, make_mesh, told
+from mms_sdk.compute.sharding.mesh import Axes, batch_parts, default_mesh, describe, make_mesh, told
 from mms_sdk.compute.sharding.report import ShardingReport, report
 from mms_sdk.compute.sharding.rules import WHOLE, PartitionRules
 from mms_sdk.compute.training.callbacks import Begun, Callback, Ending
@@ -85,7 +85,8 @@ class Trainer:
             embeddings if there is exactly one, and for all numbers, categories and times if there is none.
         preprocess: Host steps, then device steps; fitted on the training rows only.
         mesh: Devices along each named axis; -1 for all that are left. Or `replicated`, for all parameters on every
-            device; or a mesh of chosen devices, from `mms.sharding.make_mesh`.
+            device; or a mesh of chosen devices, from `mms.sharding.make_mesh`. If left out, that of the job it runs in,
+            or all devices along `data`.
         rules: How parameters are divided over the mesh.
         batch_size: Rows in a step, over all devices; if left out 128, or fewer where there are few rows.
         epochs: Passes over the training rows, at most.
@@ -116,7 +117,7 @@ class Trainer:
     optimizer: Any = None
     inputs: str | Sequence[str] | None = None
     preprocess: Sequence[HostStep | DeviceStep] = ()
-    mesh: Axes = field(default_factory=lambda: {"data": -1})
+    mesh: Axes = field(default_factory=default_mesh)
     rules: PartitionRules = field(default_factory=PartitionRules)
     batch_size: int | None = None
     epochs: int = 20

@@ -1,4 +1,4 @@
-"""Quotas and what runs and waits, as people see them."""
+"""What the queue of jobs is told: quotas, projects, meshes; and what runs and waits."""
 
 from __future__ import annotations
 
@@ -95,3 +95,17 @@ def test_the_command_line_sets_shows_and_removes_them(tmp_path: Path, capsys: py
     assert main(["quotas", "remove", "vision", *where]) == 0
     assert main(["quotas", "remove", *where]) == 2
     assert "mms quotas set PROJECT" in capsys.readouterr().err
+
+
+def test_trainers_of_a_job_take_its_mesh_if_they_name_none(ws: WorkspaceClient) -> None:
+    text = (
+        "import mms_sdk as mms\n"
+        "mlp = mms.models.MLP(num_classes=3)\n"
+        "print(mms.Trainer(model=mlp).mesh, mms.Trainer(model=mlp, mesh={'data': 1}).mesh)\n"
+    )
+    job = ws.jobs.submit(text, mesh={"fsdp": 2, "data": -1}, resources=ONE)
+
+    assert job.wait(timeout_s=60, progress=False).logs() == "{'fsdp': 2, 'data': -1} {'data': 1}\n"
+    for mesh in ({"rows": 2}, {"data": 1.5}):
+        with pytest.raises(InvalidRequest, match="mesh"):
+            ws.jobs.submit(text, mesh=mesh)  # type: ignore[arg-type]
