@@ -83,6 +83,8 @@ class RayEngine:
 
     def start_waiting(self) -> list[str]:
         """See `Engine`."""
+        for job, attempt in self._attempts.at_work(NAME):
+            self._see_begun(attempt, starting=job.state == "starting")
         if not self._is_due():
             return []
         states: dict[str, JobState | None] = {}
@@ -160,9 +162,7 @@ class RayEngine:
         folder, actor = common.folder_of(self._workspace, attempt), _actor_of(attempt)
         if (told := common.ended_of(folder)) is not None:
             return self._end(attempt, told) is not None and self._cluster.says(actor) is None
-        if starting and (folder / names.WORKER).exists():
-            claim = common.claim_of(folder)
-            self._attempts.runs(attempt, claim["owner"] if claim else attempt.owner)
+        self._see_begun(attempt, starting=starting)
         if not self._is_to_be_asked(actor):
             return False
         said = self._cluster.says(actor)
@@ -175,6 +175,12 @@ class RayEngine:
         told = common.ended_of(folder)  # it may have written down the end, and gone, since
         detail = "what looked after it is gone: its node went down, or the cluster was started anew"
         return self._end(attempt, told or common.lost(folder, detail)) is not None
+
+    def _see_begun(self, attempt: Attempt, *, starting: bool) -> None:
+        folder = common.folder_of(self._workspace, attempt)
+        if starting and (folder / names.WORKER).exists():
+            claim = common.claim_of(folder)
+            self._attempts.runs(attempt, claim["owner"] if claim else attempt.owner)
 
     def _is_to_be_asked(self, actor: str) -> bool:
         # Not as soon as it is seen: whoever opens the workspace for a moment is not to wait for the cluster.
