@@ -1,4 +1,4 @@
-"""A disk that gets full."""
+"""Jobs of this machine in a workspace of their own, and a disk that gets full."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mms_sdk.compute.engines.local import LocalEngine
+from mms_sdk.storage.workspace import Workspace
+from mms_sdk.testing.engines import Jobs
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    """An empty one."""
+    workspace = Workspace(tmp_path / "workspace")
+    yield workspace
+    workspace.close()
+
+
+@pytest.fixture
+def jobs(workspace: Workspace) -> Iterator[Jobs]:
+    """Jobs of the engine `local`; what is left of them is ended."""
+    jobs = Jobs(workspace, LocalEngine(workspace))
+    yield jobs
+    jobs.end_all()
 
 
 @pytest.fixture

@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from submits_until_killed import RUNS
 
-from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.storage.owners import is_alive, pid_of
-from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import TREE, Jobs, runs
 from torture import times
 
@@ -30,15 +27,6 @@ pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 def marks(tmp_path: Path) -> Path:
     (tmp_path / "marks").mkdir()
     return tmp_path / "marks"
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    workspace = Workspace(tmp_path / "workspace")
-    jobs = Jobs(workspace, LocalEngine(workspace))
-    yield jobs
-    jobs.end_all()
-    workspace.close()
 
 
 def kill_while_it_submits(

@@ -11,19 +11,16 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mms_sdk.compute.engines import environments, local
 from mms_sdk.compute.engines.folder import WORKER, attempt_folder, read
-from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.job import Ended
 from mms_sdk.storage.owners import pid_of
-from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import Jobs, until
 
 WITHIN_S = 120.0
@@ -85,15 +82,6 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(LINKS, str(folder))
     monkeypatch.setenv(NO_INDEX, "1")
     return folder
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    workspace = Workspace(tmp_path / "workspace")
-    jobs = Jobs(workspace, LocalEngine(workspace))
-    yield jobs
-    jobs.end_all()
-    workspace.close()
 
 
 def submit(jobs: Jobs, text: str, *requirements: str, **asked: object) -> str:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -31,20 +30,6 @@ class TestLocal(EngineConformance):
     @pytest.fixture
     def engine(self, workspace: Workspace) -> LocalEngine:
         return LocalEngine(workspace)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path / "workspace")
-    yield workspace
-    workspace.close()
-
-
-@pytest.fixture
-def jobs(workspace: Workspace) -> Iterator[Jobs]:
-    jobs = Jobs(workspace, LocalEngine(workspace))
-    yield jobs
-    jobs.end_all()
 
 
 @pytest.fixture

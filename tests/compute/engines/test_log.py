@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.log import give_up_middle, read
-from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import Jobs
 
 KIB, MIB = 2**10, 2**20
@@ -113,36 +111,31 @@ def test_it_is_given_up_and_read_while_it_is_written(tmp_path: Path) -> None:
     assert on_disk(log) <= 2 * MIB
 
 
-def test_a_job_that_prints_without_end_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_prints_without_end_fills_no_disk(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mms_sdk.compute.engines.attempt.KEPT_BYTES", 4 * MIB)
-    workspace = Workspace(tmp_path / "workspace")
-    jobs = Jobs(workspace, LocalEngine(workspace))
     text = f"{COUNTS}\nimport time; sys.stdout.flush(); time.sleep(2.5)\nprint('the end')"
 
     job = jobs.submit(text, 200_000)
 
     assert jobs.end_of(job).lines[-1] == "the end"
-    (log,) = (workspace.job_folder(job) / "attempts/1").glob("log*.txt")
+    (log,) = (jobs.workspace.job_folder(job) / "attempts/1").glob("log*.txt")
     content, gaps = read_all(log)
     assert on_disk(log) <= 4 * MIB
     assert content.startswith(b"%099d\n" % 0)
     assert content.endswith(b"the end\n")
     assert sum(left_out for _, left_out in gaps) > 10 * MIB
-    workspace.close()
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(600)
-def test_ten_gigabytes_of_log_take_a_quarter_of_one(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "workspace")
-    jobs = Jobs(workspace, LocalEngine(workspace))
+def test_ten_gigabytes_of_log_take_a_quarter_of_one(jobs: Jobs) -> None:
     text = (
         "import sys\nline = b'x' * 999_999 + b'\\n'\n"
         "for _ in range(10_000): sys.stdout.buffer.write(line)\n"
         "sys.stdout.flush(); import time; time.sleep(2); print('the end')"
     )
     job, largest = jobs.submit(text), 0
-    log = workspace.job_folder(job) / "attempts/1/log.txt"
+    log = jobs.workspace.job_folder(job) / "attempts/1/log.txt"
 
     while not jobs.get(job).ended:
         jobs.engine.reconcile()
@@ -153,4 +146,3 @@ def test_ten_gigabytes_of_log_take_a_quarter_of_one(tmp_path: Path) -> None:
     assert log.stat().st_size > 10**10
     print(f"10 GB printed: at most {largest / 1e9:.2f} GB on the disk, {on_disk(log) / 1e9:.2f} GB at the end")
     assert on_disk(log) <= 2**28
-    workspace.close()

@@ -14,17 +14,7 @@ from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.schema.job import Ended
 from mms_sdk.storage import owners
 from mms_sdk.storage.ids import now
-from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import STAYS, Jobs, until
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    workspace = Workspace(tmp_path / "workspace")
-    jobs = Jobs(workspace, LocalEngine(workspace))
-    yield jobs
-    jobs.end_all()
-    workspace.close()
 
 
 @pytest.fixture

@@ -10,23 +10,15 @@ import pytest
 
 from mms_sdk.compute.engines import local
 from mms_sdk.compute.engines.folder import COORDINATOR
-from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.job import JobSpec, Resources
-from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import GANG, Jobs, until
 
 SAYS = "import os\nprint(*(os.environ.get(n) for n in ('CUDA_VISIBLE_DEVICES', 'NPROC', 'OMP_NUM_THREADS')))"
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
-
-
-def test_cores_and_gpus_are_divided(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_and_gpus_are_divided(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "a,b,c,d")
-    jobs = Jobs(workspace, LocalEngine(workspace))
 
     job = jobs.submit(SAYS, processes=2, gpus=4)
 
@@ -36,8 +28,8 @@ def test_cores_and_gpus_are_divided(workspace: Workspace, monkeypatch: pytest.Mo
     assert told == [f"a,b {cores} {cores}", f"c,d {cores} {cores}"]
 
 
-def test_what_does_not_divide_or_fit_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = LocalEngine(workspace)
+def test_what_does_not_divide_or_fit_is_refused(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = jobs.engine
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
 
     def check(**asked: int) -> None:
@@ -53,16 +45,13 @@ def test_what_does_not_divide_or_fit_is_refused(workspace: Workspace, monkeypatc
         check(nodes=2)
 
 
-def test_processes_that_do_not_come_together_are_tried_again(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_do_not_come_together_are_tried_again(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     free = local.free_port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ports = iter([int(taken.getsockname()[1])])
         monkeypatch.setattr(local, "free_port", lambda address: next(ports, None) or free(address))
-        jobs = Jobs(workspace, LocalEngine(workspace))
 
         job = jobs.submit(GANG.format("print('sum', int(total), flush=True)"), processes=2, wait_s=0)
 
@@ -73,8 +62,7 @@ def test_processes_that_do_not_come_together_are_tried_again(
     assert first.ended.signal or "did not come together" in first.ended.detail  # JAX may crash over it
 
 
-def test_processes_come_together_where_no_other_machine_gets_in(workspace: Workspace, tmp_path: Path) -> None:
-    jobs = Jobs(workspace, LocalEngine(workspace))
+def test_processes_come_together_where_no_other_machine_gets_in(jobs: Jobs, tmp_path: Path) -> None:
     stays = GANG.format("Path(sys.argv[1], str(rank)).touch(); time.sleep(100)")
     job = jobs.submit(stays, tmp_path, processes=2, grace_s=0.2)
     until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists(), "their beginning")

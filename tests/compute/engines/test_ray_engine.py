@@ -52,13 +52,6 @@ class TestRay(EngineConformance):
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path / "workspace")
-    yield workspace
-    workspace.close()
-
-
-@pytest.fixture
 def jobs(workspace: Workspace, door: Door) -> Iterator[Jobs]:
     jobs = Jobs(workspace, RayEngine(workspace, door), within_s=WITHIN_S)
     yield jobs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,6 @@ class ToldCluster:
     def reach(self) -> None:
         if self.away:
             raise Unavailable("it is away")
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path / "workspace")
-    yield workspace
-    workspace.close()
 
 
 @pytest.fixture

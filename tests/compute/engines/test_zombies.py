@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.errors import Conflict
 from mms_sdk.settings import FENCE_VARIABLE
 from mms_sdk.storage import fence
 from mms_sdk.storage.owners import pid_of
-from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import Jobs, until
 
 SLEEPS_THROUGH = """
@@ -66,9 +64,8 @@ for name, do in {
 """
 
 
-def test_a_process_that_wakes_after_its_attempt_was_given_up_changes_nothing(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "workspace")
-    jobs, marks = Jobs(workspace, LocalEngine(workspace)), tmp_path / "marks"
+def test_a_process_that_wakes_after_its_attempt_was_given_up_changes_nothing(jobs: Jobs, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
     marks.mkdir()
     (tmp_path / "zombie.py").write_text(ZOMBIE)
     job = jobs.submit(SLEEPS_THROUGH, marks, tmp_path / "zombie.py", wait_s=0)
@@ -89,10 +86,9 @@ def test_a_process_that_wakes_after_its_attempt_was_given_up_changes_nothing(tmp
     assert set(told) == {"commit", "job", "checkpoint"}
     for each in told.values():
         assert f"process {zombie} is of one that was given up" in each
-    assert workspace.dataset("rows").snapshots() == [1]
-    assert [each.id for each in workspace.catalog.jobs.list()] == [job]
+    assert jobs.workspace.dataset("rows").snapshots() == [1]
+    assert [each.id for each in jobs.workspace.catalog.jobs.list()] == [job]
     assert not list(marks.glob("checkpoints/*"))
-    workspace.close()
 
 
 def test_nothing_else_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
