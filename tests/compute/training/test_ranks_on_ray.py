@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,25 @@ from test_trainer import assert_equal_to_the_bit
 
 from mms_sdk.compute.engines.ray.door import Door
 from mms_sdk.compute.engines.ray.engine import RayEngine
+from mms_sdk.compute.engines.ray.private import PrivateCluster
 from mms_sdk.settings import COMPILE_CACHE_VARIABLE
+from mms_sdk.testing.engines import until
 from ray_cluster import ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PrivateCluster, Door]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(COMPILE_CACHE_VARIABLE, str(tmp_path_factory.mktemp("compiled")))
-        with ray_cluster(nodes=2, cpus=1) as (_, door):
-            yield door
+        with ray_cluster(nodes=2, cpus=1) as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def door(started: tuple[PrivateCluster, Door]) -> Door:
+    return started[1]
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +61,20 @@ def test_a_node_whose_process_is_killed_changes_nothing_to_the_bit(door: Door, t
     assert broken.history == two.history
     assert_equal_to_the_bit(broken.states, two.states)
     assert any(part.spec["resumed_from"] for part in broken.parts)
+
+
+def test_a_node_that_goes_down_changes_nothing_to_the_bit(
+    started: tuple[PrivateCluster, Door], two: Run, tmp_path: Path
+) -> None:
+    cluster, door = started
+    with ThreadPoolExecutor(1) as threads:
+        broken = threads.submit(on_two_nodes, door, tmp_path, -17)
+        until((tmp_path / "said" / "stays").exists, "the seventeenth step", within_s=120)
+        cluster.kill(min(cluster.nodes_with("ray::NodeActor")))
+        cluster.add_node(cpus=1)
+        run = broken.result(timeout=240)
+
+    assert run.attempts == 2
+    assert run.history == two.history
+    assert_equal_to_the_bit(run.states, two.states)
+    assert any(part.spec["resumed_from"] for part in run.parts)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,20 @@ def trainer(seed: int) -> Trainer:
     )
 
 
-def kill_at(last: int) -> None:
-    """Kills this process at one of all steps that it takes."""
+def die() -> None:
+    """Ends this process as a machine does that loses its power."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at(last: int, then: Callable[[], None] = die) -> None:
+    """Kills this process at one of all steps that it takes, or does something else there."""
     steps, taken = loop._steps, []
 
     def counted(run: Any) -> Any:
         for step in steps(run):
             taken.append(step)
             if len(taken) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+                then()
             yield step
 
     loop._steps = counted
