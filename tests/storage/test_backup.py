@@ -609,6 +609,7 @@ def test_what_a_script_made_where_it_runs_is_copied_as_far_as_it_is_files(
     code = workspace.job_folder(job.id) / "attempts" / "1" / "code"
     (code / "out").mkdir()
     (code / "out" / "numbers.txt").write_text("1 2 3")
+    (code / "out" / os.fsdecode(b"caf\xe9 \xff")).write_text("no UTF-8")
     (code / "link").symlink_to("/etc/hostname")
     (code / "folder").symlink_to("/etc")
     (code / "dead").symlink_to("nowhere")
@@ -619,11 +620,13 @@ def test_what_a_script_made_where_it_runs_is_copied_as_far_as_it_is_files(
         place = Copies(LocalStore(tmp_path / "place"))
         place.take(workspace)
 
+    assert place.verify().backups == 1
     restore(place, tmp_path / "again")
 
     again = tmp_path / "again" / "jobs" / job.id / "attempts" / "1" / "code"
     assert sorted(path.relative_to(again).as_posix() for path in again.rglob("*")) == [
         "out",
+        os.fsdecode(b"out/caf\xe9 \xff"),
         "out/numbers.txt",
         "train.py",
     ]

@@ -130,7 +130,7 @@ class LocalEngine:
             range(count),
             of=count,
             gpus=attempt.given["gpus"] if room.gpus else None,
-            coordinator=f"127.0.0.1:{free_port('127.0.0.1')}",
+            coordinator=f"127.0.0.1:{free_port('127.0.0.1')}" if count > 1 else None,
         )
         variables = common.own_variables(spec, attempt, cores=room.cpus)
         try:
@@ -138,7 +138,8 @@ class LocalEngine:
             owner = self._supervised(spec, common.folder_of(self._workspace, attempt))
         except (MmsError, OSError) as error:  # a full disk, a bundle that was damaged, too many processes
             return self._end(attempt, Ended(reason="infra", detail=f"it could not be started: {error}", at=now()))
-        self._attempts.runs(attempt, owner)
+        with contextlib.suppress(OSError):  # a disk that is full by now: whoever looks next records it
+            self._attempts.runs(attempt, owner)
         return None
 
     def _supervised(self, spec: JobSpec, folder: Path) -> str:

@@ -14,6 +14,7 @@ was written is found.
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -112,7 +113,7 @@ class Copies:
             Damaged: The list is not what was written.
         """
         data = self._read_object(backup.index, what=f"the list of files of backup {backup.id}")
-        held = [Held(**orjson.loads(line)) for line in data.splitlines()]
+        held = [Held(**json.loads(line)) for line in data.splitlines()]
         outside = next((each.path for each in held if not files.is_below(each.path)), None)
         if outside is not None:
             raise Damaged(
@@ -146,7 +147,8 @@ class Copies:
                 held += [each for each in at_once(sending.content, some) if each is not None]
                 tell("files copied", len(held), 0)
             kept = sorted(each for each in held if not sending.is_gone(each.path))
-            index = sending.bytes(b"".join(orjson.dumps(each._asdict()) + b"\n" for each in kept), "index")
+            # Not by orjson: a script may have given a file a name that is no UTF-8.
+            index = sending.bytes("".join(f"{json.dumps(each._asdict())}\n" for each in kept).encode(), "index")
             sending.refuse_damage()
         backup = Backup(
             id=made,
