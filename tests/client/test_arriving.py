@@ -237,7 +237,8 @@ def test_pictures_come_in_whole_though_they_are_written_slowly(ws: mms.Workspace
     found = ws.datasets.get("pets").open()
     assert found.gather("source", range(3)) == [b"cat/0.png", b"cat/1.png", b"dog/2.png"]
     assert ws.datasets.get("pets").labels == ("cat", "dog")
-    assert len(ws.datasets.snapshots("pets")) == len(watching.said) <= 3  # none when nothing was new
+    brought = [each for each in watching.said if each.startswith("pets@")]  # a busy machine may look at half a picture
+    assert len(ws.datasets.snapshots("pets")) == len(brought) <= 3  # none when nothing was new
     assert watching.said[0] == "pets@1: 1 new"
     again = ws.datasets.ingest("pets", mms.ImageFolder(folder))
     assert (again.cleaning.already_present, again.rows) == (3, 3)
