@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -120,7 +121,7 @@ def _failed(folder: Path, error: BaseException, mask: Mask, *, reason: str = "us
     # Half a character, as in a file's name that is no UTF-8, would be refused by whoever reads it.
     said = str(error).encode(errors="replace")
     message = (mask(said) + mask.rest()).decode(errors="replace")[:_MESSAGE]
-    told = {"type": type(error).__name__, "message": message, "reason": reason}
+    told = {"type": type(error).__name__, "message": message, "reason": reason, "at": f"{time.time():.6f}"}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.of_rank(files.ERROR, int(os.environ.get(files.RANK, "0"))), told)
 

@@ -190,7 +190,8 @@ def test_a_gang_that_loses_a_node_goes_on_with_fewer_if_it_may(
     cluster.kill(sorted(cluster.nodes_with("ray::NodeActor"))[-1])
 
     assert jobs.ended(job).state == "succeeded"
-    assert ends(jobs, job) == ["lost", "succeeded"]
+    *lost, last = ends(jobs, job)  # another one may have begun on the node that goes down
+    assert (set(lost), last) == ({"lost"}, "succeeded")
     assert sorted(mark.name for mark in marks.iterdir()) == ["1-0", "2-0", "2-1"]
 
 

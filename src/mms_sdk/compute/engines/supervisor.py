@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import select
 import signal
@@ -40,6 +41,8 @@ _LOOK_S = 1.0  # how often the time is looked at; the end of the worker is notic
 _LOOK_AT_MEMORY_S = 0.1  # a process takes a gigabyte or so meanwhile
 AGAIN_S = 1.0, 60.0
 """First and longest pause while the disk is full, or the catalog away."""
+RAISED_AT = "raised_at"
+"""Beside what `Ended` holds: when its code raised, by which the first of several is found."""
 _SEEN_NONE = 3
 _OTHERS_S = 1.0  # after one rank failed, how long it is looked for another whose death was the cause
 _PR_SET_CHILD_SUBREAPER = 36
@@ -195,9 +198,15 @@ class Supervised:
         return self._told(reason, detail if alone else f"rank {rank}: {detail}", rank)
 
     def _cause(self) -> int:
-        # With one that a signal ended, the others fail by errors of their own, or JAX aborts them.
+        # With one that a signal ended, the others fail by errors of their own, or JAX aborts them; and so they do with
+        # one that raised, which was the first to.
         codes = {rank: self._workers[rank].returncode for rank in self._failed}
-        return next((rank for rank, code in codes.items() if _by_signal(code) and code != _ABORTED), self._failed[0])
+        ended = (rank for rank, code in codes.items() if _by_signal(code) and code != _ABORTED)
+        return next(ended, min(self._failed, key=self._raised_at))
+
+    def _raised_at(self, rank: int) -> float:
+        error = self._error(rank)
+        return float(error["at"]) if error else math.inf
 
     def _log(self, rank: int) -> Path:
         return self._folder / files.of_rank(files.LOG, rank)
@@ -206,7 +215,8 @@ class Supervised:
         # Where a script could write, too.
         try:
             told = files.read(self._folder / files.of_rank(files.ERROR, rank))
-            return told and {name: str(told[name]) for name in ("type", "message", "reason")}
+            float(told["at"]) if told else None
+            return told and {name: str(told[name]) for name in ("type", "message", "reason", "at")}
         except (ValueError, TypeError, KeyError, OSError):
             return None
 
@@ -221,6 +231,7 @@ class Supervised:
             "signal": signal.Signals(-code).name if code is not None and code < 0 else None,
             "lines": last_lines(self._log(rank)),
             "error": error and {name: error[name] for name in ("type", "message")},
+            RAISED_AT: self._raised_at(rank),
             "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
 
@@ -312,7 +323,8 @@ def write_down(folder: Path, ended: dict[str, Any]) -> None:
     pause_s, longest_s = AGAIN_S
     while folder.exists():
         try:
-            files.create(folder / files.ENDED, ended, durable=True)
+            told = {name: value for name, value in ended.items() if name != RAISED_AT}
+            files.create(folder / files.ENDED, told, durable=True)
         except OSError:
             time.sleep(pause_s)
             pause_s = min(longest_s, pause_s * 2)

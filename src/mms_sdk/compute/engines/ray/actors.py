@@ -23,7 +23,7 @@ from typing import Any
 from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.machine import environment, free_port, of_ranks
 from mms_sdk.compute.engines.ray import part
-from mms_sdk.compute.engines.supervisor import AGAIN_S, write_down
+from mms_sdk.compute.engines.supervisor import AGAIN_S, RAISED_AT, write_down
 from mms_sdk.settings import DATASETS_VARIABLE, RAY_OPEN_VARIABLE, RAY_VARIABLE, WORKSPACE_VARIABLE
 
 Told = dict[str, Any]
@@ -320,8 +320,12 @@ def _end_of(running: Any) -> Told:
 
 
 def _cause(ends: Sequence[Told]) -> Told:
-    # JAX aborts those whose others failed.
-    return min(ends, key=lambda end: _CAUSES.index("SIGABRT" if end.get("signal") == "SIGABRT" else end["reason"]))
+    # JAX aborts those whose others failed; or they fail by errors of their own, after the first.
+    def how_likely(end: Told) -> tuple[int, float]:
+        kind = "SIGABRT" if end.get("signal") == "SIGABRT" else end["reason"]
+        return _CAUSES.index(kind), end.get(RAISED_AT, math.inf)
+
+    return min(ends, key=how_likely)
 
 
 def _ended(reason: str, detail: str) -> Told:
