@@ -98,6 +98,8 @@ class Supervised:
             _end_all_below()
             return self._told("infra", f"the worker could not be started: {error}")
         self._wait()
+        for worker in self._workers.values():  # what stayed in its group, however fast it makes more of its kind
+            _signal_group(worker.pid, signal.SIGKILL)
         _end_all_below()
         for log in self._logs:
             log.finish()
