@@ -20,8 +20,8 @@ from mms_sdk.storage.workspace import Workspace
 from mms_sdk.testing.engines import GANG, STAYS, TREE, EngineConformance, Jobs, runs, until
 from ray_cluster import ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
-WITHIN_S = 120.0  # a process of Ray's takes seconds to start, and a job needs two
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(500)]
+WITHIN_S = 240.0  # a process of Ray's takes seconds to start, and a job needs two
 
 
 @pytest.fixture(scope="module")
