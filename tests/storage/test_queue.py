@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mms_sdk.errors import NotFound
+from mms_sdk.errors import Conflict, NotFound
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, Resources
 from mms_sdk.schema.quota import Quota
 from mms_sdk.storage.catalog import Catalog
@@ -149,6 +149,16 @@ def test_what_made_room_waits_again_and_has_lost_no_attempt(catalog: Catalog) ->
     assert catalog.jobs.get(job).state == "failed"
     kinds = [event.kind for event in catalog.events.list(job=job)]
     assert kinds.count("retrying") == 4
+
+
+def test_a_key_stands_for_a_job_of_one_project(catalog: Catalog) -> None:
+    spec = JobSpec(bundle="0" * 64, entrypoint="a.py")
+    asked = JobRequest(kind="script", name="a", key="k", spec=spec, project="a")
+    first = catalog.attempts.submit(asked)
+
+    assert catalog.attempts.submit(asked) == first
+    with pytest.raises(Conflict, match="a key stands for one job"):
+        catalog.attempts.submit(asked.model_copy(update={"project": "b"}))
 
 
 def test_shares_are_even_in_the_long_run(catalog: Catalog) -> None:

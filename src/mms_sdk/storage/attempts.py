@@ -274,7 +274,7 @@ def _at_work(connection: sa.Connection, engine: str) -> Iterator[tuple[Job, Atte
 
 
 def _same(first: Job, again: Job) -> Job:
-    if (first.kind, first.name, first.engine, _asked(first)) != (again.kind, again.name, again.engine, _asked(again)):
+    if _asked(first) != _asked(again):
         raise Conflict(
             f"a key stands for one job; {first.key!r} is that of job {first.id}, which runs something else; give this "
             f"one a key of its own"
@@ -282,7 +282,8 @@ def _same(first: Job, again: Job) -> Job:
     return first
 
 
-def _asked(job: Job) -> dict[str, Any]:
+def _asked(job: Job) -> list[Any]:
     # Without what the workspace filled in, and what is only told of the code.
     told = ("python", "inherited", "revision")
-    return {name: value for name, value in job.spec.items() if name not in told}
+    spec = {name: value for name, value in job.spec.items() if name not in told}
+    return [job.kind, job.name, job.engine, job.project, spec]

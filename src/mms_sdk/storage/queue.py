@@ -119,8 +119,8 @@ def _heads(connection: sa.Connection, engine: str) -> list[Job]:
     waits = (columns.state == "queued", of_engine(engine), due)
     projects = connection.execute(sa.select(columns.project).where(*waits).distinct()).scalars().all()
     first = sa.select(tables.jobs).where(*waits).order_by(columns.priority.desc(), columns.id).limit(1)
-    rows = (connection.execute(first.where(columns.project == project)).mappings().one() for project in projects)
-    return [Job.model_validate(dict(row)) for row in rows]
+    rows = (connection.execute(first.where(columns.project == project)).mappings().first() for project in projects)
+    return [Job.model_validate(dict(row)) for row in rows if row is not None]  # else somebody took it in this moment
 
 
 def _quotas(connection: sa.Connection) -> dict[str, Quota]:
