@@ -158,7 +158,8 @@ def test_a_job_whose_node_goes_down_is_tried_again_on_another(
 def test_nodes_are_one_cluster(jobs: Jobs, two: None) -> None:
     job = jobs.submit(GANG.format("print('sum', int(total), flush=True)"), nodes=2, cpus=1, times=0)
 
-    assert jobs.end_of(job).reason == "succeeded"
+    ended = jobs.end_of(job)
+    assert ended.reason == "succeeded", ended
     assert jobs.attempts(job)[0].given["nodes"] == 2
     for rank in range(2):
         assert "sum 11\n" in jobs.log(job, rank=rank).decode()  # 5 + 6

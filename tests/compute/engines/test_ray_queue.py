@@ -192,14 +192,29 @@ def test_one_that_has_an_actor_runs_once_its_worker_does(jobs: Jobs, cluster: To
     assert jobs.attempts(job)[0].owner == "ray:1"
 
 
-def test_one_whose_actor_was_never_made_is_tried_again_once_whoever_took_it_is_gone(
-    jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
+def test_one_whose_actor_was_never_made_or_dropped_gets_another_and_is_not_spent(
+    jobs: Jobs, cluster: ToldCluster
 ) -> None:
-    job = jobs.submit("", wait_s=0)
+    job = jobs.submit("", times=0)
     cluster.actors.clear()
+
     for _ in range(3):
         jobs.engine.reconcile()
-    assert jobs.get(job).state == "starting"  # it may be about to be made, by this very process
+
+    folder = attempt_folder(jobs.workspace.job_folder(job), 1)
+    assert cluster.started == [(f"{job}-1", str(folder))] * 2
+    assert (jobs.get(job).state, len(jobs.attempts(job))) == ("starting", 1)
+
+
+def test_one_that_was_only_taken_is_tried_again_once_whoever_took_it_is_gone(
+    jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, attempts = jobs.put("", wait_s=0), jobs.workspace.catalog.attempts
+    assert attempts.take(engine="ray", owner="1:1", fits=lambda *_: {**given(1, 1), "cores": 4}) is not None
+    monkeypatch.setattr(ray_engine, "is_alive", lambda _: True)
+    for _ in range(3):
+        jobs.engine.reconcile()
+    assert jobs.get(job).state == "starting"  # its folder may be about to be laid out
 
     monkeypatch.setattr(ray_engine, "is_alive", lambda _: False)
     for _ in range(3):
@@ -211,14 +226,14 @@ def test_one_whose_actor_was_never_made_is_tried_again_once_whoever_took_it_is_g
     assert read(attempt_folder(jobs.workspace.job_folder(job), 1) / CLAIM) == {"owner": ""}  # no actor takes it now
 
 
-def test_one_whose_actor_was_dropped_before_it_began_is_tried_again(
+def test_one_whose_actor_is_dropped_for_as_long_as_it_may_take_to_begin_is_tried_again(
     jobs: Jobs, cluster: ToldCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = jobs.submit("", wait_s=0)
-    cluster.actors.clear()
     jobs.engine.reconcile()
     assert jobs.get(job).state == "starting"
 
+    cluster.actors.clear()
     monkeypatch.setattr(ray_engine, "_BEGUN_WITHIN_S", 0.0)
     for _ in range(2):
         jobs.engine.reconcile()

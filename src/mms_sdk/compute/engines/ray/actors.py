@@ -31,13 +31,14 @@ OWNER = "ray:"
 """With what the owner of an attempt begins whose actor looks after it."""
 _LOOK_S = 0.25
 _PLACED_S = 1  # whole seconds, by Ray; a group that is removed as it is made takes its resources along for good
+_GATHERED_S = 120.0  # how long it is tried to begin on nodes that go down meanwhile: Ray notices it after 15 s
 _OTHERS_S = 1.0  # after one node failed, how long it is looked for another whose death was the cause
 _OTHER = "another node failed"
 # Which of several ends was the cause: with a node that died, the others fail by errors of their own.
 _CAUSES = ("lost", "cancelled", "preempted", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
 _MESSAGE = 1000
 _HEARD_S = 600.0  # how long a complaint is kept for whoever comes to hear it
-_OF_RAY = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
+_RAY_VARIABLES = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
 
 
 class AttemptActor:
@@ -100,7 +101,9 @@ class NodeActor:
         self._variables = variables
         self._process: subprocess.Popen[str] | None = None
         self._stopping: Told | None = None
+        self._ended: Told | None = None
         self._starting = threading.Lock()
+        self._waiting = threading.Lock()
 
     def address(self) -> str:
         """Where the ranks can come together, on this node."""
@@ -111,7 +114,7 @@ class NodeActor:
         return f"{address}:{free_port(address)}"
 
     def run(self, folder: str, ranks: Sequence[int], of: int, coordinator: str | None) -> Told:
-        """Runs it to its end.
+        """Runs it to its end; asked again, tells of the same end.
 
         Args:
             folder: The attempt's.
@@ -126,23 +129,35 @@ class NodeActor:
         if files.read(there / files.GIVEN) is None:
             return _ended("infra", _unseen(there))
         with self._starting:
-            process = self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", part.MODULE, folder],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**_variables(stores="://" in self._variables.get(DATASETS_VARIABLE, "")), **self._variables},
-                text=True,
-            )
-            self._say({"ranks": of_ranks(range(*ranks), of=of, gpus=_gpus(), coordinator=coordinator)})
-            if self._stopping is not None:
-                self._say(self._stopping)
+            if self._process is None:
+                self._start(folder, {"ranks": of_ranks(range(*ranks), of=of, gpus=_gpus(), coordinator=coordinator)})
+        with self._waiting:
+            if self._ended is None:
+                self._ended = self._end(there)
+            return self._ended
+
+    def _start(self, folder: str, told: Told) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", part.MODULE, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**_variables(stores="://" in self._variables.get(DATASETS_VARIABLE, "")), **self._variables},
+            text=True,
+        )
+        self._say(told)
+        if self._stopping is not None:
+            self._say(self._stopping)
+
+    def _end(self, folder: Path) -> Told:
+        process = self._process
+        assert process is not None
         assert process.stdout is not None
         said = process.stdout.read()
         process.wait()
         if said:
             told: Told = json.loads(said)
             return told
-        _end_orphans(there)
+        _end_orphans(folder)
         return _ended("lost", f"what looked after it on {_here()} is gone: it was killed")
 
     def stop(self, told: Told) -> None:
@@ -162,6 +177,28 @@ class NodeActor:
             return
 
 
+class NodePart:
+    """The part of an attempt that a node's actor runs.
+
+    Args:
+        actor: Which.
+        words: What it is told to run.
+    """
+
+    def __init__(self, actor: Any, words: tuple[Any, ...]) -> None:
+        self._actor = actor
+        self._words = words
+
+    def run(self) -> Any:
+        """Has it run, or say again how it ended; returns what to wait for."""
+        return self._actor.run.remote(*self._words)
+
+    def stop(self, told: Told | None) -> None:
+        """Makes it stop, if it is to."""
+        if told is not None:
+            self._actor.stop.remote(told)
+
+
 class Gang:
     """The nodes of an attempt: all of them, or none."""
 
@@ -170,22 +207,25 @@ class Gang:
         self._given = given
         self._variables = variables
         self._stop = stop
+        self._why = ""
 
     def run(self) -> Told:
         """Runs the attempt to its end; returns what `mms_sdk.schema.job.Ended` holds."""
         from ray.util import remove_placement_group
 
-        group = self._placed()
-        if group is None:
-            told = self._reason_to_stop()
-            assert told is not None
-            return _ended(told["reason"], told["detail"])
-        try:
-            made = _made_on(group, self._given["of_node"])
-            actors = [options.remote(self._variables) for options in made]
-            return self._joined(actors, self._started(actors))
-        finally:
-            remove_placement_group(group)
+        until = time.monotonic() + _GATHERED_S
+        while True:
+            if (group := self._placed()) is not None:
+                try:
+                    actors = [made.remote(self._variables) for made in _made_on(group, self._given["of_node"])]
+                    if (coordinator := self._gathered(actors)) is not None:
+                        return self._joined(self._parts(actors, coordinator))
+                finally:
+                    remove_placement_group(group)
+            if (told := self._reason_to_stop()) is not None:
+                return _ended(told["reason"], told["detail"])
+            if time.monotonic() > until:
+                return _ended("infra", f"no nodes stayed for as long as it takes to begin: {self._why}")
 
     def _placed(self) -> Any:
         # None if it is to stop first. A node that went down may still have been counted when the job was taken.
@@ -203,31 +243,53 @@ class Gang:
                 nodes, group = there, _group(there, each)
         return group
 
-    def _started(self, actors: Sequence[Any]) -> list[Any]:
+    def _gathered(self, actors: Sequence[Any]) -> str | None:
+        # Where all of them come together; None if one is not there, or they are to stop first. Nothing has run yet, so
+        # that the attempt is not spent on a node that went down in this moment.
         import ray
 
+        asked = [actor.address.remote() for actor in actors]
+        while ray.wait(asked, num_returns=len(asked), timeout=_LOOK_S)[1]:
+            if self._reason_to_stop() is not None:
+                return None
+        try:
+            first: str = ray.get(asked)[0]
+        except ray.exceptions.RayActorError as error:
+            self._why = _of_ray(error)
+            self._stop.wait(_PLACED_S)
+            return None
+        return first
+
+    def _parts(self, actors: Sequence[Any], coordinator: str) -> list[NodePart]:
         each = self._given["processes"]
         count = len(actors) * each
-        coordinator = ray.get(actors[0].address.remote()) if count > 1 else None
+        told = coordinator if count > 1 else None
         return [
-            actor.run.remote(str(self._folder), (node * each, (node + 1) * each), count, coordinator)
+            NodePart(actor, (str(self._folder), (node * each, (node + 1) * each), count, told))
             for node, actor in enumerate(actors)
         ]
 
-    def _joined(self, actors: Sequence[Any], running: list[Any]) -> Told:
+    def _joined(self, parts: Sequence[NodePart]) -> Told:
         import ray
 
         ends: list[Told] = []  # in the order in which they came, but for those that we brought about
         failed_at = math.inf
         told: Told | None = None
+        running = {part.run(): part for part in parts}
         while running:
-            ended, running = ray.wait(running, timeout=_LOOK_S)
-            ends += [end for end in map(_end_of, ended) if end["detail"] != _OTHER]
+            for reference in ray.wait(list(running), timeout=_LOOK_S)[0]:
+                part = running.pop(reference)
+                if (end := _end_of(reference)) is None:
+                    time.sleep(_LOOK_S)
+                    running[part.run()] = part
+                    part.stop(told)  # which it may not have heard
+                elif end["detail"] != _OTHER:
+                    ends.append(end)
             if failed_at == math.inf and any(end["reason"] != "succeeded" for end in ends):
                 failed_at = time.monotonic()
             if told is None and (told := self._reason_to_stop(failed_at)):
-                for actor in actors:
-                    actor.stop.remote(told)
+                for part in parts:
+                    part.stop(told)
         return _cause(ends)
 
     def _reason_to_stop(self, failed_at: float = math.inf) -> Told | None:
@@ -303,20 +365,28 @@ def _made_on(group: Any, each: Mapping[str, int]) -> list[Any]:
             memory=each["memory"] or None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
             max_restarts=0,
-            max_concurrency=2,  # it is told to stop while it runs
+            max_concurrency=16,  # it is told to stop while it runs, or asked again how it ended
         )
         for number in range(group.bundle_count)
     ]
 
 
-def _end_of(running: Any) -> Told:
+def _end_of(running: Any) -> Told | None:
+    # None if its node cannot be asked for the moment: it may well run on there.
     import ray
 
     try:
         told: Told = ray.get(running)
-    except ray.exceptions.RayActorError:
-        return _ended("lost", "a node went down, or what Ray ran there was killed")
+    except ray.exceptions.ActorUnavailableError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        return _ended("lost", f"a node went down, or what Ray ran there was killed: {_of_ray(error)}")
     return told
+
+
+def _of_ray(error: Exception) -> str:
+    # The first lines say which actor it was; the last ones why.
+    return " ".join(str(error).split("\n")[-1].split())[:_MESSAGE]
 
 
 def _cause(ends: Sequence[Told]) -> Told:
@@ -361,7 +431,7 @@ def _variables(*, stores: bool) -> dict[str, str]:
     # What a job sees of the node; and by which it submits others to the same workspace and cluster.
     import ray
 
-    seen = environment(os.environ, more=_OF_RAY, stores=stores)
+    seen = environment(os.environ, more=_RAY_VARIABLES, stores=stores)
     return {**seen, RAY_VARIABLE: ray.get_runtime_context().gcs_address}
 
 

@@ -47,7 +47,7 @@ class Cluster(Protocol):
         """
 
     def says(self, actor: str) -> str | None:
-        """Why an actor cannot do its work; nothing if it can, or has yet to begin; None if it is not there."""
+        """Why an actor cannot do its work; nothing if it can, or does not say; None if it is not there."""
 
     def stop(self, actor: str) -> None:
         """Tells an actor to look whether its attempt was cancelled, or to go, if it cannot do its work."""
@@ -90,8 +90,8 @@ class Connected:
         try:
             asked = _of_name(actor).says.remote()
             said: str = ray.get(asked, timeout=_SAYS_WITHIN_S)
-        except ray.exceptions.GetTimeoutError:  # it has yet to begin
-            return ""
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
+            return ""  # it has yet to begin, or its node cannot be asked for the moment
         except (ValueError, ray.exceptions.RayActorError):
             return None
         return said

@@ -31,7 +31,7 @@ from mms_sdk.storage.workspace import Workspace
 
 NAME: EngineName = "ray"
 _LOOK_S = 1.0  # how often Ray is asked whether an actor is there
-_BEGUN_WITHIN_S = 30.0  # by whoever took an attempt, which takes a second
+_BEGUN_WITHIN_S = 60.0  # by whoever took an attempt, which takes a second; or on a node that does not go down
 
 
 class RayEngine:
@@ -191,13 +191,16 @@ class RayEngine:
         return True
 
     def _is_given_up(self, attempt: Attempt, folder: Path) -> bool:
-        # Of an attempt without an actor. One that nobody has claimed yet may be about to get one; or Ray has dropped
-        # it, as it does when it was to begin on a node that goes down.
+        # Of an attempt without an actor.
         if common.claim_of(folder) is not None:
             return True
         age_s = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
-        if age_s < _BEGUN_WITHIN_S and (is_alive(attempt.owner) or is_elsewhere(attempt.owner)):
-            return False
+        if age_s < _BEGUN_WITHIN_S:
+            if (folder / names.GIVEN).exists():  # Ray drops an actor that was to begin on a node that goes down
+                self._cluster.start(_actor_of(attempt), str(folder), self._workspace.variables())
+                return False
+            if is_alive(attempt.owner) or is_elsewhere(attempt.owner):  # it is about to be started
+                return False
         files.make_folder(folder, durable=False)
         return names.create(folder / names.CLAIM, {"owner": ""})  # else an actor did in this moment
 
