@@ -435,8 +435,12 @@ def test_a_bundle_that_a_server_does_not_take_is_said(ws: Client, tmp_path: Path
 
 
 def kept(ws: Client) -> str:
-    return ws._api.post_bytes(
-        "/v1/bundles", bundles.pack({"a.py": b"print(1)"}), dict[str, str], headers={"content-type": "application/zip"}
+    return ws._api.send_bytes(
+        "POST",
+        "/v1/bundles",
+        bundles.pack({"a.py": b"print(1)"}),
+        dict[str, str],
+        headers={"content-type": "application/zip"},
     )["bundle"]
 
 
@@ -484,13 +488,13 @@ def test_a_dict_that_is_no_job_is_refused(ws: Client, changes: dict[str, Any], k
 def test_a_body_that_is_no_zip_is_refused(ws: Client) -> None:
     for content in (b"", b"no zip", b"PK\3\4"):
         with pytest.raises(InvalidRequest, match="is a zip archive; this is none"):
-            ws._api.post_bytes("/v1/bundles", content, dict, headers={"content-type": "application/zip"})
+            ws._api.send_bytes("POST", "/v1/bundles", content, dict, headers={"content-type": "application/zip"})
     packed = bundles.pack({"a.py": b""})
     for kind in ("application/json", "text/plain", ""):
         with pytest.raises(UnsupportedMediaType, match="is sent as application/zip"):
-            ws._api.post_bytes("/v1/bundles", packed, dict, headers={"content-type": kind})
+            ws._api.send_bytes("POST", "/v1/bundles", packed, dict, headers={"content-type": kind})
     headers = {"content-type": "Application/Zip; charset=binary"}
-    assert ws._api.post_bytes("/v1/bundles", packed, dict, headers=headers)
+    assert ws._api.send_bytes("POST", "/v1/bundles", packed, dict, headers=headers)
 
 
 def test_what_the_caller_says_of_the_interpreter_and_its_surroundings_does_not_count(ws: Client) -> None:

@@ -82,6 +82,13 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/secrets"): ("editor", 200),
     ("PUT", "/v1/secrets/nothing"): ("editor", 400),
     ("DELETE", "/v1/secrets/nothing"): ("editor", 404),
+    ("GET", "/v1/uploads"): ("editor", 200),
+    ("POST", "/v1/uploads"): ("editor", 400),
+    ("GET", "/v1/uploads/nothing"): ("editor", 404),
+    ("DELETE", "/v1/uploads/nothing"): ("editor", 404),
+    ("POST", "/v1/uploads/nothing:complete"): ("editor", 404),
+    ("GET", "/v1/uploads/nothing/files/a/b"): ("editor", 404),
+    ("PUT", "/v1/uploads/nothing/files/a/b"): ("editor", 400),
     ("POST", "/v1/predictions"): ("editor", 400),
     ("POST", "/v1/evaluations"): ("editor", 400),
 }

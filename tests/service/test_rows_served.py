@@ -32,7 +32,7 @@ def ws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def post(ws: Any, kind: str, body: bytes, content_type: str, path: str = "/v1/models/{}:predict") -> Any:
-    return ws._api.post_bytes(path.format(kind), body, dict[str, Any], headers={"content-type": content_type})
+    return ws._api.send_bytes("POST", path.format(kind), body, dict[str, Any], headers={"content-type": content_type})
 
 
 def same(one: Any, other: Any) -> bool:

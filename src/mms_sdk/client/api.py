@@ -53,18 +53,16 @@ class Api:
         """Removes one thing."""
         self._ask("DELETE", path)
 
-    def post_bytes(self, path: str, content: bytes, kind: type[_T], *, headers: Mapping[str, str], **query: Any) -> _T:
+    def send_bytes(
+        self, method: str, path: str, content: bytes, kind: type[_T], *, headers: Mapping[str, str], **query: Any
+    ) -> _T:
         """Sends bytes."""
-        return self._decoded(self._ask("POST", path, content=content, headers=headers, params=query), kind)
+        return self._decoded(self._ask(method, path, content=content, headers=headers, params=query), kind)
 
     def read(self, path: str, *, accept: str = "*/*", **query: Any) -> bytes:
         """Reads bytes of a kind."""
         known = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=known, headers={"accept": accept}).content
-
-    def put_bytes(self, path: str, content: bytes) -> None:
-        """Puts bytes at a place."""
-        self._ask("PUT", path, content=content, headers={"content-type": "application/octet-stream"})
 
     def download(self, path: str, to: Path, **query: Any) -> None:
         """Streams a file into `to`, which appears whole or not at all."""
@@ -136,7 +134,7 @@ class Api:
 
     def _decoded(self, answer: httpx2.Response, kind: type[_T]) -> _T:
         try:
-            return TypeAdapter(kind).validate_json(answer.content)
+            return TypeAdapter(kind).validate_json(answer.content or b"null")
         except ValidationError as error:
             raise MmsError(
                 f"the server at {self._http.base_url} answered {answer.status_code} with something else than was asked "

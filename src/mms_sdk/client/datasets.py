@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 import threading
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from mms_sdk.client.arriving import follow_stream, watch_folder
 from mms_sdk.client.dataset import Dataset, columns_of, steps_of
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
+from mms_sdk.client.uploads import Uploads
 from mms_sdk.compute.data import spark
 from mms_sdk.compute.data.follow import Batches, Following
 from mms_sdk.compute.data.kinds.tabular import write_arrays
@@ -41,12 +44,13 @@ from mms_sdk.schema.sources import (
     Zarr,
 )
 from mms_sdk.schema.specs import ConcatSpec, IngestSpec, JoinSpec, Split
+from mms_sdk.schema.upload import PREFIX
 from mms_sdk.storage import datasets as storage
 from mms_sdk.storage.workspace import Workspace
 from mms_sdk.storage.writing import Writing, begin
 
-AnySource = Source | str | Path | Mapping[str, Any]
-"""What an ingest takes: a source, a path that means one, or arrays by column."""
+AnySource = Source | str | os.PathLike[str] | Mapping[str, Any]
+"""What an ingest takes: a source, a path or an upload that means one, or arrays by column."""
 
 
 class Datasets:
@@ -395,22 +399,23 @@ class Datasets:
 
     def _one(self, source: AnySource) -> Source:
         if isinstance(source, Mapping):
-            return Arrow(path=str(self._staged(source)))
-        found = source_of(str(source)) if isinstance(source, str | Path) else source
+            return Arrow(path=self._staged(source))
+        found = source_of(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
         if not isinstance(found, Asked) or not hasattr(found, "told"):
             raise InvalidRequest(
                 f"what is ingested is a source such as mms.CSV('rows.csv'), a path, or arrays by column; got "
                 f"{type(found).__name__}; give columns as {{'name': array}}, e.g. of a frame dict(frame.items())"
             )
-        if isinstance(found, SQL) or found.path is None:
+        if isinstance(found, SQL) or found.path is None or found.path.startswith(PREFIX):
             return found
         return found.model_copy(update={"path": str(Path(found.path).expanduser().absolute())})
 
-    def _staged(self, arrays: Mapping[str, Any]) -> Path:
-        if self._workspace is None:
-            raise InvalidRequest("arrays are ingested by mms.connect() without a URL; save them for another one")
-        _, folder = self._workspace.stage()
-        return write_arrays(arrays, folder / "arrays.arrow")
+    def _staged(self, arrays: Mapping[str, Any]) -> str:
+        if self._workspace is not None:
+            _, folder = self._workspace.stage()
+            return str(write_arrays(arrays, folder / "arrays.arrow"))
+        with tempfile.TemporaryDirectory(prefix="mms-arrays-") as beside:
+            return Uploads(self._api).send(write_arrays(arrays, Path(beside) / "arrays.arrow")).path
 
     def ingest(
         self,
@@ -428,8 +433,9 @@ class Datasets:
         Args:
             name: The dataset; made if it is not there.
             source: A source, such as `mms.CSV("rows.csv")`; a path, of a folder with one sub-folder of pictures for
-                each class, or a pattern or path of files whose names say what they are; or arrays by column. A list of
-                these comes in together.
+                each class, or a pattern or path of files whose names say what they are; files of this machine that were
+                sent to a server's, `ws.uploads.send("photos/")`; or arrays by column. A list of these comes in
+                together.
             clean: Steps in order, e.g. `[mms.drop_unreadable(), mms.drop_duplicates()]`.
             split: Fractions of train, val and test; 0.8, 0.1 and 0.1 if left out.
             message: Kept with the snapshot.

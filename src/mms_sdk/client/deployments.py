@@ -122,7 +122,7 @@ class Deployment:
         headers = {"content-type": kind}
         if deadline_s is not None:
             headers["x-mms-deadline-ms"] = str(max(1, round(1000 * deadline_s)))
-        answer = self._api.post_bytes(self.path, body, dict[str, Any], headers=headers, top=top)
+        answer = self._api.send_bytes("POST", self.path, body, dict[str, Any], headers=headers, top=top)
         return [Prediction.model_validate(one) for one in answer["predictions"]]
 
     def delete(self) -> None:

@@ -411,7 +411,7 @@ class Jobs:
             )
         code = script if isinstance(script, Code) else code_of(script, folder)
         headers = {"content-type": "application/zip"}
-        kept = self._api.post_bytes("/v1/bundles", code.bundle, dict[str, str], headers=headers)
+        kept = self._api.send_bytes("POST", "/v1/bundles", code.bundle, dict[str, str], headers=headers)
         spec: dict[str, Any] = {
             "bundle": kept["bundle"],
             "entrypoint": code.entrypoint,

@@ -37,7 +37,8 @@ class Secrets:
                 f"a secret is a text that can be written as UTF-8; what was given for {name} is a "
                 f"{type(value).__name__} that is none"
             ) from error
-        self._api.put_bytes(f"/v1/secrets/{check_secret_name(name)}", content)
+        path, headers = f"/v1/secrets/{check_secret_name(name)}", {"content-type": "application/octet-stream"}
+        self._api.send_bytes("PUT", path, content, type(None), headers=headers)
 
     def remove(self, name: str) -> None:
         """Forgets a secret.

@@ -28,6 +28,7 @@ from mms_sdk.client.quotas import Quotas
 from mms_sdk.client.secrets import Secrets
 from mms_sdk.client.studies import Script, Studies, Study
 from mms_sdk.client.transport import InProcessTransport
+from mms_sdk.client.uploads import Uploads
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
 from mms_sdk.schema.backup import Backup
@@ -80,6 +81,7 @@ class WorkspaceClient:
         datasets: Bring data in; list and get.
         jobs: What runs and ran.
         secrets: Values that jobs see as variables, by name.
+        uploads: Send files to where the workspace is.
         quotas: How much the jobs of a project may take at once.
         studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
@@ -93,6 +95,7 @@ class WorkspaceClient:
         self.datasets = Datasets(api, workspace)
         self.jobs = Jobs(api)
         self.secrets = Secrets(api)
+        self.uploads = Uploads(api)
         self.quotas = Quotas(api)
         self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
@@ -27,7 +28,7 @@ Encoding = Annotated[str, AfterValidator(_of_text)]
 
 class _OfPath(Asked):
     by_place = ("path",)
-    path: Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, PurePath) else path)]
+    path: Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)]
 
     @property
     def told(self) -> str:

@@ -42,6 +42,7 @@ from mms_sdk.service.routes import (
     predictions,
     quotas,
     secrets,
+    uploads,
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
@@ -63,6 +64,7 @@ _ROUTERS = tuple(
         predictions,
         quotas,
         secrets,
+        uploads,
     )
 )
 

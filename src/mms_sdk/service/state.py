@@ -9,18 +9,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
 from mms_sdk.compute.engines.base import Engine
 from mms_sdk.errors import Forbidden, InvalidRequest
-from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, Parquet, Source, Union, WebDataset
+from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, ImageFolder, Parquet, Source, Union, WebDataset
+from mms_sdk.schema.upload import PREFIX
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import RAY_VARIABLE, ServerSettings
 from mms_sdk.storage.workspace import Workspace
+
+_Any = TypeVar("_Any", ImageFolder, Source, Source | Union)
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,25 @@ class ServiceState:
         for engine in self.engines.values():
             engine.start_waiting()
 
-    def check_source(self, source: Source | Union) -> None:
-        """Refuses a source that callers may not have read.
+    def resolved(self, source: _Any) -> _Any:
+        """A source as it is read here: of an upload, with where its files lie.
 
         Raises:
             Forbidden: It, or something that a link in it leads to, lies outside the declared roots; or a database.
+            NotFound: There is no such upload.
+            Conflict: It is not complete.
             InvalidRequest: It is no path.
         """
+        if isinstance(source, Union):
+            return source.model_copy(update={"sources": tuple(self.resolved(each) for each in source.sources)})
+        if not isinstance(source, SQL) and (source.path or "").startswith(PREFIX):
+            return source.model_copy(update={"path": str(self.workspace.uploads.resolve(source.path or ""))})
+        self._check_source(source)
+        return source
+
+    def _check_source(self, source: Source) -> None:
         roots = self.settings.source_roots
         if roots is None:
-            return
-        if isinstance(source, Union):
-            for each in source.sources:
-                self.check_source(each)
             return
         if isinstance(source, SQL):
             raise Forbidden("a server asks no database that a caller names; ingest with an embedded workspace")

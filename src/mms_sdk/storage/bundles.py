@@ -14,12 +14,11 @@ from pathlib import Path
 
 from mms_sdk.errors import Damaged, InvalidRequest, MmsError, NotFound, TooLarge
 from mms_sdk.storage import files
+from mms_sdk.storage.paths import check_path
 
 MAX_BYTES = 64 * 2**20  # packed; code is small, and what is large is data
 MAX_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 5000
-_MAX_PATH_BYTES = 1000  # of a path, so that it has room below the folder of an attempt
-_MAX_NAME_BYTES = 255  # of a name in it, as file systems have it
 _ENTRY = b"PK\1\2"  # begins each file's entry in the list at the end of a zip archive
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that the format knows; the same files make the same archive
 
@@ -159,7 +158,7 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 def _check_paths(paths: Iterable[str]) -> None:
     found: set[str] = set()
     for path in paths:
-        _check_path(path)
+        check_path(path, of="a bundle")
         if path in found:
             raise InvalidRequest(f"a bundle holds each path once; {path!r} is there twice; pack it again")
         found.add(path)
@@ -169,23 +168,6 @@ def _check_paths(paths: Iterable[str]) -> None:
             above = above.rpartition("/")[0]
             if above in found:
                 raise InvalidRequest(f"what lies in a folder has no file for it; {path!r} and {above!r} are both there")
-
-
-def _check_path(path: str) -> None:
-    try:
-        encoded = path.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"names of files in a bundle are UTF-8; {path!r} is not; rename it") from error
-    if not files.is_below(path) or "\\" in path or ":" in path:
-        raise InvalidRequest(
-            f"files of a bundle lie below its own folder, by names without \\, : and byte 0, e.g. 'models/net.py'; "
-            f"got {path[:200]!r}; rename it, or leave it out"
-        )
-    if len(encoded) > _MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > _MAX_NAME_BYTES:
-        raise InvalidRequest(
-            f"a path in a bundle has at most {_MAX_PATH_BYTES} bytes, and each name in it {_MAX_NAME_BYTES}; got "
-            f"{path[:60]!r}… of {len(encoded):,}; make it shorter"
-        )
 
 
 def _too_large(limit: str, seen: int) -> TooLarge:

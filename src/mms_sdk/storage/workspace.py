@@ -22,6 +22,7 @@ from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.stores.opening import refuse_shared_writing, store_at
 from mms_sdk.storage.stores.remote import at_once
+from mms_sdk.storage.uploads import Uploads
 
 WORKSPACE_VERSION = 1
 
@@ -41,6 +42,7 @@ class Workspace:
     secrets/NAME     what jobs see as variables; in no backup
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
     staging/ID/      artefacts on their way in
+    uploads/ID/      files on their way in; in no backup
     ```
 
     Args:
@@ -142,6 +144,11 @@ class Workspace:
     def secrets(self) -> Secrets:
         """What jobs see as variables, by name."""
         return Secrets(self.root / FOLDER)
+
+    @property
+    def uploads(self) -> Uploads:
+        """Files on their way in from elsewhere."""
+        return Uploads(self.root / "uploads")
 
     def job_folder(self, job: str) -> Path:
         """The folder of a job's files."""

@@ -76,12 +76,12 @@ def ingest_dataset(service: Service, name: Name, spec: IngestSpec) -> Job:
     """Starts bringing a source into a dataset, which is made if it is not there."""
     from mms_sdk.compute.data.ingest import ingest
 
-    service.check_source(spec.source)
+    read = spec.model_copy(update={"source": service.resolved(spec.source)})
 
     def work(job: Job, tell: Tell) -> dict[str, object]:
         dataset = service.workspace.open_or_create_dataset(name)
         folder = service.workspace.job_folder(job.id)
-        snapshot, report = ingest(dataset, spec, job=job.id, folder=folder, tell=tell)
+        snapshot, report = ingest(dataset, read, job=job.id, folder=folder, tell=tell)
         return {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
 
     return service.jobs.submit("ingest", name, spec.model_dump(mode="json"), work)

@@ -35,8 +35,7 @@ def predict_in_bulk(service: Service, asked: PredictJob) -> Job:
         dataset = workspace.dataset(ref.name)
         snapshot = dataset.snapshot(retention.resolve(dataset, ref.snapshot))
         snapshot.split_rows(ref.split)
-    if asked.source is not None:
-        service.check_source(asked.source)
+    source = service.resolved(asked.source) if asked.source is not None else None
 
     def work(job: Job, tell: Tell) -> dict[str, object]:
         folder = workspace.artifact(row["artifact"], digest=row["digest"], what=what)
@@ -46,8 +45,9 @@ def predict_in_bulk(service: Service, asked: PredictJob) -> Job:
             told = bulk.predict_snapshot(predictor, snapshot, ref.split, to=to, top=asked.top, tell=tell)
             data = str(replace(ref, snapshot=snapshot.record.number))  # which rows, whatever is committed later
         else:
+            assert source is not None
+            told = bulk.predict_folder(predictor, source, to=to, top=asked.top, tell=tell)
             assert asked.source is not None
-            told = bulk.predict_folder(predictor, asked.source, to=to, top=asked.top, tell=tell)
             data = asked.source.path
         return {**told, "model": f"{row['model']}@{row['version']}", "data": data}
 
