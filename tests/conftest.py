@@ -15,6 +15,7 @@ import gc
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("mms", deadline=None)
 hypothesis.settings.load_profile("mms")
 
-LARGE_BYTES = 1_500 * 2**20
+LARGE_BYTES = 1_500 * 2**20  # a worker has 1 GB once it has imported all tests
+
+
+@pytest.hookimpl(trylast=True)  # after what is not asked for was taken away
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the files, those that may take longest come first, so that no worker ends long before."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    may_take = Counter[Path]()
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "ray", "torture")):
+            limit = item.get_closest_marker("timeout")
+            may_take[item.path] += limit.args[0] if limit else int(config.getini("timeout"))
+        else:
+            may_take[item.path] += 1
+    items.sort(key=lambda item: -may_take[item.path])  # stable: a file's tests stay in their order
 
 
 @pytest.fixture(scope="session", autouse=True)
