@@ -11,12 +11,16 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # JAX_NUMPY_DTYPE_PROMOTION=strict is left out: optax.adam raises a float to the int32 step count, and Flax's BatchNorm
 # and avg_pool mix int32 with float32; each raises TypePromotionError under it.
 
+import gc
 import signal
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 
 import ceph_server
@@ -30,6 +34,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("mms", deadline=None)
 hypothesis.settings.load_profile("mms")
 
+LARGE_BYTES = 1_500 * 2**20  # a worker has 1 GB once it has imported all tests
+
+
+@pytest.hookimpl(trylast=True)  # after what is not asked for was taken away
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the files, those that may take longest come first, so that no worker ends long before."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    may_take = Counter[Path]()
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "ray", "torture")):
+            limit = item.get_closest_marker("timeout")
+            may_take[item.path] += limit.args[0] if limit else int(config.getini("timeout"))
+        else:
+            may_take[item.path] += 1
+    items.sort(key=lambda item: -may_take[item.path])  # stable: a file's tests stay in their order
+
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -41,6 +62,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(folder))
         patch.setenv("MMS_WORKSPACE", str(folder / "mms-workspace"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what XLA compiled, because many tests compile what one before them did.
+
+    Each worker has a folder of its own: JAX writes an entry in place, and who reads it meanwhile finds half of it.
+    """
+    import jax
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def not_too_large() -> Iterator[None]:
+    """After a file, lets go of the programs that JAX holds for ever, before they fill the memory."""
+    yield
+    if psutil.Process().memory_info().rss > LARGE_BYTES and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -404,6 +404,7 @@ def test_a_dataset_is_looked_after_from_the_command_line(
     assert (code, "a tag is not a number" in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_one_of_everything_is_tried_with_the_options_of_a_training(
     capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path
 ) -> None:
@@ -446,6 +447,7 @@ def test_a_training_is_planned_for_devices_that_are_not_there(
     assert json.loads(run(capsys, "jobs", "--json")[1])[0]["kind"] == "ingest"  # a plan is no job
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_from_outside_is_resumed_registered_and_asked(
     capsys: pytest.CaptureFixture[str], workspace: Path, photos: Path, tmp_path: Path
 ) -> None:

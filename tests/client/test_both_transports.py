@@ -515,8 +515,8 @@ def test_a_damaged_artefact_is_neither_deployed_nor_predicted_with(
     tiny_model.register(tiny, workspace, "damaged")
     workspace.close()
     weights = max((file for file in both[0].models.get("damaged").location.rglob("*") if file.is_file()), key=_size)
-    before = weights.read_bytes()
-    content = bytearray(before)
+    whole = weights.read_bytes()
+    content = bytearray(whole)
     content[len(content) // 2] ^= 1
     weights.chmod(0o600)
     weights.write_bytes(content)
@@ -527,7 +527,7 @@ def test_a_damaged_artefact_is_neither_deployed_nor_predicted_with(
         with pytest.raises(Damaged) as predicted:
             ws.predict("damaged", data="pets/test", to=tmp_path / "x.parquet", progress=False)
         seen.append((deployed.value.message, predicted.value.message))
-    weights.write_bytes(before)  # the workspace is that of other tests, too
+    weights.write_bytes(whole)  # other tests back this workspace up
     assert seen[0] == seen[1]
     assert "model damaged@1" in seen[0][0]
     assert weights.name in seen[0][0]

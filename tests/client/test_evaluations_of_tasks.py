@@ -35,9 +35,14 @@ COPY: dict[str, Any] = {"task": mms.Reconstruction(), "model": mms.models.MLP(nu
 @pytest.mark.parametrize(
     ("kind", "options", "names"),
     [
-        ("series", FORECAST, {"mae": "mae", "rmse": "rmse", "loss": "pinball"}),
+        pytest.param("series", FORECAST, {"mae": "mae", "rmse": "rmse", "loss": "pinball"}, marks=pytest.mark.slow),
         ("embedding", EMBEDDING, {"recall": "recall_at_1"}),
-        ("text", LANGUAGE, {"loss": "loss", "accuracy": "token_accuracy", "perplexity": "perplexity"}),
+        pytest.param(
+            "text",
+            LANGUAGE,
+            {"loss": "loss", "accuracy": "token_accuracy", "perplexity": "perplexity"},
+            marks=pytest.mark.slow,
+        ),
         ("embedding", COPY, {"mae": "mae"}),
         ("text", {}, {"accuracy": "accuracy", "loss": "log_loss"}),
         (
@@ -67,6 +72,7 @@ def test_an_evaluation_agrees_with_the_trainers(
         assert told.save(tmp_path / "report.json").stat().st_size
 
 
+@pytest.mark.slow
 def test_two_forecasts_are_compared_if_they_are_of_as_many_steps(tmp_path: Path) -> None:
     small_kinds.make(tmp_path / "ws", "series").workspace.close()
     with mms.connect(workspace=tmp_path / "ws") as ws:

@@ -176,12 +176,12 @@ def test_a_dataset_without_a_row_shows_itself(ws: mms.WorkspaceClient) -> None:
 def test_a_page_of_a_damaged_dataset_says_what_is_wrong(ws: mms.WorkspaceClient) -> None:
     arrays = {"x": RNG.random(30), "name": np.array(["a", "b"] * 15)}
     damaged = ws.datasets.ingest("damaged", mms.Arrow(_arrow(ws, arrays), label="name"), progress=False)
-    labels = {path: path.read_bytes() for path in Path(damaged.info.location).glob("parts/*/data.zarr/label/c/*")}
-    for path, before in labels.items():
-        path.write_bytes(bytes(len(before)))
+    whole = {path: path.read_bytes() for path in Path(damaged.info.location).glob("parts/*/data.zarr/label/c/*")}
+    for path, content in whole.items():
+        path.write_bytes(bytes(len(content)))
     page = harmless(damaged._repr_html_())
-    for path, before in labels.items():  # the workspace is that of other tests, too
-        path.write_bytes(before)
+    for path, content in whole.items():
+        path.write_bytes(content)  # other tests back this workspace up
     assert "is damaged" in page.text
     assert "a15" in page.text  # the totals are the snapshot's own
 

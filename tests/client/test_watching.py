@@ -7,7 +7,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -464,15 +463,16 @@ def test_what_trains_nothing_has_no_ranks(ws: Client, workspace: Workspace) -> N
 
 
 def test_what_a_job_used_is_told_and_listed(ws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
     job = ws.jobs.submit("import time\ntime.sleep(0.5)\n", resources=SMALL).wait(progress=False)
+    passed = time.monotonic() - began
     free = ws.jobs.list(1)
     monkeypatch.setenv("MMS_PRICES", "cpu=36000")  # ten a second
 
     used = job.usage()
 
-    began, ended = (datetime.fromisoformat(at or "") for at in (job.record.started_at, job.record.ended_at))
-    assert used.cpu_s == used.seconds == pytest.approx((ended - began).total_seconds(), abs=0.5)
-    assert used.seconds >= 0.5
+    assert used.cpu_s == used.seconds
+    assert 0.5 <= used.seconds <= passed
     assert (used.gpu_s, used.cost) == (0, pytest.approx(10 * used.seconds))
     assert job.facts()["used"].endswith(f" s of cores, which cost {used.cost:.2f}")
     assert ws.jobs.list(1).rows[0]["cost"] == f"{used.cost:.2f}"

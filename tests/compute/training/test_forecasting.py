@@ -63,6 +63,7 @@ def trainer(model: Any, **options: Any) -> Trainer:
     return Trainer(model=model, optimizer=optax.adam(1e-2), mesh=mesh, **{**given, **options})
 
 
+@pytest.mark.slow
 def test_a_forecast_beats_the_last_value_and_is_the_same_from_a_version(waves: Waves, tmp_path: Path) -> None:
     result = trainer(TCN(horizon=HORIZON, widths=(16, 16, 16), dropout=0.0)).fit(waves, progress="none")
 

@@ -292,12 +292,10 @@ def interrupted_after(steps: int, trainer: Trainer, data: SmallData) -> str:
     return newest_job(data).id
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param({"data": 8}, id="data=8"),
-        pytest.param({"data": 4, "fsdp": 2}, id="data=4,fsdp=2", marks=pytest.mark.slow),
-    ],
+    "mesh", [pytest.param({"data": 8}, id="data=8"), pytest.param({"data": 4, "fsdp": 2}, id="data=4,fsdp=2")]
 )
 def test_a_run_that_is_continued_equals_an_unbroken_one_to_the_bit(pets: SmallData, mesh: dict[str, int]) -> None:
     trainer = replace(RANDOM, mesh=mesh, checkpoint=Checkpoints(every="2steps", keep=3))
