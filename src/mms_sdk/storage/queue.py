@@ -113,14 +113,22 @@ def by_project(at_work: AtWork) -> dict[str, Taken]:
 
 
 def _heads(connection: sa.Connection, engine: str) -> list[Job]:
-    # Of each project the job that is next in it.
+    # Of each project the job that is next in it; each is found where the index has it, however long the queue is.
     columns = tables.jobs.c
     due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
     waits = (columns.state == "queued", of_engine(engine), due)
-    projects = connection.execute(sa.select(columns.project).where(*waits).distinct()).scalars().all()
-    first = sa.select(tables.jobs).where(*waits).order_by(columns.priority.desc(), columns.id).limit(1)
-    rows = (connection.execute(first.where(columns.project == project)).mappings().first() for project in projects)
-    return [Job.model_validate(dict(row)) for row in rows if row is not None]  # else somebody took it in this moment
+    project = sa.select(columns.project, columns.priority).where(*waits).limit(1)
+    project = project.order_by(columns.project.desc(), columns.priority.desc())
+    oldest = sa.select(tables.jobs).where(*waits).order_by(columns.id).limit(1)
+    heads: list[Job] = []
+    found = connection.execute(project).first()
+    while found is not None:
+        of = (columns.project == found.project, columns.priority == found.priority)
+        row = connection.execute(oldest.where(*of)).mappings().first()
+        if row is not None:  # else somebody took it in this moment
+            heads.append(Job.model_validate(dict(row)))
+        found = connection.execute(project.where(columns.project < found.project)).first()
+    return heads
 
 
 def _quotas(connection: sa.Connection) -> dict[str, Quota]:

@@ -51,7 +51,7 @@ jobs = Table(
     Index("jobs_by_key", "key", unique=True),
     Index("jobs_by_parent", "parent", "id"),
     Index("jobs_by_kind", "kind", "id"),
-    Index("jobs_that_wait", "state", "engine", "project"),
+    Index("jobs_that_wait", "state", "engine", "project", "priority", "id", "not_before"),
 )
 
 attempts = Table(
