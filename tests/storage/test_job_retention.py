@@ -27,8 +27,8 @@ DAY = 86400.0
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path / "workspace")
+def workspace(tmp_path: Path, catalog_at: Path | str) -> Iterator[Workspace]:
+    workspace = Workspace(tmp_path / "workspace", catalog=catalog_at if isinstance(catalog_at, str) else None)
     yield workspace
     workspace.close()
 
@@ -45,6 +45,7 @@ def job(
     kind: JobKind = "train",
     parent: str | None = None,
     engine: str | None = None,
+    result: dict[str, Any] | None = None,
     **spec: Any,
 ) -> str:
     """A job that ended so many days ago, with 1,000 bytes in its folder."""
@@ -57,6 +58,7 @@ def job(
         created_at=at(days + 1),
         ended_at=ended,
         spec=spec,
+        result=result or {},
         parent=parent,
         engine=engine,
         owner="1:1@a.b",
@@ -150,6 +152,16 @@ def test_what_a_young_job_goes_on_from_stays_but_not_what_that_went_on_from(work
 
     assert cleaned(workspace).in_use == 1
     assert there(workspace) == {second, third, told}
+
+
+def test_a_study_that_goes_on_keeps_the_trainings_of_its_trials(workspace: Workspace) -> None:
+    study = job(workspace, kind="tune", state="running")
+    training, other = job(workspace), job(workspace)
+    trial = job(workspace, kind="trial", parent=study, result={"train_jobs": [training]})
+
+    assert cleaned(workspace).jobs == 1
+    assert there(workspace) == {study, trial, training}
+    assert workspace.catalog.jobs.get(other).cleaned_at is not None
 
 
 @pytest.mark.parametrize(("keep", "stay"), [(0, 0), (2, 2), (3, 3), (50, 3)])
@@ -272,8 +284,9 @@ def dies(root: Path, step: int) -> bool:
 
 
 def test_whoever_is_killed_leaves_jobs_whole_or_recorded_as_gone_and_the_next_one_ends_it(
-    workspace: Workspace, memory_path: Path
+    tmp_path: Path, memory_path: Path
 ) -> None:
+    workspace = Workspace(tmp_path / "workspace")
     digest = bundle(workspace, b"1", days=40)
     old = {job(workspace, kind="script", engine="local", bundle=digest) for _ in range(2)}
     stays = job(workspace, kind="script", days=1, engine="local", bundle=bundle(workspace, b"2", days=40))

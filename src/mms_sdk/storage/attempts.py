@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -267,16 +268,21 @@ def _one(connection: sa.Connection, which: Any) -> Job | None:
 
 
 def _at_work(connection: sa.Connection, engine: str) -> Iterator[tuple[Job, Attempt]]:
-    jobs, attempts = tables.jobs, tables.attempts
-    later = attempts.alias()
+    for row in connection.execute(_jobs_at_work().where(of_engine(engine))).mappings():
+        yield (
+            Job.model_validate({column.name: row[column.name] for column in tables.jobs.c}),
+            Attempt.model_validate({column.name: row[f"attempt_{column.name}"] for column in tables.attempts.c}),
+        )
+
+
+@cache
+def _jobs_at_work() -> sa.Select[Any]:
+    # Each with its newest attempt.
+    jobs, attempts, later = tables.jobs, tables.attempts, tables.attempts.alias()
     newest = sa.select(sa.func.max(later.c.number)).where(later.c.job == jobs.c.id).scalar_subquery()
     query = sa.select(jobs, *(column.label(f"attempt_{column.name}") for column in attempts.c))
     query = query.join_from(jobs, attempts, (attempts.c.job == jobs.c.id) & (attempts.c.number == newest))
-    for row in connection.execute(query.where(of_engine(engine), jobs.c.state.in_(_AT_WORK))).mappings():
-        yield (
-            Job.model_validate({column.name: row[column.name] for column in jobs.c}),
-            Attempt.model_validate({column.name: row[f"attempt_{column.name}"] for column in attempts.c}),
-        )
+    return query.where(jobs.c.state.in_(_AT_WORK))
 
 
 def _same(first: Job, again: Job) -> Job:

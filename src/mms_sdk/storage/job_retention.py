@@ -66,8 +66,8 @@ def clean(
 ) -> CleanedJobs:
     """Removes the folders of jobs that ended long ago, and the bundles that only they needed.
 
-    A job stays that a model version or a job that stays names in its description, e.g. as what it was trained by, or
-    goes on from. Safe beside whoever submits, runs or cleans.
+    A job stays that a model version, or a younger job, names in what is recorded of it, e.g. as what it was trained by,
+    or goes on from. Safe beside whoever submits, runs or cleans.
 
     Args:
         workspace: Whose jobs.
@@ -143,11 +143,16 @@ def _named(workspace: Workspace, wholes: Sequence[_Whole], old: Sequence[_Whole]
     going = {whole.id for whole in old}
     young = {job for whole in wholes if whole.id not in going for job in whole.jobs}
     columns = tables.jobs.c
-    specs = sa.select(columns.id, sa.cast(columns.spec, sa.String).label("spec")).where(columns.cleaned_at.is_(None))
+    told = (sa.cast(columns.spec, sa.String).label("spec"), sa.cast(columns.result, sa.String).label("result"))
+    jobs = sa.select(columns.id, *told).where(columns.cleaned_at.is_(None)).execution_options(yield_per=1000)
     cards = sa.select(sa.cast(tables.model_versions.c.card, sa.String))
+    found: set[str] = set()
     with workspace.catalog.reading() as connection:
-        found = {id for row in connection.execute(specs) if row.id in young for id in _ID.findall(row.spec)}
-        found |= {id for card in connection.execute(cards).scalars() for id in _ID.findall(card)}
+        for row in connection.execute(jobs):
+            if row.id in young:
+                found.update(_ID.findall(row.spec), _ID.findall(row.result))
+        for card in connection.execute(cards).scalars():
+            found.update(_ID.findall(card))
     return frozenset(found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 
@@ -72,6 +73,7 @@ if sys.platform == "linux":
             raise ProcessLookupError(f"no process {pid}") from error
         return told[19].decode(), told[0] in (b"Z", b"X")
 
+    @cache
     def _life() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         return _short(f"{boot}{os.readlink('/proc/self/ns/pid')}")

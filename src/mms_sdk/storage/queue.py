@@ -8,6 +8,7 @@ all behind it waiting, however small they are, or it would wait for ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -49,11 +50,17 @@ def taken_by(given: Given) -> Taken:
 
 def of_engine(engine: str) -> sa.ColumnElement[bool]:
     """Which jobs are an engine's: of `local`, those that were submitted on this machine, and run here."""
+    return _of(engine, here())
+
+
+@lru_cache
+def _of(engine: str, place: str) -> sa.ColumnElement[bool]:
+    # Put together once: what is asked with it is then known to SQLAlchemy, too.
     columns = tables.jobs.c
     mine: sa.ColumnElement[bool] = columns.engine == engine
     if engine != "local":
         return mine
-    life, _, machine = here().partition(".")
+    life, _, machine = place.partition(".")
     somewhere = columns.owner.like("%@%.%")
     return mine & (sa.not_(somewhere) | columns.owner.contains(life) | columns.owner.endswith(f".{machine}"))
 
