@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import sqlalchemy as sa
 
-from mms_sdk.schema.job import ENDED
+from mms_sdk.schema.job import ENDED, JobState
 from mms_sdk.storage import files, tables
 from mms_sdk.storage.ids import is_id, now
 from mms_sdk.storage.workspace import Workspace
@@ -33,6 +33,7 @@ from mms_sdk.storage.workspace import Workspace
 BUNDLE_GRACE_S = 24 * 3600.0
 """So long a bundle stays that no job names: its job may be about to be submitted."""
 _AT_ONCE = 200  # whole jobs in a transaction, in which nobody else writes
+_NOT_ENDED = tuple(state for state in get_args(JobState) if state not in ENDED)  # by these there is an index
 _ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 
 
@@ -82,6 +83,7 @@ def clean(
     named = _named(workspace, wholes, old)
     free = [whole for whole in old if not whole.jobs & named]
     left = _left_behind(workspace, wholes)
+    total = len(left) + sum(len(whole.jobs) for whole in free)
     sizes: dict[str, int] = {}
     gone = set[str]()
     for jobs in chain([left], (whole.jobs for whole in (free if dry_run else _marked(workspace, free)))):
@@ -90,7 +92,7 @@ def clean(
             if folder.is_dir():
                 sizes[job] = _size(folder) if dry_run else _removed(folder)
         gone |= jobs
-        tell(len(gone), len(left) + sum(len(whole.jobs) for whole in free))
+        tell(len(gone), total)
     used = _bundles_of(workspace, but=gone)
     bundles = workspace.bundles.remove_unused(used, before=time.time() - grace_s, dry_run=dry_run)
     return CleanedJobs(
@@ -173,7 +175,7 @@ def _in_use(connection: sa.Connection) -> set[str]:
     # By what waits or runs at this moment.
     columns = tables.jobs.c
     query = sa.select(columns.id, columns.parent, sa.cast(columns.spec, sa.String).label("spec"))
-    rows = connection.execute(query.where(columns.state.not_in(ENDED)))
+    rows = connection.execute(query.where(columns.state.in_(_NOT_ENDED)))
     return {id for row in rows for id in (row.id, row.parent, *_ID.findall(row.spec)) if id}
 
 

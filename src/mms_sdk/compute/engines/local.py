@@ -82,13 +82,17 @@ class LocalEngine:
     def start_waiting(self) -> list[str]:
         """See `Engine`."""
         _wait_for_ended()
-        states, room = {}, self.room()
+        states: dict[str, JobState | None] = {}
+        room = self.room()
 
         def fits(spec: JobSpec, taken: Sequence[Given]) -> Given | None:
             return _given(room, spec, taken)
 
         while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=fits):
-            states[taken[0].id] = self._start(*taken)
+            job, attempt = taken
+            states[job.id] = self._start(job, attempt)
+            if states[job.id] is None and attempt.given["cpus"] >= room.cpus:
+                break  # it runs, and has all there is: nobody else finds room
         common.make_room(self._workspace, NAME, fits, self._wake)
         self._come_back(if_so="queued" in states.values())
         return list(states)
