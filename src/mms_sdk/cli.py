@@ -240,8 +240,15 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     engine = verb("engine", _engine, "a Ray of this machine's own, to try clusters with; manifests for Kubernetes")
     _add_engine_actions(engine, where)
 
-    jobs = verb("jobs", _jobs, "list jobs, show one, or what runs and waits: mms jobs top")
-    jobs.add_argument("job", nargs="?", help="id of one to show; top for what runs and what it takes, and what waits")
+    jobs = verb("jobs", _jobs, "list jobs, show one, what runs and waits, or remove what old ones left")
+    jobs.add_argument(
+        "job",
+        nargs="?",
+        help="id of one to show; top for what runs, with what it takes, and waits; clean to remove what old ones left",
+    )
+    jobs.add_argument("--older-than", metavar="AGE", help="for clean: those that ended longer ago, e.g. 30d, 2w, 12h")
+    jobs.add_argument("--keep", type=_whole, default=0, help="for clean: how many of the newest stay, however old (0)")
+    jobs.add_argument("--dry-run", action="store_true", help="for clean: only say what would be removed")
     jobs.add_argument("--limit", type=_positive, default=20, help="how many, the newest first (20)")
 
     logs = verb("logs", _logs, "what a job printed")
@@ -951,6 +958,11 @@ def _jobs(asked: argparse.Namespace) -> Any:
         return _listed(workspace.jobs.list(asked.limit), workspace, asked)
     if asked.job == "top":
         return _listed(workspace.jobs.top(), workspace, asked)
+    if asked.job == "clean":
+        if asked.older_than is None:
+            raise UsageProblem("what is old is said: mms jobs clean --older-than 30d; more: mms help jobs")
+        job = workspace.jobs.clean(older_than=asked.older_than, keep=asked.keep, dry_run=asked.dry_run)
+        return job if asked.json or _in_notebook(asked) else job.outcome
     return _shown(workspace.jobs.get(asked.job), asked)
 
 

@@ -18,6 +18,12 @@ from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
+@pytest.fixture(autouse=True)
+def nobody_hurries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is busy with other tests, git takes its time."""
+    monkeypatch.setattr(module, "_WITHIN_S", 30.0)
+
+
 def git(folder: Path, *words: str) -> str:
     who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always"]
     done = subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, text=True, check=True)
@@ -253,3 +259,31 @@ def test_a_git_that_does_not_end_is_not_waited_for(
 
     assert revision.unknown == "git status did not end within 0.3 s"
     assert time.monotonic() - began < 5
+
+
+def test_of_a_repository_that_is_too_large_to_look_through_the_commit_is_told_and_it_is_tried_once(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = shutil.which("git"), tmp_path / "asked"
+    (tmp_path / "bin").mkdir()
+    slow = tmp_path / "bin" / "git"
+    slow.write_text(f'#!/bin/sh\necho "$*" >> {asked}\ncase "$*" in *status*) sleep 60;; esac\nexec {real} "$@"\n')
+    slow.chmod(0o700)
+    commit = git(repository, "rev-parse", "HEAD").strip()
+    (repository / "other.txt").write_text("changed\n")
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(module, "_WITHIN_S", 0.3)
+    monkeypatch.setattr(module, "_COMMIT_WITHIN_S", 30.0)
+    monkeypatch.setattr(module, "_large", {})
+
+    for _ in range(2):
+        revision = told(repository)
+        assert (revision.commit, revision.branch) == (commit, "main")
+        assert revision.unknown == "git status did not end within 0.3 s"
+    assert asked.read_text().count("status") == 1
+
+    monkeypatch.setattr(module, "_LARGE_FOR_S", -1.0)
+    module._large.clear()
+    told(repository)
+    told(repository)
+    assert asked.read_text().count("status") == 3

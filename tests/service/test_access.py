@@ -40,6 +40,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/jobs/nothing"): ("viewer", 404),
     ("POST", "/v1/bundles"): ("editor", 415),
     ("POST", "/v1/jobs"): ("editor", 400),
+    ("POST", "/v1/jobs:clean"): ("admin", 400),
     ("POST", "/v1/jobs/nothing:cancel"): ("editor", 404),
     ("POST", "/v1/jobs/nothing:retry"): ("editor", 404),
     ("GET", "/v1/jobs/nothing/attempts"): ("viewer", 404),

@@ -107,7 +107,7 @@ def test_bytes_are_on_disk_before_the_name_appears_and_the_name_before_the_call_
 
     create(tmp_path / "a", b"x")
 
-    assert told == ["bytes", "folder", "name", "folder"]
+    assert told == ["bytes", "name", "folder"]
 
 
 def test_every_folder_that_is_made_is_private_and_folders_that_were_there_stay_as_they_are(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from mms_sdk.schema.environment import Environment
 from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.job_retention import CleanJobs
 from mms_sdk.schema.quota import DEFAULT_PROJECT, TopJob
 from mms_sdk.schema.rank import Rank, Ranks
 from mms_sdk.schema.secret_names import check_secret_name
@@ -314,6 +315,8 @@ class Job:
             "created": record.created_at,
             "ended": record.ended_at or "–",
         }
+        if record.cleaned_at:
+            about["cleaned"] = record.cleaned_at
         if revision := record.spec.get("revision"):
             about["code"] = _code(revision)
         if not record.ended and record.progress.total:
@@ -449,6 +452,25 @@ class Jobs:
         """How many jobs there are in each state that any is in."""
         return self._api.get("/v1/jobs:counts", dict[str, int])
 
+    def clean(self, *, older_than: str | float, keep: int = 0, dry_run: bool = False, progress: bool = True) -> Job:
+        """Removes what old jobs left: their folders, code that no job needs any more, and environments not used since.
+
+        What is recorded of the jobs stays, and their keys stand for them. A job stays whole that has parts which are
+        not old, that a model version was made by, or that a job which stays names, e.g. to go on from its checkpoint.
+
+        Args:
+            older_than: Those that ended longer ago, e.g. `30d`, `2w`, `12h`, or seconds.
+            keep: How many of the newest that have ended stay, however old they are.
+            dry_run: Only say what would be removed.
+            progress: Show a bar on a terminal.
+
+        Returns:
+            The finished job; its `outcome` says what was freed, and its `result` counts it.
+        """
+        told: dict[str, Any] = {"older_than": older_than, "keep": keep, "dry_run": dry_run}
+        asked = CleanJobs(**told).model_dump()
+        return Job(self._api, self._api.send("POST", "/v1/jobs:clean", JobRecord, asked)).wait(progress=progress)
+
     def get(self, job: str) -> Job:
         """One job.
 
@@ -509,6 +531,18 @@ def _collected(result: dict[str, Any]) -> str:
     return f"{', '.join(gone)} removed: {told.size(result['bytes'])}" if gone else "nothing to remove"
 
 
+def _cleaned(result: dict[str, Any]) -> str:
+    kinds = {"job": "job folder", "bundle": "bundle", "environment": "environment"}
+    gone = [
+        f"{told.counted(count, noun)} ({told.size(result[f'{kind}_bytes'])})"
+        for kind, noun in kinds.items()
+        if (count := result[f"{kind}s"])
+    ]
+    stays = f"; {told.counted(result['in_use'], 'old job')} still referred to" if result["in_use"] else ""
+    what = "to be removed" if result["dry_run"] else "removed"
+    return f"{', '.join(gone)} {what}{stays}" if gone else f"nothing to remove{stays}"
+
+
 def _top_row(job: TopJob) -> dict[str, Any]:
     has, takes = job.given, job.footprint
     return {
@@ -526,7 +560,7 @@ def _top_row(job: TopJob) -> dict[str, Any]:
     }
 
 
-_IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected}
+_IN_WORDS = {"verify": _verified, "compact": _compacted, "collect": _collected, "clean-jobs": _cleaned}
 
 
 def _code(revision: dict[str, Any]) -> str:

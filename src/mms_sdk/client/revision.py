@@ -13,7 +13,10 @@ from pathlib import Path
 
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, MAX_NAME_CHARS, MAX_UNTRACKED, Revision
 
-_WITHIN_S = 2.0  # all of it; a small repository takes a hundredth of that
+_WITHIN_S = 1.0  # for what was changed; a small repository takes a fiftieth of that
+_COMMIT_WITHIN_S = 0.5  # which takes no longer in a large one
+_LARGE_FOR_S = 60.0  # so long one that took longer is not asked again; perhaps only the machine was busy
+_large: dict[str, float] = {}  # folders, and until when
 _MOST_BYTES = 2**20
 _KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")  # which repositories a person trusts
 _SETTINGS = {
@@ -35,10 +38,15 @@ class _Untold(Exception):
     """Git did not say, and why."""
 
 
+class _TooLong(_Untold):
+    """Git did not end in time."""
+
+
 def revision_of(folder: Path) -> tuple[Revision | None, str]:
     """The commit that a folder is at, and what was changed in it since, as a diff.
 
-    Whatever goes wrong is told in the revision, and nothing is raised.
+    Whatever goes wrong is told in the revision, and nothing is raised. Of a repository so large that git takes long to
+    find what was changed, the commit is told.
 
     Returns:
         None if the folder lies in no repository; and the diff.
@@ -47,7 +55,9 @@ def revision_of(folder: Path) -> tuple[Revision | None, str]:
         return None, ""
     asked = _Asked(folder)
     try:
-        revision = _read(asked.git(*_STATUS))
+        revision = _status(asked, os.path.realpath(folder))
+    except _TooLong as error:
+        return asked.commit().model_copy(update={"unknown": str(error)}), ""
     except _Untold as error:
         return Revision(unknown=str(error)[:MAX_NAME_CHARS]), ""
     if not revision.dirty or revision.commit is None:
@@ -59,6 +69,16 @@ def revision_of(folder: Path) -> tuple[Revision | None, str]:
     if len(diff) <= MAX_DIFF_CHARS:
         return revision, diff
     return revision.model_copy(update={"cut": True}), diff[: diff.rfind("\n", 0, MAX_DIFF_CHARS) + 1]
+
+
+def _status(asked: _Asked, place: str) -> Revision:
+    if time.monotonic() < _large.get(place, 0.0):
+        raise _TooLong(_took_longer("status", _WITHIN_S))
+    try:
+        return _read(asked.git(*_STATUS))
+    except _TooLong:
+        _large[place] = time.monotonic() + _LARGE_FOR_S
+        raise
 
 
 def _in_repository(folder: Path) -> bool:
@@ -96,17 +116,30 @@ class _Asked:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._until = time.monotonic() + _WITHIN_S
+        self._within(_WITHIN_S)
         self._settings = dict(_SETTINGS)
         with contextlib.suppress(_Untold):  # there is none, or what else is wrong is told by the next question
             named = self.git("config", "-z", "--name-only", "--get-regexp", r"^filter\.")
             self._settings |= dict(_without_filters(named))
 
+    def _within(self, seconds: float) -> None:
+        self._within_s, self._until = seconds, time.monotonic() + seconds
+
+    def commit(self) -> Revision:
+        """The commit and the branch alone, which take a moment however large the repository is."""
+        self._within(_COMMIT_WITHIN_S)
+        try:
+            commit, _, branch = self.git("rev-parse", "HEAD", "--abbrev-ref", "HEAD").strip().partition("\n")
+            return Revision(commit=commit, branch=None if branch == "HEAD" else branch[:MAX_NAME_CHARS])
+        except (_Untold, ValueError):  # before the first commit
+            return Revision()
+
     def git(self, *words: str) -> str:
         """What git says, at most so much of it.
 
         Raises:
-            _Untold: It is not there, did not end in time, or refused.
+            _TooLong: It did not end in time.
+            _Untold: It is not there, or refused.
         """
         process = self._started(words)
         timer = threading.Timer(max(0.0, self._until - time.monotonic()), _end, [process])
@@ -122,7 +155,7 @@ class _Asked:
             code = process.wait()
             timer.cancel()
         if code == -signal.SIGKILL and not more:
-            raise _Untold(f"git {words[0]} did not end within {_WITHIN_S:g} s")
+            raise _TooLong(_took_longer(words[0], self._within_s))
         if code != 0 and not more:
             raise _Untold(said.partition("\n")[0] or f"git {words[0]} ended with exit code {code}")
         return told.decode(errors="replace")
@@ -140,6 +173,10 @@ class _Asked:
             )
         except OSError as error:
             raise _Untold(f"git could not be started: {error.strerror}") from error
+
+
+def _took_longer(word: str, seconds: float) -> str:
+    return f"git {word} did not end within {seconds:g} s"
 
 
 def _without_filters(names: str) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ JobKind = Literal[
     "verify",
     "compact",
     "collect",
+    "clean-jobs",
     "follow",
     "train",
     "tune",
@@ -305,6 +306,7 @@ class Job(Schema):
         key: By which whoever asks again finds it.
         not_before: When the next attempt may begin.
         project: Whose quota it counts against.
+        cleaned_at: Since when the files that it left are gone; None while they are kept.
     """
 
     id: str
@@ -325,6 +327,7 @@ class Job(Schema):
     key: str | None = None
     not_before: str | None = None
     project: str = DEFAULT_PROJECT
+    cleaned_at: str | None = None
 
     @property
     def ended(self) -> bool:

@@ -33,7 +33,7 @@ def read_log(workspace: Workspace, job: Job, *, offset: int = 0, attempt: int | 
     asked = attempts[-1] if attempt is None else attempts[attempt - 1]
     # Asked before it is read: what is written between would else be taken for nothing.
     over = asked.ended is not None
-    path = attempt_folder(workspace.job_folder(job.id), asked.number) / of_rank(LOG, rank)
+    path = attempt_folder(workspace.root / "jobs" / job.id, asked.number) / of_rank(LOG, rank)
     if rank and over and not path.exists():
         raise NotFound(
             f"attempt {asked.number} at job {job.id} had no process of rank {rank}; of one process alone, the rank is 0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -93,6 +94,8 @@ class Attempts:
         """Attempts that are to stop, since the next job of the queue has a higher priority and finds no room."""
         with self._catalog.reading() as connection:
             at_work = list(_at_work(connection, engine))
+            if not any(job.spec.get("preemptible") for job, _ in at_work):
+                return []
             found = next_in_line(connection, engine, at_work, fits)
         return to_make_room(found.job, at_work, fits) if found is not None and found.given is None else []
 
@@ -191,12 +194,12 @@ class Attempts:
     def next_due_s(self, engine: str) -> float | None:
         """Seconds until a job that waits to be tried again is due; 0 if one is, None if none waits."""
         columns = tables.jobs.c
-        query = sa.select(columns.not_before).where(columns.state == "queued", of_engine(engine))
+        earliest = sa.func.min(sa.func.coalesce(columns.not_before, ""))
+        query = sa.select(earliest).where(columns.state == "queued", of_engine(engine))
         with self._catalog.reading() as connection:
-            times = [row.not_before for row in connection.execute(query)]
-        if not times:
+            first = connection.execute(query).scalar()
+        if first is None:
             return None
-        first = min(time or "" for time in times)
         left = datetime.fromisoformat(first) - datetime.now(UTC) if first else timedelta()
         return max(0.0, left.total_seconds())
 
@@ -265,12 +268,21 @@ def _one(connection: sa.Connection, which: Any) -> Job | None:
 
 
 def _at_work(connection: sa.Connection, engine: str) -> Iterator[tuple[Job, Attempt]]:
-    jobs = sa.select(tables.jobs).where(of_engine(engine), tables.jobs.c.state.in_(_AT_WORK))
-    for row in connection.execute(jobs).mappings().all():
-        columns = tables.attempts.c
-        newest = sa.select(tables.attempts).where(columns.job == row["id"]).order_by(columns.number.desc()).limit(1)
-        attempt = connection.execute(newest).mappings().one()
-        yield Job.model_validate(dict(row)), Attempt.model_validate(dict(attempt))
+    for row in connection.execute(_jobs_at_work().where(of_engine(engine))).mappings():
+        yield (
+            Job.model_validate({column.name: row[column.name] for column in tables.jobs.c}),
+            Attempt.model_validate({column.name: row[f"attempt_{column.name}"] for column in tables.attempts.c}),
+        )
+
+
+@cache
+def _jobs_at_work() -> sa.Select[Any]:
+    # Each with its newest attempt.
+    jobs, attempts, later = tables.jobs, tables.attempts, tables.attempts.alias()
+    newest = sa.select(sa.func.max(later.c.number)).where(later.c.job == jobs.c.id).scalar_subquery()
+    query = sa.select(jobs, *(column.label(f"attempt_{column.name}") for column in attempts.c))
+    query = query.join_from(jobs, attempts, (attempts.c.job == jobs.c.id) & (attempts.c.number == newest))
+    return query.where(jobs.c.state.in_(_AT_WORK))
 
 
 def _same(first: Job, again: Job) -> Job:

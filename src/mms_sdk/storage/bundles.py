@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
+import os
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from mms_sdk.errors import Damaged, InvalidRequest, MmsError, NotFound, TooLarge
@@ -63,12 +66,15 @@ class Bundles:
         _read(packed)
         digest = hashlib.sha256(packed).hexdigest()
         path = files.make_folder(self._folder) / f"{digest}.zip"
-        if path.exists():
-            if files.sha256_file(path) != digest:
-                files.replace(path, packed)  # it was damaged since
-        else:
-            with contextlib.suppress(FileExistsError):  # another process was first, with the same bytes
-                files.publish(path, packed)
+        with self._locked(fcntl.LOCK_SH):
+            if path.exists():
+                if files.sha256_file(path) != digest:
+                    files.replace(path, packed)  # it was damaged since
+                else:
+                    os.utime(path)  # it is as if it had come now: see `remove_unused`
+            else:
+                with contextlib.suppress(FileExistsError):  # another process was first, with the same bytes
+                    files.publish(path, packed)
         return digest
 
     def unpack(self, digest: str, to: Path) -> None:
@@ -86,14 +92,53 @@ class Bundles:
                 file.write(content)
 
     def names(self, digest: str) -> list[str]:
-        """Paths of the files in a bundle.
+        """Paths of the files in a bundle, which is kept for as long from now on as one that has just come.
 
         Raises:
             NotFound: There is no such bundle.
             Damaged: It is not what was kept.
         """
-        with zipfile.ZipFile(io.BytesIO(self._kept(digest))) as archive:
+        with self._locked(fcntl.LOCK_SH), zipfile.ZipFile(io.BytesIO(self._kept(digest))) as archive:
+            os.utime(self._folder / f"{digest}.zip")
             return archive.namelist()
+
+    def remove_unused(self, used: AbstractSet[str], *, before: float, dry_run: bool) -> list[int]:
+        """Removes bundles that no job names, and what killed writers left.
+
+        One that came, or was looked at, a short while ago may be about to be named by a job: it stays.
+
+        Args:
+            used: SHA-256 of those that stay.
+            before: Since when nobody may have touched one, in seconds since 1970.
+            dry_run: Only look.
+
+        Returns:
+            The sizes of those that are gone.
+        """
+        gone = []
+        for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):
+                seen = path.lstat()
+                ours = files.is_draft(path) or (path.suffix == ".zip" and path.stem not in used)
+                if ours and seen.st_mtime <= before:
+                    if not dry_run:
+                        path.unlink()
+                    gone.append(seen.st_size)
+        return gone
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        # Shared by all who bring or name a bundle; alone, whoever removes one looks how old it is first.
+        try:
+            lock = os.open(self._folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, files.FILE_MODE)
+        except FileNotFoundError:  # there is no workspace, and nothing was ever kept
+            yield
+            return
+        try:
+            fcntl.flock(lock, how)
+            yield
+        finally:
+            os.close(lock)
 
     def _kept(self, digest: str) -> bytes:
         try:

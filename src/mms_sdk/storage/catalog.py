@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, Unavailable
+from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, NotFound, Unavailable
 from mms_sdk.schema.access import Principal, Role
 from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import ENDED, Job, JobKind, JobState, Progress
@@ -218,6 +218,21 @@ class Jobs:
             raise JobNotFound(f"no job {job!r}; list them with: mms jobs")
         return Job.model_validate(dict(row))
 
+    def kept(self, job: str) -> Job:
+        """One job of which what it left is still there.
+
+        Raises:
+            JobNotFound: There is none of that id.
+            NotFound: Its files were removed.
+        """
+        found = self.get(job)
+        if found.cleaned_at is not None:
+            raise NotFound(
+                f"what a job left stays until it is cleaned; that of job {job} was removed at {found.cleaned_at}, and "
+                f"what is recorded of it is all there is; start it anew"
+            )
+        return found
+
     def list(
         self, *, limit: int = 50, before: str | None = None, kind: JobKind | None = None, parent: str | None = None
     ) -> list[Job]:
@@ -255,6 +270,7 @@ class Jobs:
         Raises:
             JobNotFound: There is none of that id.
             Conflict: It runs, or is done.
+            NotFound: Its files were removed.
         """
         values: dict[str, Any] = {
             "state": "running",
@@ -264,7 +280,7 @@ class Jobs:
             "result": {},
         }
         if not self._set(job, values, only_from=("failed", "cancelled", "lost"), event="running"):
-            state = self.get(job).state
+            state = self.kept(job).state
             raise Conflict(
                 f"a job is gone on with once it has stopped before its end; {job} is {state}; "
                 + ("wait for it, or stop it first" if state in ("queued", "running") else "start a new one")
@@ -312,7 +328,8 @@ class Jobs:
         told: Mapping[str, Any] = _NOTHING,
     ) -> bool:
         table = tables.jobs
-        query = sa.update(table).where(table.c.id == job, table.c.state.in_(only_from)).values(**values)
+        this = (table.c.id == job, table.c.state.in_(only_from), table.c.cleaned_at.is_(None))
+        query = sa.update(table).where(*this).values(**values)
         with self._catalog.writing() as connection:
             done = connection.execute(query).rowcount == 1
             if done and event is not None:

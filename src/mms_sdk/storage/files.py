@@ -103,12 +103,16 @@ def fsync_tree(root: Path) -> None:
 def write_durable(path: Path, data: bytes) -> None:
     """Writes a file that must not exist yet; it is on disk when this returns."""
     with writing(path):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_new(path, data)
         fsync_folder(path.parent)
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def publish(path: Path, data: bytes) -> None:
@@ -184,7 +188,8 @@ def is_draft(path: Path) -> bool:
 def _draft(path: Path, data: bytes) -> Iterator[Path]:
     draft = _draft_of(path)
     try:
-        write_durable(draft, data)
+        with writing(draft):
+            _write_new(draft, data)  # its name need not be on the disk: it is about to have another one
         yield draft
     finally:
         with contextlib.suppress(OSError):  # an error on the way here says more than one while tidying

@@ -8,6 +8,7 @@ all behind it waiting, however small they are, or it would wait for ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -49,11 +50,17 @@ def taken_by(given: Given) -> Taken:
 
 def of_engine(engine: str) -> sa.ColumnElement[bool]:
     """Which jobs are an engine's: of `local`, those that were submitted on this machine, and run here."""
+    return _of(engine, here())
+
+
+@lru_cache
+def _of(engine: str, place: str) -> sa.ColumnElement[bool]:
+    # Put together once: what is asked with it is then known to SQLAlchemy, too.
     columns = tables.jobs.c
     mine: sa.ColumnElement[bool] = columns.engine == engine
     if engine != "local":
         return mine
-    life, _, machine = here().partition(".")
+    life, _, machine = place.partition(".")
     somewhere = columns.owner.like("%@%.%")
     return mine & (sa.not_(somewhere) | columns.owner.contains(life) | columns.owner.endswith(f".{machine}"))
 
@@ -113,14 +120,22 @@ def by_project(at_work: AtWork) -> dict[str, Taken]:
 
 
 def _heads(connection: sa.Connection, engine: str) -> list[Job]:
-    # Of each project the job that is next in it.
+    # Of each project the job that is next in it; each is found where the index has it, however long the queue is.
     columns = tables.jobs.c
     due = sa.or_(columns.not_before.is_(None), columns.not_before <= now())
     waits = (columns.state == "queued", of_engine(engine), due)
-    projects = connection.execute(sa.select(columns.project).where(*waits).distinct()).scalars().all()
-    first = sa.select(tables.jobs).where(*waits).order_by(columns.priority.desc(), columns.id).limit(1)
-    rows = (connection.execute(first.where(columns.project == project)).mappings().first() for project in projects)
-    return [Job.model_validate(dict(row)) for row in rows if row is not None]  # else somebody took it in this moment
+    project = sa.select(columns.project, columns.priority).where(*waits).limit(1)
+    project = project.order_by(columns.project.desc(), columns.priority.desc())
+    oldest = sa.select(tables.jobs).where(*waits).order_by(columns.id).limit(1)
+    heads: list[Job] = []
+    found = connection.execute(project).first()
+    while found is not None:
+        of = (columns.project == found.project, columns.priority == found.priority)
+        row = connection.execute(oldest.where(*of)).mappings().first()
+        if row is not None:  # else somebody took it in this moment
+            heads.append(Job.model_validate(dict(row)))
+        found = connection.execute(project.where(columns.project < found.project)).first()
+    return heads
 
 
 def _quotas(connection: sa.Connection) -> dict[str, Quota]:

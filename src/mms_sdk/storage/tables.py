@@ -47,11 +47,12 @@ jobs = Table(
     Column("key", text(64)),
     Column("not_before", text(32)),
     Column("project", text(63), nullable=False, server_default="default"),
+    Column("cleaned_at", text(32)),
     Index("jobs_by_state", "state"),
     Index("jobs_by_key", "key", unique=True),
     Index("jobs_by_parent", "parent", "id"),
     Index("jobs_by_kind", "kind", "id"),
-    Index("jobs_that_wait", "state", "engine", "project"),
+    Index("jobs_that_wait", "state", "engine", "project", "priority", "id", "not_before"),
 )
 
 attempts = Table(

@@ -37,7 +37,7 @@ class Workspace:
     copies/          what was read from datasets in another store
     jobs/ID/         metrics.jsonl, checkpoints/, heartbeat.RANK, files the job made; attempts/N/ of one that an engine
                      runs, with what its code kept in artifacts/
-    bundles/         code of jobs, by its SHA-256
+    bundles/         code of jobs, by its SHA-256; bundles.lock is held while one is removed
     environments/    packages that jobs required; in no backup
     secrets/NAME     what jobs see as variables; in no backup
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one

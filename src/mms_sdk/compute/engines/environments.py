@@ -211,20 +211,46 @@ def _pinned() -> dict[str, str]:
     return found
 
 
+def remove_unused(root: Path, *, before: float, dry_run: bool) -> list[int]:
+    """Removes environments that nobody uses, nor has used for long.
+
+    Args:
+        root: The workspace.
+        before: Since when nobody may have begun to use one, in seconds since 1970.
+        dry_run: Only look.
+
+    Returns:
+        The sizes of those that are gone, in bytes.
+    """
+    found = sorted(path for path in (root / FOLDER).iterdir() if path.is_dir()) if (root / FOLDER).is_dir() else []
+    sizes = (_removed(path, before=before, dry_run=dry_run) for path in found)
+    return [size for size in sizes if size is not None]
+
+
 def _remove_unused(root: Path, *, but: str) -> None:
     found = {path: _used_at(path) for path in root.iterdir() if path.is_dir() and path.name != but}
     newest = sorted(found, key=found.__getitem__, reverse=True)[: _KEPT - 1]
     for folder, used_at in found.items():
-        if folder in newest and used_at > time.time() - _KEPT_DAYS * 86400:
-            continue
-        lock = _open_lock(folder.with_name(f"{folder.name}.lock"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder not in newest or used_at <= time.time() - _KEPT_DAYS * 86400:
+            _removed(folder, before=time.time())
+
+
+def _removed(folder: Path, *, before: float, dry_run: bool = False) -> int | None:
+    # Its size; None if somebody makes or uses it, or has used it since.
+    lock = _open_lock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _used_at(folder) > before:
+            return None
+        size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+        if not dry_run:
+            (folder / _MADE).unlink(missing_ok=True)  # first: without it, the rest is half-made to all who see it
             shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:  # somebody makes or uses it
-            pass
-        finally:
-            os.close(lock)
+        return size
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(lock)
 
 
 def _used_at(folder: Path) -> float:

@@ -82,10 +82,18 @@ class LocalEngine:
     def start_waiting(self) -> list[str]:
         """See `Engine`."""
         _wait_for_ended()
-        states = {}
-        while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=self._fits):
-            states[taken[0].id] = self._start(*taken)
-        common.make_room(self._workspace, NAME, self._fits, self._wake)
+        states: dict[str, JobState | None] = {}
+        room = self.room()
+
+        def fits(spec: JobSpec, taken: Sequence[Given]) -> Given | None:
+            return _given(room, spec, taken)
+
+        while taken := self._attempts.take(engine=NAME, owner=owner_of(os.getpid()), fits=fits):
+            job, attempt = taken
+            states[job.id] = self._start(job, attempt)
+            if states[job.id] is None and attempt.given["cpus"] >= room.cpus:
+                break  # it runs, and has all there is: nobody else finds room
+        common.make_room(self._workspace, NAME, fits, self._wake)
         self._come_back(if_so="queued" in states.values())
         return list(states)
 
@@ -107,21 +115,6 @@ class LocalEngine:
         self._come_back(if_so=left_alone)
         if not at_work and self._attempts.next_due_s(NAME) == 0:  # whoever was about to start it was killed
             self.start_waiting()
-
-    def _fits(self, spec: JobSpec, taken: Sequence[Given]) -> Given | None:
-        asked, room = spec.resources, self.room()
-        cpus = room.cpus if asked.cpus is None else asked.cpus
-        free = [gpu for gpu in room.gpus if not any(gpu in given["gpus"] for given in taken)]
-        gpus = room.gpus if asked.gpus is None else free[: asked.gpus]
-        memory = asked.memory or 0
-        fits = (
-            cpus + sum(given["cpus"] for given in taken) <= room.cpus
-            and set(gpus) <= set(free)
-            and len(gpus) == (len(room.gpus) if asked.gpus is None else asked.gpus)
-            and memory + sum(given["memory"] for given in taken) <= room.memory
-        )
-        # What a machine has less of than when the job was submitted, it has to itself: it waits for nobody then.
-        return {"cpus": cpus, "gpus": list(gpus), "memory": memory} if fits or not taken else None
 
     def _start(self, job: Job, attempt: Attempt) -> JobState | None:
         spec, room = JobSpec.model_validate(job.spec), self.room()
@@ -218,6 +211,22 @@ class LocalEngine:
 
     def _end(self, attempt: Attempt, ended: Ended) -> JobState | None:
         return common.end(self._workspace, attempt, ended, self.cancel)
+
+
+def _given(room: Room, spec: JobSpec, taken: Sequence[Given]) -> Given | None:
+    asked = spec.resources
+    cpus = room.cpus if asked.cpus is None else asked.cpus
+    free = [gpu for gpu in room.gpus if not any(gpu in given["gpus"] for given in taken)]
+    gpus = room.gpus if asked.gpus is None else free[: asked.gpus]
+    memory = asked.memory or 0
+    fits = (
+        cpus + sum(given["cpus"] for given in taken) <= room.cpus
+        and set(gpus) <= set(free)
+        and len(gpus) == (len(room.gpus) if asked.gpus is None else asked.gpus)
+        and memory + sum(given["memory"] for given in taken) <= room.memory
+    )
+    # What a machine has less of than when the job was submitted, it has to itself: it waits for nobody then.
+    return {"cpus": cpus, "gpus": list(gpus), "memory": memory} if fits or not taken else None
 
 
 def _unanswered() -> Ended:

@@ -588,7 +588,7 @@ class Fitting:
 
     def _found(self, job: str) -> list[Checkpoint]:
         # The best and the newest good checkpoint of the job; one, if they are the same.
-        recorded = self.workspace.catalog.jobs.get(job)
+        recorded = self.workspace.catalog.jobs.kept(job)
         folder = CheckpointFolder(self.workspace.job_folder(recorded.id) / "checkpoints", keep=1)
         checkpoint, faults = folder.newest_good()
         for fault in faults:

@@ -100,7 +100,7 @@ def cancel_job(service: Service, job: str) -> Job:
 @router.post("/{job}:retry", status_code=202, **needs("editor"))
 def retry_job(service: Service, job: str) -> Job:
     """Runs a job that has ended anew, as a job of its own."""
-    found = service.workspace.catalog.jobs.get(job)
+    found = service.workspace.catalog.jobs.kept(job)
     if found.engine is None:
         raise Conflict(f"what an engine ran is run anew; job {job} is a {found.kind}; start it again as it was started")
     if not found.ended:
@@ -131,7 +131,7 @@ def get_logs(
 
     Of several processes, the one of a rank.
     """
-    found = service.workspace.catalog.jobs.get(job)
+    found = service.workspace.catalog.jobs.kept(job)
     return read_log(service.workspace, found, offset=offset, attempt=attempt, rank=rank)
 
 
@@ -148,7 +148,7 @@ def get_metrics(
     With `points`, each series of the whole log, with at most so many rows, among which are its least and greatest
     values everywhere. With `Accept: application/vnd.mms.metrics` columns of float64 instead of JSON.
     """
-    found = service.workspace.catalog.jobs.get(job)
+    found = service.workspace.catalog.jobs.kept(job)
     packed = CONTENT_TYPE in request.headers.get("accept", "").lower()
     return answer(service.workspace, found, since=since, points=points, packed=packed)
 
@@ -181,19 +181,19 @@ def get_usage(service: Service, job: str) -> Usage:
 @router.get("/{job}/ranks", **needs("viewer"))
 def get_ranks(service: Service, job: str) -> Ranks:
     """The processes of a job's training: which step each is at, what it does, and whether it seems to hang."""
-    return looked_at(service.workspace, service.workspace.catalog.jobs.get(job))
+    return looked_at(service.workspace, service.workspace.catalog.jobs.kept(job))
 
 
 @router.get("/{job}/artifacts", **needs("viewer"))
 def list_artifacts(service: Service, job: str, attempt: OfAttempt = None) -> list[Artifact]:
     """The files that a job left, by name; of the newest attempt if none is named."""
-    return artifacts.listed(service.workspace, service.workspace.catalog.jobs.get(job), attempt=attempt)
+    return artifacts.listed(service.workspace, service.workspace.catalog.jobs.kept(job), attempt=attempt)
 
 
 @router.get("/{job}/artifacts/{name:path}", **needs("viewer"))
 def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = None) -> FileResponse:
     """A file that a job left."""
-    path = artifacts.path_of(service.workspace, service.workspace.catalog.jobs.get(job), name, attempt=attempt)
+    path = artifacts.path_of(service.workspace, service.workspace.catalog.jobs.kept(job), name, attempt=attempt)
     headers = {"accept-ranges": "none"}
     return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
