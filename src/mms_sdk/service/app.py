@@ -46,6 +46,7 @@ from mms_sdk.service.routes import (
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, prices, ray_address
+from mms_sdk.storage.job_tokens import JobTokens
 from mms_sdk.storage.workspace import Workspace
 
 _ROUTERS = tuple(
@@ -101,7 +102,12 @@ def create_app(
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
     rules = [*data.rules(), *_rules(control)]
-    return Guard(data, rules=rules, settings=settings, find=find or workspace.catalog.tokens.find)
+    return Guard(data, rules=rules, settings=settings, find=find or _finder(workspace))
+
+
+def _finder(workspace: Workspace) -> Callable[[str], Principal | None]:
+    people, jobs = workspace.catalog.tokens, JobTokens(workspace.root, workspace.catalog.attempts)
+    return lambda token: jobs.find(token) or people.find(token)
 
 
 def _engines(workspace: Workspace) -> dict[str, Engine]:
