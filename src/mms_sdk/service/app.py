@@ -27,45 +27,14 @@ from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
-from mms_sdk.service.routes import (
-    BODY_KEY,
-    ROLE_KEY,
-    bundles,
-    datasets,
-    deployments,
-    environments,
-    evaluations,
-    events,
-    health,
-    jobs,
-    models,
-    predictions,
-    quotas,
-    secrets,
-)
+from mms_sdk.service.routes import BODY_KEY, ROLE_KEY, routers
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, prices, ray_address
 from mms_sdk.storage.job_tokens import JobTokens
 from mms_sdk.storage.workspace import Workspace
 
-_ROUTERS = tuple(
-    module.router
-    for module in (
-        bundles,
-        datasets,
-        deployments,
-        environments,
-        evaluations,
-        events,
-        health,
-        jobs,
-        models,
-        predictions,
-        quotas,
-        secrets,
-    )
-)
+_ROUTERS = routers()
 
 
 def create_app(
