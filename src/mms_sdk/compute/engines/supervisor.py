@@ -89,8 +89,7 @@ class Supervised:
             What `mms_sdk.schema.job.Ended` holds.
         """
         try:
-            secrets = Secrets(Path(os.environ[WORKSPACE_VARIABLE]) / FOLDER).values(self._given["secrets"])
-            secrets |= self._of_server()
+            secrets = self._secrets()
             for variables in self._given["ranks"]:
                 rank = int(variables[files.RANK])
                 self._workers[rank] = self._started(rank, variables, secrets)
@@ -111,14 +110,15 @@ class Supervised:
         # To cancel, if the file is there; the signal only wakes it then.
         self._terminated = True
 
-    def _of_server(self) -> dict[bytes, bytes]:
-        # Its token is a secret like others; where the server is, is none.
+    def _secrets(self) -> dict[bytes, bytes]:
+        # What workers see and their logs do not show: a server's token too, but not where that is.
         root = Path(os.environ[WORKSPACE_VARIABLE])
+        found = Secrets(root / FOLDER).values(self._given["secrets"])
         server = server_for(root, self._given["job"], self._given["number"])
-        if server is None:
-            return {}
-        self._given["environment"] |= {URL_VARIABLE: server.url}
-        return {TOKEN_VARIABLE.encode(): server.token.encode()}
+        if server is not None:
+            self._given["environment"] |= {URL_VARIABLE: server.url}
+            found[TOKEN_VARIABLE.encode()] = server.token.encode()
+        return found
 
     def _started(self, rank: int, variables: dict[str, str], secrets: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
         log = Log(self._log(rank), secrets.values())
