@@ -19,6 +19,7 @@ RAY_OPEN_VARIABLE = "MMS_RAY_OPEN"
 FETCH_NETWORKS_VARIABLE = "MMS_FETCH_NETWORKS"
 PRICES_VARIABLE = "MMS_PRICES"
 TOKEN_VARIABLE = "MMS_TOKEN"
+URL_VARIABLE = "MMS_URL"
 JOB_VARIABLE = "MMS_JOB"
 WORKER_VARIABLE = "MMS_WORKER"
 SECRETS_VARIABLE = "MMS_SECRETS"
@@ -74,6 +75,18 @@ def fetch_networks() -> tuple[IPv4Network | IPv6Network, ...]:
         raise InvalidRequest(
             f"${FETCH_NETWORKS_VARIABLE} lists networks such as 10.1.0.0/16,fd00::/8; got {told!r}: {error}"
         ) from error
+
+
+def server_url() -> str | None:
+    """Where jobs reach a server, if not where it listens: `$MMS_URL`, or None. Jobs find it in the same variable.
+
+    Raises:
+        InvalidRequest: It is no such address.
+    """
+    told = os.environ.get(URL_VARIABLE, "").strip()
+    if told and not told.startswith(("http://", "https://")):
+        raise InvalidRequest(f"${URL_VARIABLE} begins with http:// or https://; got {told[:100]!r}")
+    return told or None
 
 
 def prices() -> dict[str, float]:

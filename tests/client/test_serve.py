@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -127,9 +128,11 @@ def test_a_served_model_answers_and_is_served_again_with_the_same_token(folder: 
         expected = dict(zip(tiny_model.LABELS, tiny.scores(picture[None])[0].tolist(), strict=True))
         assert told == pytest.approx(expected, abs=1e-5)
         assert httpx2.get(f"{server.url}/v1/deployments").status_code == 401
+        assert json.loads((folder / "server.json").read_bytes())["url"] == server.url  # for jobs
         code, seconds, told_err = server.end()
         assert (code, told_err) == (0, "")
         assert seconds < 10
+        assert not (folder / "server.json").exists()
     damage(folder, "bad")
     with served(folder, "--port", "0") as server:
         assert server.token_file.read_text().strip() == token

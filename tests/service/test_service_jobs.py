@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from weakref import WeakSet
 import pytest
 
 from asgi_calls import Service, check_problem
+from mms_sdk.compute.engines.log import give_up_middle
 from mms_sdk.errors import Damaged, StorageFull, Unavailable
 from mms_sdk.schema.job import Job, Progress
 from mms_sdk.service.jobs import JobRunner, Tell, interrupt_jobs
@@ -208,6 +210,32 @@ def test_a_range_is_not_served_and_a_broken_one_breaks_nothing(at: Service, aske
     got = at.ask("GET", f"/v1/jobs/{job.id}/artifacts/rejects.jsonl", headers=[("range", asked)])
 
     assert (got.status, got.body) == (200, b"0123456789")
+
+
+def test_of_a_log_whose_middle_was_given_up_the_rest_is_fetched_and_how_much_is_missing(
+    at: Service,
+) -> None:
+    job = at.workspace.catalog.jobs.start("trial", "pets", {})
+    at.workspace.catalog.jobs.finish(job.id, "succeeded")
+    log = at.workspace.job_folder(job.id) / "log.txt"
+    written = "".join(f"{number:07d} \N{SNOWMAN}\n" for number in range(400_000)).encode()  # a sign of three bytes
+    log.write_bytes(written)
+    where = f"/v1/jobs/{job.id}/artifacts"
+    assert at.ask("GET", f"{where}/log.txt").body == written
+
+    give_up_middle(log, 2**20)
+
+    got = at.ask("GET", f"{where}/log.txt")
+    assert got.status == 200
+    assert got.headers["content-disposition"] == 'attachment; filename="log.txt"'
+    before, told, after = re.split(r"\n--- ([0-9,]+) bytes left out ---\n", got.body.decode())  # all signs are whole
+    assert before.encode() == written[: len(before.encode())]
+    assert after.encode() == written[-len(after.encode()) :]
+    lost = len(written) - len(before.encode()) - len(after.encode())
+    assert 0 <= lost - int(told.replace(",", "")) <= 4  # besides the halves of two signs
+    (listed,) = at.ask("GET", where).json()
+    assert listed["bytes"] == len(written) - int(told.replace(",", ""))
+    assert log.stat().st_size == len(written)
 
 
 def test_metrics_count_requests_by_the_class_of_their_status(service: Service) -> None:

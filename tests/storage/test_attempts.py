@@ -166,6 +166,62 @@ def test_threads_that_take_at_once_never_give_more_than_there_is(catalog: Catalo
     assert len(got) == 2
 
 
+TAKES = """
+import sys
+from mms_sdk.schema.job import Ended
+from mms_sdk.storage.catalog import Catalog
+from mms_sdk.storage.ids import now
+
+def fits(spec, taken):
+    return {"cpus": 1} if len(taken) < 3 else None
+
+attempts = Catalog(sys.argv[1]).attempts
+print("ready", flush=True)
+sys.stdin.readline()
+while attempts.next_due_s("local") is not None:
+    attempts.to_make_room(engine="local", fits=fits)  # looks at the queue while others take from it
+    if (taken := attempts.take(engine="local", owner="1:2@3", fits=fits)) is not None:
+        job, attempt = taken
+        print(job.id, attempt.number, flush=True)
+        attempts.end(attempt, Ended(reason="succeeded", at=now()))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_look_and_take_at_once_get_each_job_once_and_leave_none(
+    catalog: Catalog, catalog_at: Path | str
+) -> None:
+    jobs = set()
+    for number in range(60):
+        asked = request(str(number), priority=number % 3, preemptible=number % 2 == 0)
+        jobs.add(catalog.attempts.submit(asked.model_copy(update={"project": f"project-{number % 7}"})).id)
+
+    said = _of_processes(TAKES, catalog_at, count=5)
+
+    assert sorted(line for lines in said for line in lines) == sorted(f"{job} 1" for job in jobs)
+    assert catalog.jobs.counts() == {"succeeded": 60}
+    assert catalog.attempts.at_work("local") == []
+
+
+def _of_processes(code: str, catalog_at: Path | str, *, count: int) -> list[list[str]]:
+    """What processes print that begin at once, each with the catalog's URL as its argument."""
+    url = f"sqlite:///{catalog_at}" if isinstance(catalog_at, Path) else catalog_at
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", code, url], **pipes) for _ in range(count)]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * count
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=100) for process in processes]
+        assert [told for _, told in said] == [""] * count
+        return [lines.splitlines() for lines, _ in said]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 # Keys --------------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from mms_sdk.storage.backup.restoring import promote, restore
 from mms_sdk.storage.bundles import pack
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.edits import compact, delete_rows
+from mms_sdk.storage.holes import stretches
 from mms_sdk.storage.metric_log import MetricLog
 from mms_sdk.storage.retention import collect_garbage, expire, tag, tags, untag
 from mms_sdk.storage.stores.base import Store
@@ -599,6 +600,66 @@ def test_a_copy_has_attempts_bundles_and_logs_and_runs_nothing_by_itself(workspa
         assert copied.bundles.names(waits.spec["bundle"]) == ["train.py"]
         contents.verify(copied)
         copied.close()
+
+
+def test_the_hole_of_a_long_log_is_neither_sent_nor_filled_and_what_is_restored_reads_the_same(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    submitted(workspace, "prints")
+    attempt = begun(workspace)
+    written, logs = random.Random(0).randbytes(2**20 + 99), {}
+    folder = workspace.job_folder(attempt.job) / "attempts" / "1"
+    for name in ("log.txt", "log.3.txt"):
+        with (folder / name).open("wb") as file:
+            file.write(written)
+            file.seek(2**30 + 4096)  # a GiB of nothing
+            file.write(written[::-1])
+        logs[name] = (folder / name).stat().st_size
+    place = Copies(LocalStore(tmp_path / "place"))
+
+    first = place.take(workspace)
+    again = place.take(workspace)
+    assert (again.sent_files, again.files) == (0, first.files)
+    assert first.sent_bytes < 5 * len(written)
+    assert 2 * len(written) <= place.verify().bytes < 3 * len(written)  # both logs are the same
+    restore(place, tmp_path / "again")
+
+    for name in ("log.txt", "log.3.txt"):
+        copied = tmp_path / "again" / "jobs" / attempt.job / "attempts" / "1" / name
+        assert copied.stat().st_size == logs[name]
+        assert copied.stat().st_blocks * 512 < 3 * len(written)
+        assert copied.stat().st_mode & 0o777 == 0o600
+        assert stretches(copied) == stretches(folder / name)
+        with copied.open("rb") as file:
+            assert file.read(len(written) + 10) == written + bytes(10)
+            file.seek(2**30)
+            assert file.read() == bytes(4096) + written[::-1]
+
+
+def test_a_file_full_of_holes_or_that_ends_in_one_is_copied_as_it_reads(workspace: Workspace, tmp_path: Path) -> None:
+    submitted(workspace, "prints")
+    attempt = begun(workspace)
+    folder = workspace.job_folder(attempt.job) / "attempts" / "1"
+    with (folder / "log.txt").open("wb") as file:
+        for place in range(40):
+            file.seek(place * 16384)
+            file.write(b"here")
+    with (folder / "log.1.txt").open("wb") as file:
+        file.write(b"a")
+        file.seek(2**16)
+        file.write(b"b")
+        file.truncate(2**20)
+    (folder / "log.2.txt").touch()
+    with (folder / "log.3.txt").open("wb") as file:
+        file.truncate(2**16)
+    copies_of_it = Copies(LocalStore(tmp_path / "place"))
+
+    copies_of_it.take(workspace)
+    restore(copies_of_it, tmp_path / "again")
+
+    for name in ("log.txt", "log.1.txt", "log.2.txt", "log.3.txt"):
+        copied = tmp_path / "again" / "jobs" / attempt.job / "attempts" / "1" / name
+        assert copied.read_bytes() == (folder / name).read_bytes()
 
 
 def test_what_a_script_made_where_it_runs_is_copied_as_far_as_it_is_files(

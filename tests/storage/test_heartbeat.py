@@ -68,9 +68,10 @@ def test_the_share_of_time_that_is_waited_for_data_is_told(tmp_path: Path, clock
     for step in range(1, 40):
         clock[0] += 0.5
         waited += 0.125
-        heart.step(step, waited_s=waited)
+        heart.step(step, waited_s=waited, awaited_s=2 * waited)
 
-    assert beats(tmp_path)[0].input_wait == 0.25
+    (beat,) = beats(tmp_path)
+    assert (beat.input_wait, beat.step_wait) == (0.25, 0.5)
     heart.close()
 
 

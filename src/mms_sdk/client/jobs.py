@@ -615,6 +615,8 @@ def _rank_row(rank: Rank) -> dict[str, Any]:
         "a step": f"{rank.step_s:.3g} s" if rank.step_s else "",
         "to the median": f"{rank.ratio:.2f}" if rank.ratio else "",
         "waits for data": f"{100 * rank.input_wait:.0f} %" if rank.step_s else "",
+        "for steps": f"{100 * rank.step_wait:.0f} %" if rank.step_s else "",
+        "others wait for its": rank.holds_up or "",
     }
 
 

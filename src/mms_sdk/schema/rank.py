@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mms_sdk.schema.base import Schema
 
+HoldsUp = Literal["data", "host"]
 Phase = Literal["starting", "compiling", "training", "evaluating", "saving"]
 
 
@@ -21,6 +22,7 @@ class Beat(Schema):
         at: When, in seconds since 1970.
         step_s: How long a step usually takes; 0 while it is unknown.
         input_wait: Which share of that it usually waits for its own data, from 0 to 1.
+        step_wait: Which share it usually waits for steps that it gave to the devices, in which it meets the others.
     """
 
     rank: int
@@ -29,6 +31,7 @@ class Beat(Schema):
     at: float = Field(allow_inf_nan=False)
     step_s: float = Field(0.0, ge=0, allow_inf_nan=False)
     input_wait: float = Field(0.0, ge=0, allow_inf_nan=False)
+    step_wait: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 class Rank(Schema):
@@ -43,6 +46,10 @@ class Rank(Schema):
         ratio: That, over the median of all of them: more than 1 is slower than the others. None while it is unknown.
         input_wait: Which share of it the process usually waits for its own data, from 0 to 1. Where each step waits for
             all processes, all take as long as the slowest: which one that is, this tells, if data is what it lacks.
+        step_wait: Which share of it the process usually waits for steps that it gave to the devices. Whoever comes late
+            to where all meet waits least.
+        holds_up: What it does while the others wait for it: `data`, or `host`, the code beside the steps, as callbacks.
+            None if it comes as early as the others, which a device that itself is slow does.
     """
 
     rank: int
@@ -52,6 +59,8 @@ class Rank(Schema):
     step_s: float
     ratio: float | None = None
     input_wait: float = 0.0
+    step_wait: float = 0.0
+    holds_up: HoldsUp | None = None
 
 
 class Ranks(Schema):

@@ -27,48 +27,14 @@ from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
-from mms_sdk.service.routes import (
-    BODY_KEY,
-    ROLE_KEY,
-    bundles,
-    datasets,
-    deployments,
-    environments,
-    evaluations,
-    events,
-    health,
-    job_retention,
-    jobs,
-    models,
-    predictions,
-    quotas,
-    secrets,
-    uploads,
-)
+from mms_sdk.service.routes import BODY_KEY, ROLE_KEY, routers
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, prices, ray_address
+from mms_sdk.storage.job_tokens import JobTokens
 from mms_sdk.storage.workspace import Workspace
 
-_ROUTERS = tuple(
-    module.router
-    for module in (
-        bundles,
-        datasets,
-        deployments,
-        environments,
-        evaluations,
-        events,
-        health,
-        job_retention,
-        jobs,
-        models,
-        predictions,
-        quotas,
-        secrets,
-        uploads,
-    )
-)
+_ROUTERS = routers()
 
 
 def create_app(
@@ -105,7 +71,12 @@ def create_app(
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
     rules = [*data.rules(), *_rules(control)]
-    return Guard(data, rules=rules, settings=settings, find=find or workspace.catalog.tokens.find)
+    return Guard(data, rules=rules, settings=settings, find=find or _finder(workspace))
+
+
+def _finder(workspace: Workspace) -> Callable[[str], Principal | None]:
+    people, jobs = workspace.catalog.tokens, JobTokens(workspace.root, workspace.catalog.attempts)
+    return lambda token: jobs.find(token) or people.find(token)
 
 
 def _engines(workspace: Workspace) -> dict[str, Engine]:

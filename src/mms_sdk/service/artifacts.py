@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mms_sdk.compute.engines.folder import ARTIFACTS, attempt_folder
+from mms_sdk.compute.engines.folder import ARTIFACTS, LOG, attempt_folder
 from mms_sdk.errors import NotFound, TooLarge
 from mms_sdk.schema.artifact import Artifact, check_artifact
 from mms_sdk.schema.job import Job
+from mms_sdk.service.logs import kept_bytes
 from mms_sdk.storage.workspace import Workspace
 
 OWN = ("evaluation.json", "log.txt", "metrics.jsonl", "predictions.parquet", "rejects.jsonl", "returned.npz")
@@ -91,7 +92,8 @@ def _is_text(name: str) -> bool:
 def _artifact(name: str, path: Path) -> Artifact | None:
     try:
         seen = path.lstat()
+        size = kept_bytes(path) if name == LOG else seen.st_size
     except FileNotFoundError:  # a job that runs has removed it in this moment
         return None
     at = datetime.fromtimestamp(seen.st_mtime, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Artifact(name=name, bytes=seen.st_size, at=at)
+    return Artifact(name=name, bytes=size, at=at)

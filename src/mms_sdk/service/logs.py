@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from mms_sdk.compute.engines import log
 from mms_sdk.compute.engines.folder import LOG, attempt_folder, of_rank
 from mms_sdk.errors import NotFound
 from mms_sdk.schema.job import Job, LogPiece
+from mms_sdk.storage.holes import stretches
 from mms_sdk.storage.workspace import Workspace
 
 PIECE_BYTES = 2**20
@@ -49,6 +53,34 @@ def read_log(workspace: Workspace, job: Job, *, offset: int = 0, attempt: int | 
         attempt=asked.number,
         ended=over and not content,
     )
+
+
+def is_torn(path: Path) -> bool:
+    """Whether the middle of a log was given up."""
+    found = path.stat()
+    return found.st_blocks * 512 < found.st_size and kept_bytes(path) < found.st_size
+
+
+def kept_bytes(path: Path) -> int:
+    """How much there is of a log."""
+    return sum(each.end - each.begin for each in stretches(path))
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """What there is of a log by now, with a line where something was given up that says how many bytes."""
+    offset, size = 0, path.stat().st_size
+    while offset < size and (piece := log.read(path, offset, PIECE_BYTES)).content:
+        content = piece.content
+        if piece.left_out:
+            content = f"\n--- {piece.left_out:,} bytes left out ---\n".encode() + _from_whole_character(content)
+        yield _whole_characters(content) if piece.torn else content
+        offset = piece.end
+
+
+def _from_whole_character(piece: bytes) -> bytes:
+    # Without the rest of one whose beginning was given up.
+    begin = next((at for at, byte in enumerate(piece[:3]) if byte & 0xC0 != 0x80), min(3, len(piece)))
+    return piece[begin:]
 
 
 def _whole_characters(piece: bytes) -> bytes:

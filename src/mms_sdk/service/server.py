@@ -23,8 +23,8 @@ from mms_sdk.schema.names import parse_model_ref
 from mms_sdk.service.app import create_app
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.streams import Streams
-from mms_sdk.settings import ServerSettings
-from mms_sdk.storage import files
+from mms_sdk.settings import ServerSettings, server_url
+from mms_sdk.storage import files, job_tokens
 from mms_sdk.storage.workspace import Workspace
 
 TOKEN_FILE = "server.token"
@@ -51,11 +51,12 @@ def serve(
         say: Told the address and where the token is.
 
     Raises:
-        InvalidRequest: The host is not a loopback address.
+        InvalidRequest: The host is not a loopback address, or `$MMS_URL` is none of a server.
         ModelNotFound, Damaged: A model that was named does not exist or is not what was registered.
         Unavailable: The port is taken.
     """
     _check_loopback(host)
+    server_url()  # what it cannot be is said now, and not once models are loaded
     refs = [parse_model_ref(model) for model in models]
     if doubled := [name for name, times in Counter(ref.name for ref in refs).items() if times > 1]:
         raise InvalidRequest(f"each model is served once, under its name; got {doubled[0]!r} more than once")
@@ -86,7 +87,10 @@ def serve(
             h11_max_incomplete_event_size=64 * 1024,
         )
         server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say), streams)
-        server.run([listening])
+        try:
+            server.run([listening])
+        finally:
+            job_tokens.close_to_jobs(workspace.root)
         if not server.started:
             raise Unavailable(f"the server of {workspace.root} could not start; what is above says why")
         say("stopped; what had been asked was answered")
@@ -119,6 +123,7 @@ def own_token(workspace: Workspace) -> Path:
 def _announce(
     bound: str, workspace: Workspace, deployments: Deployments, token: Path, say: Callable[[str], None]
 ) -> None:
+    job_tokens.open_to_jobs(workspace.root, server_url() or bound)
     say(f"MMS serves {workspace.root} at {bound}")
     for each in deployments.list():
         say(f"  {each.name} ({each.model}@{each.version}): POST {bound}/v1/models/{each.name}:predict")

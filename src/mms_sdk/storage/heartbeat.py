@@ -19,7 +19,7 @@ from mms_sdk.schema.rank import Beat, Phase
 from mms_sdk.storage import files
 
 EVERY_S = 1.0
-_BYTES = 256
+_BYTES = 320
 _OF = 15  # stretches of steps, whose median is what a step usually takes
 _MOST = 10_000
 _STEM = "heartbeat."
@@ -41,24 +41,26 @@ class Heart:
         self._rank = rank
         self._step = self._from = step
         self._phase: Phase = "starting"
-        self._waited = self._waited_from = 0.0
+        self._waited = self._waited_from = (0.0, 0.0)  # for data, for steps
         self._seconds: deque[float] = deque(maxlen=_OF)
-        self._waits: deque[float] = deque(maxlen=_OF)
+        self._waits: deque[tuple[float, float]] = deque(maxlen=_OF)
         self._beat(time.monotonic())
 
-    def step(self, number: int, *, waited_s: float = 0.0) -> None:
+    def step(self, number: int, *, waited_s: float = 0.0, awaited_s: float = 0.0) -> None:
         """Says that a step was taken.
 
         Args:
             number: Steps taken so far.
             waited_s: Seconds waited for data so far.
+            awaited_s: Seconds waited for steps so far that devices were given.
         """
-        self._step, self._waited = number, waited_s
+        self._step, self._waited = number, (waited_s, awaited_s)
         now = time.monotonic()
         if now - self._beaten >= EVERY_S or self._phase == "starting":
             if self._phase == "training" and number > self._from and now > self._beaten:
                 self._seconds.append((now - self._beaten) / (number - self._from))
-                self._waits.append((waited_s - self._waited_from) / (now - self._beaten))
+                passed, (data_s, steps_s) = now - self._beaten, self._waited_from
+                self._waits.append(((waited_s - data_s) / passed, (awaited_s - steps_s) / passed))
             self._phase = "training"
             self._beat(now)
 
@@ -83,14 +85,15 @@ class Heart:
         self._beaten, self._from, self._waited_from = now, self._step, self._waited
         if self._file is None:
             return
-        step_s, input_wait = (median(each) if each else 0.0 for each in (self._seconds, self._waits))
+        waits = list(zip(*self._waits, strict=True)) or [(0.0,), (0.0,)]
         beat = Beat(
             rank=self._rank,
             step=self._step,
             phase=self._phase,
             at=time.time(),
-            step_s=step_s,
-            input_wait=input_wait,
+            step_s=median(self._seconds or [0.0]),
+            input_wait=median(waits[0]),
+            step_wait=median(waits[1]),
         )
         with contextlib.suppress(OSError):
             # Of one length, over what was there: one write within a page, of which nobody sees half.

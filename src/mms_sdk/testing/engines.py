@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -205,6 +206,15 @@ def runs(pid: int) -> bool:
         return False
 
 
+def _make_wheel(folder: Path, name: str, code: str) -> None:
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", code)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
 class EngineConformance:
     """Tests of the rules of `Engine`, on the one that the fixture `engine` gives, of the fixture `workspace`."""
 
@@ -274,6 +284,42 @@ class EngineConformance:
         job = jobs.submit(text)
         assert jobs.ended(job).state == "succeeded"
         assert job in jobs.log(job).decode()
+
+    def test_a_secret_reaches_the_script_and_is_masked_in_what_is_kept(self, jobs: Jobs) -> None:
+        """Whatever prints it. One that is gone by then is told, and not waited for."""
+        value = os.urandom(16).hex()
+        jobs.workspace.secrets.set("A_TOKEN", value.encode())
+        text = (
+            "import os, sys\nprint(os.environ['A_TOKEN'][::-1], os.environ['A_TOKEN'], flush=True)\n"
+            "raise ValueError(os.environ['A_TOKEN'])\n"
+        )
+        job = jobs.submit(text, secrets=("A_TOKEN",))
+        ended = jobs.end_of(job)
+        assert (ended.reason, ended.detail) == ("user", "ValueError: ***")
+        assert jobs.log(job).startswith(f"{value[::-1]} ***\n".encode())
+        folder = jobs.workspace.job_folder(job)
+        kept = [path for path in folder.rglob("*") if path.is_file() and value.encode() in path.read_bytes()]
+        assert (kept, value in str(jobs.get(job)) + str(ended)) == ([], False)
+        jobs.workspace.secrets.remove("A_TOKEN")
+        ended = jobs.end_of(jobs.submit(text, secrets=("A_TOKEN",)))
+        assert ended.reason == "user"
+        assert "no secret A_TOKEN" in ended.detail
+
+    def test_what_a_script_requires_is_there(self, jobs: Jobs, marks: Path) -> None:
+        """For that job; one that cannot be had ends the job that asks for it, with pip's words."""
+        name = f"conforms_{os.urandom(4).hex()}"
+        _make_wheel(marks, name, "VALUE = 'of a wheel'")
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(marks), "PIP_CONFIG_FILE": os.devnull}
+        text = f"import {name}\nprint({name}.VALUE)"
+        job = jobs.submit(text, requirements=(f"{name}==1.0",), environment=offline)
+        assert jobs.ended(job, within_s=self.within_s * 4).state == "succeeded"
+        assert jobs.log(job).endswith(b"of a wheel\n")
+        for requirements in ((), (f"{name}==2.0",)):
+            job = jobs.submit(text, requirements=requirements, environment=offline)
+            jobs.ended(job, within_s=self.within_s * 4)
+            ended = jobs.end_of(job)
+            assert ended.reason == "user"
+            assert ("==2.0" in ended.detail) == bool(requirements)
 
     @pytest.mark.parametrize(
         ("text", "detail", "code"),

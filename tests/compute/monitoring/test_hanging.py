@@ -64,3 +64,35 @@ def test_a_process_is_compared_with_the_median_of_all() -> None:
     assert found[0].since_s == 1.0
     assert ranks_of([beat(-5)], now=NOW)[0].since_s == 0.0
     assert ranks_of([beat(1).model_copy(update={"input_wait": 0.5})], now=NOW)[0].input_wait == 0.5
+
+
+def waiting(*shares: tuple[float, float]) -> list[Beat]:
+    """Processes that wait so much for data, and for steps."""
+    return [
+        beat(1, rank=rank).model_copy(update={"input_wait": data, "step_wait": steps})
+        for rank, (data, steps) in enumerate(shares)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "late"),
+    [
+        ([(0.0, 0.95), (0.0, 0.65)], [None, "host"]),
+        ([(0.0, 0.95), (0.3, 0.65)], [None, "data"]),
+        ([(0.5, 0.4), (0.5, 0.4)], [None, None]),  # all lack data alike
+        ([(0.0, 0.95), (0.0, 0.90), (0.0, 0.93)], [None, None, None]),
+        ([(0.0, 0.9), (0.4, 0.5), (0.0, 0.5), (0.0, 0.9), (0.0, 0.9)], [None, "data", "host", None, None]),
+        ([(0.9, 0.0)], [None]),  # one alone keeps nobody waiting
+        ([(0.0, 0.5), (0.0, 1.5)], ["host", None]),
+        ([], []),
+    ],
+)
+def test_the_others_wait_for_who_waits_least(shares: list[tuple[float, float]], late: list[str | None]) -> None:
+    assert [each.holds_up for each in ranks_of(waiting(*shares), now=NOW)] == late
+
+
+def test_of_those_that_do_not_train_or_are_new_nothing_is_said() -> None:
+    first, second = waiting((0.0, 0.95), (0.0, 0.2))
+    for other in ({"phase": "evaluating"}, {"step_s": 0.0}):
+        found = ranks_of([first, second.model_copy(update=other)], now=NOW)
+        assert [each.holds_up for each in found] == [None, None]

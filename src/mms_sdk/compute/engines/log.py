@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from mms_sdk.storage.holes import next_data, next_hole
 
 KEPT_BYTES = 256 * 2**20
 _FIRST_BYTES = 2**20  # how it began is kept, too
@@ -70,10 +71,12 @@ def read(log: Path, offset: int, most: int) -> Piece:
         return Piece(b"", 0, offset, False)
     try:
         while True:
-            begin = _next(file, offset, os.SEEK_DATA)
-            hole = _next(file, begin, os.SEEK_HOLE)
+            begin = next_data(file, offset)
+            if begin is None:  # at its end, or beyond
+                return Piece(b"", 0, offset, False)
+            hole = next_hole(file, begin) or begin
             content = os.pread(file, min(most, hole - begin), begin)
-            if _next(file, begin, os.SEEK_DATA) == begin:  # else it was given up while it was read
+            if content and next_data(file, begin) == begin:  # else it was given up while it was read
                 end = begin + len(content)
                 return Piece(content, begin - offset, end, torn=end == hole < os.fstat(file).st_size)
     finally:
@@ -89,15 +92,6 @@ def last_lines(log: Path) -> list[str]:
     except FileNotFoundError:
         return []
     return [line[:_LINE_BYTES] for line in lines[-_LINES:]]
-
-
-def _next(file: int, offset: int, what: int) -> int:
-    try:
-        return os.lseek(file, offset, what)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # at its end, or beyond
-            raise
-        return offset
 
 
 def _punch(log: Path, begin: int, end: int) -> None:

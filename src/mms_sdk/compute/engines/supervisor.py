@@ -32,7 +32,8 @@ from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.log import give_up_middle, last_lines
 from mms_sdk.compute.engines.masking import Log
 from mms_sdk.errors import NotFound
-from mms_sdk.settings import SECRETS_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.settings import SECRETS_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.storage.job_tokens import server_for
 from mms_sdk.storage.owners import owner_of
 from mms_sdk.storage.secrets import FOLDER, Secrets
 
@@ -88,7 +89,7 @@ class Supervised:
             What `mms_sdk.schema.job.Ended` holds.
         """
         try:
-            secrets = Secrets(Path(os.environ[WORKSPACE_VARIABLE]) / FOLDER).values(self._given["secrets"])
+            secrets = self._secrets()
             for variables in self._given["ranks"]:
                 rank = int(variables[files.RANK])
                 self._workers[rank] = self._started(rank, variables, secrets)
@@ -109,11 +110,21 @@ class Supervised:
         # To cancel, if the file is there; the signal only wakes it then.
         self._terminated = True
 
+    def _secrets(self) -> dict[bytes, bytes]:
+        # What workers see and their logs do not show: a server's token too, but not where that is.
+        root = Path(os.environ[WORKSPACE_VARIABLE])
+        found = Secrets(root / FOLDER).values(self._given["secrets"])
+        server = server_for(root, self._given["job"], self._given["number"])
+        if server is not None:
+            self._given["environment"] |= {URL_VARIABLE: server.url}
+            found[TOKEN_VARIABLE.encode()] = server.token.encode()
+        return found
+
     def _started(self, rank: int, variables: dict[str, str], secrets: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
         log = Log(self._log(rank), secrets.values())
         self._logs.append(log)
         own = {**os.environ, **self._given["environment"], **variables}
-        own[SECRETS_VARIABLE] = ",".join(self._given["secrets"])
+        own[SECRETS_VARIABLE] = b",".join(secrets).decode()
         try:
             worker = subprocess.Popen(
                 # -P: what lies in the working folder does not stand in for a library.

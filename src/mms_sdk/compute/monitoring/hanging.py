@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from mms_sdk.compute.monitoring.late import late_of
 from mms_sdk.schema.rank import Beat, Rank
 
 
@@ -49,6 +50,7 @@ def ranks_of(beats: Sequence[Beat], *, now: float) -> list[Rank]:
     """How each process gets on beside the others."""
     known = [each.step_s for each in beats if each.step_s]
     middle = median(known) if known else 0.0
+    late = late_of(beats)
     return [
         Rank(
             rank=each.rank,
@@ -58,6 +60,8 @@ def ranks_of(beats: Sequence[Beat], *, now: float) -> list[Rank]:
             step_s=each.step_s,
             ratio=each.step_s / middle if each.step_s else None,
             input_wait=each.input_wait,
+            step_wait=each.step_wait,
+            holds_up=late.get(each.rank),
         )
         for each in beats
     ]

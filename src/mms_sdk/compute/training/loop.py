@@ -100,6 +100,7 @@ class Run:
     left_out: int = 0
     rollbacks: int = 0
     input_wait_s: float = 0.0
+    step_wait_s: float = 0.0
     termination: Termination
     began: float = field(default_factory=time.monotonic)
 
@@ -186,8 +187,10 @@ def _steps(run: Run) -> Iterator[Step]:
             run.state, run.totals = step(run.state, run.totals, batch.inputs, batch.labels, batch.weight, *_many(run))
             run.steps += run.called
             run.position = batch.position
-            run.heart.step(run.steps, waited_s=run.input_wait_s)
+            run.heart.step(run.steps, waited_s=run.input_wait_s, awaited_s=run.step_wait_s)
+            asked = time.monotonic()
             seen = in_flight.add(run.steps, run.totals)
+            run.step_wait_s += time.monotonic() - asked
             if seen is not None and time.monotonic() - logged_at > _LOG_EVERY_S:
                 logged_at = time.monotonic()
                 number, totals = seen

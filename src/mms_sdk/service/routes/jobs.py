@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mms_sdk.compute.engines.environments import check, interpreter
+from mms_sdk.compute.engines.folder import LOG
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest
@@ -22,7 +23,7 @@ from mms_sdk.schema.rank import Ranks
 from mms_sdk.schema.usage import Usage
 from mms_sdk.service import artifacts
 from mms_sdk.service.following import JobSource, Seen, Told
-from mms_sdk.service.logs import read_log
+from mms_sdk.service.logs import is_torn, pieces_of, read_log
 from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.ranks import looked_at
 from mms_sdk.service.routes import needs
@@ -191,10 +192,13 @@ def list_artifacts(service: Service, job: str, attempt: OfAttempt = None) -> lis
 
 
 @router.get("/{job}/artifacts/{name:path}", **needs("viewer"))
-def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = None) -> FileResponse:
-    """A file that a job left."""
+def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = None) -> Response:
+    """A file that a job left; of a log whose middle was given up the rest, and a line that says how much is missing."""
     path = artifacts.path_of(service.workspace, service.workspace.catalog.jobs.kept(job), name, attempt=attempt)
     headers = {"accept-ranges": "none"}
+    if name == LOG and is_torn(path):
+        headers["content-disposition"] = f'attachment; filename="{LOG}"'
+        return StreamingResponse(pieces_of(path), media_type="application/octet-stream", headers=headers)
     return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 

@@ -5,6 +5,7 @@ What is sealed never changes, and its digests are known. A file that still grows
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from mms_sdk.storage import manifest, metric_index
 from mms_sdk.storage.backup import catalog_rows
 from mms_sdk.storage.checkpoints import STEP
 from mms_sdk.storage.datasets import Dataset, snapshot_key
+from mms_sdk.storage.holes import Stretch, stretches
 from mms_sdk.storage.stores.base import Store
 from mms_sdk.storage.stores.local import LocalStore
 from mms_sdk.storage.workspace import Workspace
@@ -25,6 +27,9 @@ _LOG = "metrics.jsonl"
 _ELSEWHERE = ("checkpoints/", f"{metric_index.FOLDER}/")  # sealed ones, above; and what is made of the log
 # Who looks after an attempt: a process of this machine, which a copy must not take for its own.
 _OF_THIS_MACHINE = re.compile(r"attempts/\d+/supervisor\.json")
+# What jobs print, of which the middle may have been given up.
+_MAY_HAVE_HOLES = re.compile(r"attempts/\d+/log(\.\d+)?\.txt")
+_MOST_STRETCHES = 16  # a job could make many of them itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,8 @@ class Content:
         path: Where it lies in a workspace.
         store: Where it lies now.
         key: Its name there.
-        bytes: Its size; of one that may grow, how much of it is taken.
+        bytes: Its size; of one that may grow, how much of it is taken; of one with holes, of a stretch of it.
+        at: Where in the file that begins.
         sha256: Digest it must have; None where nobody recorded it.
         group: A folder that may go meanwhile, with everything in it; None where that would be damage.
     """
@@ -44,6 +50,7 @@ class Content:
     store: Store
     key: str
     bytes: int
+    at: int = 0
     sha256: str | None = None
     group: str | None = None
 
@@ -128,8 +135,9 @@ def _of_job(store: LocalStore, path: str) -> Iterator[Content]:
             # It made room for a newer one in this moment.
     for each in store.walk(""):
         if not each.key.startswith(_ELSEWHERE) and _is_plain(store.folder / each.key, each.key):
-            size = _whole_lines(store.folder / each.key) if each.key == _LOG else each.bytes
-            yield Content(path=f"{path}/{each.key}", store=store, key=each.key, bytes=size, group=f"{path}/{each.key}")
+            where = f"{path}/{each.key}"
+            for begin, end in _taken(store.folder / each.key, each.key, each.bytes):
+                yield Content(path=where, store=store, key=each.key, bytes=end - begin, at=begin, group=where)
 
 
 def _sealed(store: Store, path: str, what: str, expected: str | None, *, group: str | None = None) -> Iterator[Content]:
@@ -151,6 +159,17 @@ def _sealed(store: Store, path: str, what: str, expected: str | None, *, group: 
 
 def _plain(store: Store, key: str, path: str) -> Content:
     return Content(path=f"{path}/{key}", store=store, key=key, bytes=store.stat(key).bytes)
+
+
+def _taken(path: Path, key: str, size: int) -> list[Stretch]:
+    if key == _LOG:
+        return [Stretch(0, _whole_lines(path))]
+    if _MAY_HAVE_HOLES.fullmatch(key):
+        with contextlib.suppress(FileNotFoundError):
+            kept = stretches(path)
+            if 1 < len(kept) <= _MOST_STRETCHES and kept[-1].end >= size:
+                return kept
+    return [Stretch(0, size)]
 
 
 def _is_plain(path: Path, key: str) -> bool:

@@ -50,17 +50,19 @@ _Record = TypeVar("_Record", bound=Schema)
 
 
 class Held(NamedTuple):
-    """A file of a copy.
+    """A file of a copy, or a stretch of one with holes.
 
     Attributes:
         path: Where it lies in a workspace.
         bytes: Its size.
         sha256: Its digest, by which the object with its bytes is found.
+        at: Where in the file it begins; what lies before it, and in no other stretch, is a hole.
     """
 
     path: str
     bytes: int
     sha256: str
+    at: int = 0
 
 
 class Copies:
@@ -154,7 +156,7 @@ class Copies:
             id=made,
             workspace=workspace.id,
             created_at=now(),
-            files=len(kept),
+            files=len({each.path for each in kept}),
             bytes=sum(each.bytes for each in kept),
             sent_files=sending.files,
             sent_bytes=sending.sent,
@@ -320,7 +322,7 @@ class _Sending:
 
     def content(self, content: Content) -> Held | None:
         if content.sha256 is not None and self._there.get(content.sha256) == content.bytes:
-            return Held(content.path, content.bytes, content.sha256)
+            return Held(content.path, content.bytes, content.sha256, content.at)
         copy = self._scratch / new_id()
         try:
             digest = _copied(content, copy)
@@ -330,7 +332,7 @@ class _Sending:
             if self._there.get(digest) != content.bytes:
                 self._store.upload(_object(digest), copy)
                 self._count(digest, content.bytes)
-            return Held(content.path, content.bytes, digest)
+            return Held(content.path, content.bytes, digest, content.at)
         except FileNotFoundError:
             if content.group is None:
                 self._damaged.append(f"{content.store.url}/{content.key}")
@@ -366,6 +368,7 @@ def _copied(content: Content, to: Path) -> str:
         return files.sha256_file(to)
     digest, left = hashlib.sha256(), content.bytes
     with content.store.open(content.key) as source, files.writing(to), to.open("xb") as out:
+        source.seek(content.at)
         while left and (piece := source.read(min(left, _DIGEST_PIECE))):
             digest.update(piece)
             out.write(piece)

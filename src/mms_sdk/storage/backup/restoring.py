@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from functools import partial
 from pathlib import Path
@@ -61,8 +62,10 @@ def restore(
     root = root.expanduser().absolute()
     _mark(root, record)
     store = store_at(datasets or root / "datasets", copies=root / "copies")
-    held = {each.path: each for each in copies.files(record)}
-    own = [held.pop(CATALOG), held.pop("workspace.json")]
+    held: dict[str, list[Held]] = {}
+    for each in copies.files(record):
+        held.setdefault(each.path, []).append(each)
+    own = [*held.pop(CATALOG), *held.pop("workspace.json")]
     done = 0
     for some in some_of(held.values()):
         at_once(partial(_bring, copies, record, root, store), some)
@@ -115,7 +118,8 @@ def _mark(root: Path, record: Backup) -> None:
     files.publish(mark, orjson.dumps({"backup": record.id}))
 
 
-def _bring(copies: Copies, record: Backup, root: Path, datasets: Store, held: Held) -> None:
+def _bring(copies: Copies, record: Backup, root: Path, datasets: Store, stretches: list[Held]) -> None:
+    held = stretches[0]
     what = f"{held.path} in backup {record.id}"
     if held.path.startswith(_DATASETS) and not datasets.local:
         key = held.path.removeprefix(_DATASETS)
@@ -128,17 +132,35 @@ def _bring(copies: Copies, record: Backup, root: Path, datasets: Store, held: He
     path = root / held.path
     if held.path.startswith(_DATASETS):
         path = Path(datasets.url) / held.path.removeprefix(_DATASETS)
-    if path.is_file() and path.stat().st_size == held.bytes and files.sha256_file(path) == held.sha256:
+    alone = len(stretches) == 1 and held.at == 0
+    if alone and path.is_file() and path.stat().st_size == held.bytes and files.sha256_file(path) == held.sha256:
         return
     files.make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
     try:
-        copies.download(held, draft, what=what)
+        if alone:
+            copies.download(held, draft, what=what)
+        else:
+            _join(copies, stretches, draft, what=what)
         files.fsync_file(draft)
         draft.replace(path)
         files.fsync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _join(copies: Copies, stretches: list[Held], to: Path, *, what: str) -> None:
+    part = to.with_name(f"{to.name}.part")
+    try:
+        with open(to, "xb", opener=files.private) as whole:
+            for each in stretches:
+                copies.download(each, part, what=what)
+                whole.seek(each.at)
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, whole)
+                part.unlink()
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _is_there(store: Store, key: str, held: Held) -> bool:

@@ -38,7 +38,9 @@ _OTHER = "another node failed"
 _CAUSES = ("lost", "cancelled", "preempted", "oom", "timeout", "infra", "user", "SIGABRT", "succeeded")
 _MESSAGE = 1000
 _HEARD_S = 600.0  # how long a complaint is kept for whoever comes to hear it
-_RAY_VARIABLES = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")  # where the token lies, not what it is
+# By which a job submits others. Where the token lies; what it is only if a variable has it, as KubeRay's does: the part
+# that is given it masks it.
+_RAY_VARIABLES = (RAY_OPEN_VARIABLE, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", part.TOKEN)
 
 
 class AttemptActor:

@@ -18,6 +18,8 @@ from typing import Any
 from mms_sdk.compute.engines.supervisor import Supervised, ignored
 
 MODULE = "mms_sdk.compute.engines.ray.part"
+TOKEN = "RAY_AUTH_TOKEN"
+"""The variable in which KubeRay gives the cluster's token; others name a file that has it."""
 _ALONE = {"reason": "lost", "detail": "the node's actor is gone", "grace_s": 0.0}
 
 
@@ -47,6 +49,10 @@ class Part(Supervised):
         self._given |= given
         self._told_to_stop: dict[str, Any] | None = None
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def _secrets(self) -> dict[bytes, bytes]:
+        token = os.environ.get(TOKEN, "").encode()
+        return ({TOKEN.encode(): token} if token else {}) | super()._secrets()
 
     def _listen(self) -> None:
         for line in sys.stdin:
