@@ -265,6 +265,8 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     secrets.add_argument("action", nargs="?", choices=["list", "set", "remove"], default="list", help="which (list)")
     secrets.add_argument("name", nargs="?", metavar="NAME", help="e.g. HF_TOKEN; set asks for the value or reads it")
 
+    _add_tokens(verb("tokens", _tokens, "who may ask a server: list tokens, create, rotate or revoke one"))
+
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
     models.add_argument("--alias", metavar="NAME", help="an alias for that version, e.g. champion")
@@ -323,6 +325,21 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     helped.add_argument("about", nargs="?", metavar="VERB")
     parser.set_defaults(parser=parser, verbs=verbs)
     return parser
+
+
+def _add_tokens(verb: argparse.ArgumentParser) -> None:
+    actions = ["list", "create", "rotate", "revoke"]
+    verb.add_argument("action", nargs="?", choices=actions, default="list", help="which (list)")
+    verb.add_argument("name", nargs="?", metavar="NAME", help="what the token is for, e.g. ci")
+    verb.add_argument(
+        "--role", choices=["predict", "viewer", "editor", "admin"], help="for create: what it may do (predict)"
+    )
+    verb.add_argument("--project", metavar="PROJECT", help="for create: the one that it sees and changes; all")
+    verb.add_argument("--expires", type=_lifetime, metavar="TIME", help="e.g. 12h, 30d or never; create: 90d")
+    verb.add_argument("--rate", type=_above_zero, metavar="N", help="for create: most requests a second, on average")
+    verb.add_argument("--burst", type=_positive, metavar="N", help="for create: requests that may come at once")
+    verb.add_argument("--concurrent", type=_positive, metavar="N", help="for create: most requests at the same time")
+    verb.add_argument("--overlap", type=_duration, metavar="TIME", help="for rotate: how long the old text is good")
 
 
 def _add_engine_actions(verb: argparse.ArgumentParser, where: _Parser) -> None:
@@ -917,6 +934,35 @@ def _quotas(asked: argparse.Namespace) -> Any:
     return None
 
 
+def _tokens(asked: argparse.Namespace) -> Any:
+    if (asked.name is None) != (asked.action == "list"):
+        raise UsageProblem("usage: mms tokens list, or mms tokens create, rotate or revoke NAME")
+    tokens = _connect(asked, make=asked.action == "create").tokens
+    if asked.action == "list":
+        return tokens.list()
+    if asked.action == "revoke":
+        return _Facts(tokens.revoke(asked.name).model_dump())
+    options = _given(asked, "role", "project", "burst", "concurrent")
+    if asked.rate is not None:
+        options["requests_per_s"] = asked.rate
+    if asked.expires is not None:
+        options["lifetime_s"] = round(asked.expires) if asked.expires else None
+    if asked.action == "rotate":
+        if asked.overlap is not None:
+            options["overlap_s"] = round(asked.overlap)
+        if asked.expires == 0:
+            raise UsageProblem("a token is rotated for a time, e.g. --expires 30d, or for as long as it was made for")
+        if surplus := options.keys() - {"lifetime_s", "overlap_s"}:
+            raise UsageProblem(f"a token is rotated as it is, without {', '.join(sorted(surplus))}; create another")
+        made = tokens.rotate(asked.name, **options)
+    else:
+        made = tokens.create(asked.name, **options)
+    if _in_notebook(asked):
+        return made
+    told = made.token.model_dump(mode="json")
+    return told | {"text": made.text} if asked.json else _Facts(told | {"token, shown this once": made.text})
+
+
 def _told_in_secret(asked: argparse.Namespace) -> str:
     # Never a word of the command: those stand in the shell's history and in every list of processes.
     if _in_notebook(asked) or sys.stdin.isatty():
@@ -1140,6 +1186,10 @@ def _duration(text: str) -> float:
     if found is None or not float(found[1]):
         raise argparse.ArgumentTypeError(f"a time is e.g. 30s, 15min, 1h or 1d; got {text!r}")
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _lifetime(text: str) -> float:
+    return 0.0 if text == "never" else _duration(text)
 
 
 def _hours(text: str) -> float:

@@ -82,6 +82,12 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/secrets"): ("editor", 200),
     ("PUT", "/v1/secrets/nothing"): ("editor", 400),
     ("DELETE", "/v1/secrets/nothing"): ("editor", 404),
+    ("GET", "/v1/tokens"): ("admin", 200),
+    ("GET", "/v1/tokens:own"): ("predict", 200),
+    ("POST", "/v1/tokens"): ("admin", 400),
+    ("GET", "/v1/tokens/nothing"): ("admin", 404),
+    ("POST", "/v1/tokens/nothing:rotate"): ("admin", 400),
+    ("DELETE", "/v1/tokens/nothing"): ("admin", 404),
     ("POST", "/v1/predictions"): ("editor", 400),
     ("POST", "/v1/evaluations"): ("editor", 400),
 }

@@ -27,6 +27,7 @@ from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.quotas import Quotas
 from mms_sdk.client.secrets import Secrets
 from mms_sdk.client.studies import Script, Studies, Study
+from mms_sdk.client.tokens import Tokens
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
 from mms_sdk.schema.access import Principal
@@ -81,6 +82,7 @@ class WorkspaceClient:
         jobs: What runs and ran.
         secrets: Values that jobs see as variables, by name.
         quotas: How much the jobs of a project may take at once.
+        tokens: Who may ask a server of this workspace for what.
         studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
         deployments: Serve and ask.
@@ -94,6 +96,7 @@ class WorkspaceClient:
         self.jobs = Jobs(api)
         self.secrets = Secrets(api)
         self.quotas = Quotas(api)
+        self.tokens = Tokens(api)
         self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)
         self.deployments = Deployments(api)

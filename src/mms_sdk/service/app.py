@@ -26,9 +26,11 @@ from mms_sdk.service.dataplane import DataPlane
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
+from mms_sdk.service.known_tokens import KnownTokens
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
 from mms_sdk.service.routes import (
     BODY_KEY,
+    PROJECTS_KEY,
     ROLE_KEY,
     bundles,
     datasets,
@@ -42,6 +44,7 @@ from mms_sdk.service.routes import (
     predictions,
     quotas,
     secrets,
+    tokens,
 )
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
@@ -63,6 +66,7 @@ _ROUTERS = tuple(
         predictions,
         quotas,
         secrets,
+        tokens,
     )
 )
 
@@ -97,11 +101,12 @@ def create_app(
         _engines(workspace),
         deployments or Deployments(workspace, settings, keep=False),
         streams or Streams(),
+        KnownTokens(find or workspace.catalog.tokens.find, workspace.catalog.tokens.used),
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
     rules = [*data.rules(), *_rules(control)]
-    return Guard(data, rules=rules, settings=settings, find=find or workspace.catalog.tokens.find)
+    return Guard(data, rules=rules, settings=settings, tokens=service.tokens)
 
 
 def _engines(workspace: Workspace) -> dict[str, Engine]:
@@ -126,6 +131,7 @@ def _control_plane(service: ServiceState) -> FastAPI:
         await service.streams.close()
         service.jobs.close()
         service.deployments.close()
+        await service.tokens.close()
 
     app = FastAPI(title="MMS", version=mms_sdk.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
@@ -152,7 +158,9 @@ def _rules(app: FastAPI) -> list[Rule]:
         # No name has a colon in it, so `{name}:ingest` is not also a `{name}`.
         path = re.compile(route.path_regex.pattern.replace("[^/]+", "[^/:]+"))
         body = told.get(BODY_KEY, "json")
-        rules.append(Rule(methods=frozenset(route.methods or ()), path=path, role=role, body=body))
+        projects = bool(told.get(PROJECTS_KEY))
+        methods = frozenset(route.methods or ())
+        rules.append(Rule(methods=methods, path=path, role=role, body=body, projects=projects))
     return rules
 
 

@@ -21,15 +21,20 @@ _BY_STATUS = {status: _REQUESTS.labels(f"{status}xx") for status in range(1, 6)}
 
 
 class Watched:
-    """An ASGI `send` that remembers what was sent.
+    """An ASGI `send` that remembers what was sent, and tells the request's id with it.
+
+    Args:
+        send: Where messages go.
+        request: The request's id.
 
     Attributes:
         started: Whether the status line has gone out.
         finished: Whether the whole answer has.
     """
 
-    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]], request: str) -> None:
         self._send = send
+        self._header = (b"x-request-id", request.encode())
         self._began = time.perf_counter()
         self._status = 500
         self.started = False
@@ -40,6 +45,7 @@ class Watched:
         if message["type"] == "http.response.start":
             self.started = True
             self._status = message["status"]
+            message["headers"] = [*message.get("headers", ()), self._header]
         await self._send(message)
         self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
