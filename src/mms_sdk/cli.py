@@ -267,6 +267,11 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
     _add_tokens(verb("tokens", _tokens, "who may ask a server: list tokens, create, rotate or revoke one"))
 
+    audit = verb("audit", _audit, "who changed what through a server and who was refused; whether that is all of it")
+    audit.add_argument("action", nargs="?", choices=["show", "verify"], default="show", help="which (show)")
+    audit.add_argument("--since", type=_ago, metavar="TIME", help="for show: e.g. 2h ago is 2h, or a line's number")
+    audit.add_argument("--head", metavar="NUMBER:SHA256", help="for verify: what it told once, kept elsewhere")
+
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
     models.add_argument("--alias", metavar="NAME", help="an alias for that version, e.g. champion")
@@ -963,6 +968,15 @@ def _tokens(asked: argparse.Namespace) -> Any:
     return told | {"text": made.text} if asked.json else _Facts(told | {"token, shown this once": made.text})
 
 
+def _audit(asked: argparse.Namespace) -> Any:
+    audit = _connect(asked).audit
+    if asked.action == "verify":
+        head = audit.verify(asked.head)
+        return head if asked.json else f"{head.number:,} lines, none changed; the end of the log is {head}"
+    entries = list(audit.entries(since=asked.since or 0))
+    return entries if asked.json else "\n".join(map(str, entries)) or "nothing yet"
+
+
 def _told_in_secret(asked: argparse.Namespace) -> str:
     # Never a word of the command: those stand in the shell's history and in every list of processes.
     if _in_notebook(asked) or sys.stdin.isatty():
@@ -1190,6 +1204,14 @@ def _duration(text: str) -> float:
 
 def _lifetime(text: str) -> float:
     return 0.0 if text == "never" else _duration(text)
+
+
+def _ago(text: str) -> Any:
+    if text.isdigit():
+        return int(text)
+    from datetime import UTC, datetime, timedelta
+
+    return datetime.now(UTC) - timedelta(seconds=_duration(text))
 
 
 def _hours(text: str) -> float:

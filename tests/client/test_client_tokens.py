@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,30 @@ def test_tokens_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert main([*words, *at]) != 0
     assert main(["tokens", "rotate", "ci", "--expires", "never", *at]) != 0
     assert "for a time" in capsys.readouterr().err
+
+
+def test_the_audit_log_is_read_and_verified(
+    served: tuple[str, mms.WorkspaceClient], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, ws = served
+    ws.tokens.create("ci", lifetime_s=60)
+    ws.tokens.revoke("ci")
+    at = ["--workspace", str(tmp_path / "workspace")]
+
+    assert [(each.who, each.method) for each in ws.audit.entries()] == [("boss", "POST"), ("boss", "DELETE")]
+    assert [each.number for each in ws.audit.entries(since=1)] == [2]
+    assert list(ws.audit.entries(since=datetime.now(UTC))) == []
+    head = ws.audit.verify()
+    assert ws.audit.verify(str(head)) == head
+    with pytest.raises(InvalidRequest, match="NUMBER:SHA256"):
+        ws.audit.verify("x")
+    with pytest.raises(InvalidRequest, match="zone"):
+        list(ws.audit.entries(since=datetime(2025, 1, 1)))
+    assert main(["audit", "verify", "--head", str(head), *at]) == 0
+    assert f"2 lines, none changed; the end of the log is {head}" in capsys.readouterr().out
+    assert main(["audit", "show", "--since", "1h", *at]) == 0
+    assert "boss from 127.0.0.1: DELETE /v1/tokens/ci → 200" in capsys.readouterr().out
+    path = next((tmp_path / "workspace" / "audit").glob("*.jsonl"))
+    path.write_bytes(path.read_bytes().replace(b"boss", b"ross", 1))
+    assert main(["audit", "verify", *at]) != 0
+    assert "was changed" in capsys.readouterr().err

@@ -82,6 +82,8 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v1/secrets"): ("editor", 200),
     ("PUT", "/v1/secrets/nothing"): ("editor", 400),
     ("DELETE", "/v1/secrets/nothing"): ("editor", 404),
+    ("GET", "/v1/audit"): ("admin", 200),
+    ("GET", "/v1/audit:verify"): ("admin", 200),
     ("GET", "/v1/tokens"): ("admin", 200),
     ("GET", "/v1/tokens:own"): ("predict", 200),
     ("POST", "/v1/tokens"): ("admin", 400),

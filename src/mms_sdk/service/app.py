@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,7 @@ from mms_sdk.compute.engines.ray.engine import RayEngine
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
 from mms_sdk.schema.findings import reasons
+from mms_sdk.service.auditing import Audit
 from mms_sdk.service.dataplane import DataPlane
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
@@ -46,6 +48,9 @@ from mms_sdk.service.routes import (
     secrets,
     tokens,
 )
+from mms_sdk.service.routes import (
+    audit as audit_routes,
+)
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, prices, ray_address
@@ -54,6 +59,7 @@ from mms_sdk.storage.workspace import Workspace
 _ROUTERS = tuple(
     module.router
     for module in (
+        audit_routes,
         bundles,
         datasets,
         deployments,
@@ -105,8 +111,10 @@ def create_app(
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
-    rules = [*data.rules(), *_rules(control)]
-    return Guard(data, rules=rules, settings=settings, tokens=service.tokens)
+    predictions = [replace(rule, template=re.sub(r"\(.*?\)", "{name}", rule.path.pattern)) for rule in data.rules()]
+    rules = [*predictions, *_rules(control)]
+    audit = Audit(workspace.audit if settings.audited else None)
+    return Guard(data, rules=rules, settings=settings, tokens=service.tokens, audit=audit)
 
 
 def _engines(workspace: Workspace) -> dict[str, Engine]:
@@ -145,7 +153,9 @@ def _control_plane(service: ServiceState) -> FastAPI:
 
 
 def _rules(app: FastAPI) -> list[Rule]:
-    rules = [Rule(methods=frozenset({"GET"}), path=re.compile("/openapi\\.json"), role="viewer")]
+    rules = [
+        Rule(methods=frozenset({"GET"}), path=re.compile("/openapi\\.json"), role="viewer", template="/openapi.json")
+    ]
     # A router's routes are read where they were declared: FastAPI shows them on the app in one version, not in another.
     # Any that were missed here would be refused by the guard, which knows nothing of them.
     for route in (*app.routes, *(route for router in _ROUTERS for route in router.routes)):
@@ -160,7 +170,8 @@ def _rules(app: FastAPI) -> list[Rule]:
         body = told.get(BODY_KEY, "json")
         projects = bool(told.get(PROJECTS_KEY))
         methods = frozenset(route.methods or ())
-        rules.append(Rule(methods=methods, path=path, role=role, body=body, projects=projects))
+        made = Rule(methods=methods, path=path, role=role, body=body, projects=projects, template=route.path)
+        rules.append(made)
     return rules
 
 

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -23,12 +23,14 @@ from mms_sdk.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     TooLarge,
     Unauthenticated,
     UnsupportedMediaType,
 )
 from mms_sdk.schema.access import Principal, Role, allows
 from mms_sdk.service import metrics, request_ids
+from mms_sdk.service.auditing import Audit, described
 from mms_sdk.service.known_tokens import KnownTokens
 from mms_sdk.service.limits import TokenUse, WrongTokens
 from mms_sdk.service.problems import send_problem
@@ -42,6 +44,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("mms.service")
 _PORT = re.compile(r":[0-9]{1,5}\Z")
 
+NAMES = "audit_names"
+"""In a request's state: what a route adds to the names in its path for the audit log."""
 MAX_JSON_DEPTH = 64
 MAX_JSON_BYTES = 2**20  # what the control plane reads; predictions have the server's own limit
 _LOOKED_AT = {
@@ -63,6 +67,7 @@ class Rule:
         role: The least role that may; `open` needs no token.
         body: `json`: a small strict JSON object that the guard checks. `raw`: left to the route.
         projects: Whether it keeps a token of one project to what is of that project; if not, such a token may not.
+        template: The path with the names of its parts, e.g. `/v1/jobs/{job}`.
     """
 
     methods: frozenset[str]
@@ -70,6 +75,19 @@ class Rule:
     role: Role | Literal["open"]
     body: Literal["json", "raw"] = "json"
     projects: bool = False
+    template: str = ""
+
+    def changes(self, method: str) -> bool:
+        """Whether a request may change something: not one that only reads, or predicts."""
+        return method not in ("GET", "HEAD") and self.role not in ("open", "predict")
+
+    def names(self, path: str) -> dict[str, str]:
+        """What stands for each part of a path that has names."""
+        found = self.path.fullmatch(path)
+        return {} if found is None else found.groupdict() or dict(zip(("name",), found.groups(), strict=False))
+
+
+_REFUSED = (Unauthenticated, Forbidden, RateLimited)
 
 
 class Guard:
@@ -80,14 +98,18 @@ class Guard:
         rules: Every route there is; what no rule matches does not exist.
         settings: Limits and allow-lists.
         tokens: Whose a token is.
+        audit: Where changes and refused access are written down.
     """
 
-    def __init__(self, app: App, *, rules: Sequence[Rule], settings: ServerSettings, tokens: KnownTokens) -> None:
+    def __init__(
+        self, app: App, *, rules: Sequence[Rule], settings: ServerSettings, tokens: KnownTokens, audit: Audit
+    ) -> None:
         self._app = app
         self._rules = tuple(rules)
         self._rule = lru_cache(256)(self._first_rule)
         self._settings = settings
         self._tokens = tokens
+        self._audit = audit
         self._use = TokenUse()
         self._wrong = WrongTokens(per_s=settings.wrong_tokens_per_s, burst=settings.wrong_tokens_burst)
 
@@ -104,7 +126,9 @@ class Guard:
         headers = _headers(scope)
         request = request_ids.begin(headers.get(request_ids.HEADER, ()))
         watched = metrics.Watched(send, request)
-        principal: Principal | None = None
+        rule: Rule | None = None
+        asking: Principal | None = None
+        counted = False
         try:
             self._check_host(headers)
             self._check_origin(headers)
@@ -113,7 +137,10 @@ class Guard:
                 asking = await self._principal(scope, headers)  # before anything is said about what exists
                 rule = self._allowed(asking, rule, scope)
                 self._use.begin(asking)
-                principal = asking
+                counted = True
+                if rule.changes(scope["method"]):
+                    await self._audit.check()
+                    watched.before = partial(self._changed, scope, rule, asking, request)
             await self._app(scope, await self._body(rule, scope, headers, receive), watched)
         except Exception as error:
             if watched.finished:  # answered already; what came after is for the log
@@ -121,11 +148,18 @@ class Guard:
                 return
             if watched.started:  # the status line is gone; ending the connection is the only honest answer left
                 raise
+            if isinstance(error, _REFUSED) and watched.before is None:
+                await self._audit.refused(_described(scope, rule, asking, request, error.status))
             await send_problem(watched, error, oip=scope["path"].startswith("/v2/"))
         finally:
-            if principal is not None and principal.limits is not None:
-                self._use.end(principal)
+            if counted and asking is not None:
+                self._use.end(asking)
+            if watched.before is not None:  # it was cut off, and who asked heard nothing
+                await watched.before(0)
             watched.done()
+
+    async def _changed(self, scope: Scope, rule: Rule, asking: Principal, request: str, status: int) -> None:
+        await self._audit.changed(_described(scope, rule, asking, request, status))
 
     async def _body(self, rule: Rule, scope: Scope, headers: dict[str, list[str]], receive: Receive) -> Receive:
         body = _Body(receive, limit=self._limit(rule), timeout_s=self._settings.body_timeout_s)
@@ -300,6 +334,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> None:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):  # which of the two counts, each parser decides differently
         raise InvalidRequest(f"a name stands once in a JSON object; got {sorted(names)}")
+
+
+def _described(scope: Scope, rule: Rule | None, who: Principal | None, request: str, status: int) -> dict[str, Any]:
+    names = rule.names(scope["path"]) if rule else {}
+    names |= scope.get("state", {}).get(NAMES, {})
+    return described(scope, who=who, route=rule.template if rule else "", names=names, status=status, request=request)
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

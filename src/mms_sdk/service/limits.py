@@ -73,6 +73,8 @@ class TokenUse:
 
     def end(self, who: Principal) -> None:
         """Counts a request out that was counted in."""
+        if who.limits is None:
+            return
         running = self._running.pop(who.id, 1) - 1
         if running:
             self._running[who.id] = running

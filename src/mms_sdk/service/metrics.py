@@ -30,6 +30,7 @@ class Watched:
     Attributes:
         started: Whether the status line has gone out.
         finished: Whether the whole answer has.
+        before: Awaited with the status before the status line goes out, once.
     """
 
     def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]], request: str) -> None:
@@ -37,12 +38,16 @@ class Watched:
         self._header = (b"x-request-id", request.encode())
         self._began = time.perf_counter()
         self._status = 500
+        self.before: Callable[[int], Awaitable[None]] | None = None
         self.started = False
         self.finished = False
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         """Sends a message on."""
         if message["type"] == "http.response.start":
+            if self.before is not None:
+                before, self.before = self.before, None
+                await before(message["status"])
             self.started = True
             self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), self._header]

@@ -136,3 +136,11 @@ tokens = Table(
     Column("previous_until", text(32)),
     Index("tokens_by_previous", "previous_hash"),
 )
+
+# One row, once the audit log has a line: the last one that is known to be in it.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", text(64), nullable=False),
+)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from mms_sdk.schema.access import MadeToken, Rotation, Token, TokenRequest, check_gives
+from mms_sdk.service.guard import NAMES
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Asking, Service
 
@@ -25,8 +26,11 @@ def own_token(service: Service, asking: Asking) -> Token:
 
 
 @router.post("", status_code=201, **needs("admin", projects=True))
-def create_token(service: Service, asking: Asking, response: Response, asked: TokenRequest) -> MadeToken:
+def create_token(
+    service: Service, asking: Asking, request: Request, response: Response, asked: TokenRequest
+) -> MadeToken:
     """Makes a token that may do no more than the one this is asked with."""
+    request.scope["state"][NAMES] = {"name": asked.name, "role": asked.role, "project": asked.project or "all"}
     check_gives(asking, asked.role, asked.project)
     response.headers.update(_UNKEPT)
     return service.workspace.catalog.tokens.create(asked, by=asking.name)

@@ -1,4 +1,4 @@
-"""Tokens that expire, are revoked and rotated, belong to a project, and have limits."""
+"""Tokens that expire, are revoked and rotated, belong to a project, and have limits; the end of the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Adds the columns; tokens so far are of all projects, do not expire, and get an id."""
+    """Adds the columns; tokens so far are of all projects, do not expire, and get an id. Adds a table."""
     op.add_column("tokens", sa.Column("id", _text(26)))
     op.add_column("tokens", sa.Column("project", _text(63)))
     op.add_column("tokens", sa.Column("expires_at", _text(32)))
@@ -21,6 +21,11 @@ def upgrade() -> None:
     op.add_column("tokens", sa.Column("previous_hash", _text(64)))
     op.add_column("tokens", sa.Column("previous_until", _text(32)))
     op.create_index("tokens_by_previous", "tokens", ["previous_hash"])
+    op.create_table(
+        "audit_head",
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("hash", _text(64), nullable=False),
+    )
     table = sa.table("tokens", sa.column("hash"), sa.column("id"))
     for row in op.get_bind().execute(sa.select(table.c.hash)).all():
         op.execute(sa.update(table).where(table.c.hash == row.hash).values(id=new_id()))
