@@ -296,8 +296,15 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
     serve = verb("serve", _serve, "serve the workspace and its models over REST on this machine")
     serve.add_argument("models", nargs="*", metavar="MODEL", help="deployed under their names, e.g. flowers@champion")
-    serve.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
+    serve.add_argument("--host", default="127.0.0.1", help="an address; others than loopback take TLS (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8765, help="0 for any that is free (8765)")
+    serve.add_argument("--unix", metavar="PATH", help="a socket at PATH instead, for this user alone")
+    serve.add_argument("--tls-cert", metavar="FILE", help="a certificate, and those between it and a root")
+    serve.add_argument("--tls-key", metavar="FILE", help="its private key")
+    serve.add_argument(
+        "--behind-proxy", action="append", default=[], metavar="ADDRESS", help="of a proxy in front, which does TLS"
+    )
+    serve.add_argument("--name", action="append", default=[], metavar="HOST", help="what it is called, for other hosts")
     serve.add_argument("--source-root", action="append", default=[], metavar="FOLDER", help="ingests may read below it")
 
     backup = verb("backup", _backup, "copy the workspace to another place, while jobs go on; only what is new is sent")
@@ -1090,16 +1097,24 @@ def _evaluate(asked: argparse.Namespace) -> Any:
 
 
 def _serve(asked: argparse.Namespace) -> Any:
+    from mms_sdk.service.listening import Listening
     from mms_sdk.service.server import serve
     from mms_sdk.settings import default_catalog, default_datasets, default_workspace
     from mms_sdk.storage.workspace import Workspace
 
     if asked.url:
         raise InvalidRequest("mms serve is the server; leave --url out")
+    files = {
+        name: Path(told).expanduser().absolute()
+        for name in ("unix", "tls_cert", "tls_key")
+        if (told := getattr(asked, name))
+    }
+    proxies, names = tuple(asked.behind_proxy), tuple(asked.name)
+    listening = Listening(host=asked.host, port=asked.port, proxies=proxies, names=names, **files)
     folder = Path(asked.workspace) if asked.workspace else default_workspace()
     workspace = Workspace(folder, catalog=default_catalog(), datasets=default_datasets())
     roots = [Path(root).expanduser().absolute() for root in asked.source_root]
-    serve(workspace, host=asked.host, port=asked.port, models=asked.models, source_roots=roots, say=_say)
+    serve(workspace, listening=listening, models=asked.models, source_roots=roots, say=_say)
 
 
 def _backup(asked: argparse.Namespace) -> Any:
