@@ -138,7 +138,8 @@ def check_problem(answer: Answer, status: int, *words: str) -> None:
     assert answer.headers["content-type"] == "application/problem+json", answer
     assert answer.headers["content-length"] == str(len(answer.body))
     problem = answer.json()
-    assert set(problem) - {"error"} == {"type", "title", "status", "detail"}
+    assert set(problem) - {"error"} == {"type", "title", "status", "detail", "request"}
+    assert problem["request"] == answer.headers["x-request-id"]
     assert problem.get("error", problem["detail"]) == problem["detail"]
     assert problem["status"] == status
     assert problem["type"].startswith("urn:mms:")

@@ -272,6 +272,13 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     secrets.add_argument("action", nargs="?", choices=["list", "set", "remove"], default="list", help="which (list)")
     secrets.add_argument("name", nargs="?", metavar="NAME", help="e.g. HF_TOKEN; set asks for the value or reads it")
 
+    _add_tokens(verb("tokens", _tokens, "who may ask a server: list tokens, create, rotate or revoke one"))
+
+    audit = verb("audit", _audit, "who changed what through a server and who was refused; whether that is all of it")
+    audit.add_argument("action", nargs="?", choices=["show", "verify"], default="show", help="which (show)")
+    audit.add_argument("--since", type=_ago, metavar="TIME", help="for show: e.g. 2h ago is 2h, or a line's number")
+    audit.add_argument("--head", metavar="NUMBER:SHA256", help="for verify: what it told once, kept elsewhere")
+
     models = verb("models", _models, "list models, show one, or point an alias at a version")
     models.add_argument("model", nargs="?", help="e.g. flowers or flowers@3")
     models.add_argument("--alias", metavar="NAME", help="an alias for that version, e.g. champion")
@@ -296,8 +303,15 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
     serve = verb("serve", _serve, "serve the workspace and its models over REST on this machine")
     serve.add_argument("models", nargs="*", metavar="MODEL", help="deployed under their names, e.g. flowers@champion")
-    serve.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
+    serve.add_argument("--host", default="127.0.0.1", help="an address; others than loopback take TLS (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8765, help="0 for any that is free (8765)")
+    serve.add_argument("--unix", metavar="PATH", help="a socket at PATH instead, for this user alone")
+    serve.add_argument("--tls-cert", metavar="FILE", help="a certificate, and those between it and a root")
+    serve.add_argument("--tls-key", metavar="FILE", help="its private key")
+    serve.add_argument(
+        "--behind-proxy", action="append", default=[], metavar="ADDRESS", help="of a proxy in front, which does TLS"
+    )
+    serve.add_argument("--name", action="append", default=[], metavar="HOST", help="what it is called, for other hosts")
     serve.add_argument("--source-root", action="append", default=[], metavar="FOLDER", help="ingests may read below it")
 
     backup = verb("backup", _backup, "copy the workspace to another place, while jobs go on; only what is new is sent")
@@ -330,6 +344,21 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     helped.add_argument("about", nargs="?", metavar="VERB")
     parser.set_defaults(parser=parser, verbs=verbs)
     return parser
+
+
+def _add_tokens(verb: argparse.ArgumentParser) -> None:
+    actions = ["list", "create", "rotate", "revoke"]
+    verb.add_argument("action", nargs="?", choices=actions, default="list", help="which (list)")
+    verb.add_argument("name", nargs="?", metavar="NAME", help="what the token is for, e.g. ci")
+    verb.add_argument(
+        "--role", choices=["predict", "viewer", "editor", "admin"], help="for create: what it may do (predict)"
+    )
+    verb.add_argument("--project", metavar="PROJECT", help="for create: the one that it sees and changes; all")
+    verb.add_argument("--expires", type=_lifetime, metavar="TIME", help="e.g. 12h, 30d or never; create: 90d")
+    verb.add_argument("--rate", type=_above_zero, metavar="N", help="for create: most requests a second, on average")
+    verb.add_argument("--burst", type=_positive, metavar="N", help="for create: requests that may come at once")
+    verb.add_argument("--concurrent", type=_positive, metavar="N", help="for create: most requests at the same time")
+    verb.add_argument("--overlap", type=_duration, metavar="TIME", help="for rotate: how long the old text is good")
 
 
 def _add_engine_actions(verb: argparse.ArgumentParser, where: _Parser) -> None:
@@ -924,6 +953,44 @@ def _quotas(asked: argparse.Namespace) -> Any:
     return None
 
 
+def _tokens(asked: argparse.Namespace) -> Any:
+    if (asked.name is None) != (asked.action == "list"):
+        raise UsageProblem("usage: mms tokens list, or mms tokens create, rotate or revoke NAME")
+    tokens = _connect(asked, make=asked.action == "create").tokens
+    if asked.action == "list":
+        return tokens.list()
+    if asked.action == "revoke":
+        return _Facts(tokens.revoke(asked.name).model_dump())
+    options = _given(asked, "role", "project", "burst", "concurrent")
+    if asked.rate is not None:
+        options["requests_per_s"] = asked.rate
+    if asked.expires is not None:
+        options["lifetime_s"] = round(asked.expires) if asked.expires else None
+    if asked.action == "rotate":
+        if asked.overlap is not None:
+            options["overlap_s"] = round(asked.overlap)
+        if asked.expires == 0:
+            raise UsageProblem("a token is rotated for a time, e.g. --expires 30d, or for as long as it was made for")
+        if surplus := options.keys() - {"lifetime_s", "overlap_s"}:
+            raise UsageProblem(f"a token is rotated as it is, without {', '.join(sorted(surplus))}; create another")
+        made = tokens.rotate(asked.name, **options)
+    else:
+        made = tokens.create(asked.name, **options)
+    if _in_notebook(asked):
+        return made
+    told = made.token.model_dump(mode="json")
+    return told | {"text": made.text} if asked.json else _Facts(told | {"token, shown this once": made.text})
+
+
+def _audit(asked: argparse.Namespace) -> Any:
+    audit = _connect(asked).audit
+    if asked.action == "verify":
+        head = audit.verify(asked.head)
+        return head if asked.json else f"{head.number:,} lines, none changed; the end of the log is {head}"
+    entries = list(audit.entries(since=asked.since or 0))
+    return entries if asked.json else "\n".join(map(str, entries)) or "nothing yet"
+
+
 def _told_in_secret(asked: argparse.Namespace) -> str:
     # Never a word of the command: those stand in the shell's history and in every list of processes.
     if _in_notebook(asked) or sys.stdin.isatty():
@@ -1042,16 +1109,24 @@ def _evaluate(asked: argparse.Namespace) -> Any:
 
 
 def _serve(asked: argparse.Namespace) -> Any:
+    from mms_sdk.service.listening import Listening
     from mms_sdk.service.server import serve
     from mms_sdk.settings import default_catalog, default_datasets, default_workspace
     from mms_sdk.storage.workspace import Workspace
 
     if asked.url:
         raise InvalidRequest("mms serve is the server; leave --url out")
+    files = {
+        name: Path(told).expanduser().absolute()
+        for name in ("unix", "tls_cert", "tls_key")
+        if (told := getattr(asked, name))
+    }
+    proxies, names = tuple(asked.behind_proxy), tuple(asked.name)
+    listening = Listening(host=asked.host, port=asked.port, proxies=proxies, names=names, **files)
     folder = Path(asked.workspace) if asked.workspace else default_workspace()
     workspace = Workspace(folder, catalog=default_catalog(), datasets=default_datasets())
     roots = [Path(root).expanduser().absolute() for root in asked.source_root]
-    serve(workspace, host=asked.host, port=asked.port, models=asked.models, source_roots=roots, say=_say)
+    serve(workspace, listening=listening, models=asked.models, source_roots=roots, say=_say)
 
 
 def _backup(asked: argparse.Namespace) -> Any:
@@ -1152,6 +1227,18 @@ def _duration(text: str) -> float:
     if found is None or not float(found[1]):
         raise argparse.ArgumentTypeError(f"a time is e.g. 30s, 15min, 1h or 1d; got {text!r}")
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _lifetime(text: str) -> float:
+    return 0.0 if text == "never" else _duration(text)
+
+
+def _ago(text: str) -> Any:
+    if text.isdigit():
+        return int(text)
+    from datetime import UTC, datetime, timedelta
+
+    return datetime.now(UTC) - timedelta(seconds=_duration(text))
 
 
 def _hours(text: str) -> float:

@@ -25,6 +25,7 @@ MmsError
 ├── Damaged (OSError)                  500   bytes on disk that are not the bytes written
 ├── NotWritable (OSError)              500   no permission, or a read-only place
 ├── Overloaded                         503   the queue is full; try again after `retry_after_s`
+│   └── RateLimited                    429   you ask too much; try again after `retry_after_s`
 ├── Unavailable (ConnectionError)      503   a server that cannot be reached, or is not ready
 ├── DeadlineExceeded (TimeoutError)    504
 ├── StorageFull (OSError)              507
@@ -203,6 +204,12 @@ class Overloaded(MmsError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """More requests than the one who asks may make."""
+
+    status = 429
 
 
 class Unavailable(MmsError, ConnectionError):

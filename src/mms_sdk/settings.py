@@ -123,6 +123,9 @@ class ServerSettings:
             process can read, which is right only where the caller is this very process.
         max_body_bytes: Largest request body.
         body_timeout_s: Longest time a client may take to send a body.
+        audited: Whether changes and refused access are written to the workspace's audit log.
+        wrong_tokens_per_s: Requests a second that may come from one address without a valid token; more have to wait.
+        wrong_tokens_burst: So many of them may come at once.
         max_queue_rows: Rows that may wait in one deployment's queue before requests are refused with 503.
         default_deadline_s: How long a prediction may take when the client names no deadline.
         max_pixels: Largest picture decoded, in pixels; bounds the memory that one request can take.
@@ -133,6 +136,9 @@ class ServerSettings:
     source_roots: tuple[Path, ...] | None = ()
     max_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 30.0
+    audited: bool = True
+    wrong_tokens_per_s: float = 5.0
+    wrong_tokens_burst: int = 50
     max_queue_rows: int = 4096
     default_deadline_s: float = 30.0
     max_pixels: int = 50_000_000

@@ -38,7 +38,7 @@ def service(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, runner: asynci
     tiny_model.register(tiny, workspace)
     shutil.copytree(tiny.workspace / "datasets", workspace.root / "datasets")
     tokens = {role: workspace.catalog.tokens.issue(role, role) for role in ROLES}
-    app = create_app(workspace, ServerSettings())
+    app = create_app(workspace, ServerSettings(wrong_tokens_burst=10**6))
     lifespan = Lifespan(app)
     runner.run(lifespan.begin())
     service = Service(app=app, workspace=workspace, tokens=tokens, runner=runner)

@@ -33,13 +33,15 @@ def port(service: Service) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_module, "HEADERS_TIMEOUT_S", 1.0)
         patch.setattr(server_module.gc, "freeze", lambda: None)  # the process of the tests goes on after it
-        server = server_module._Server(config, announced.append, Streams())
+        server = server_module._Server(
+            config, lambda: announced.append(str(server.servers[0].sockets[0].getsockname()[1])), Streams()
+        )
         thread = threading.Thread(target=server.run, name="test-server")
         thread.start()
         while not announced:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield int(announced[0].rpartition(":")[2])
+        yield int(announced[0])
         server.should_exit = True
         thread.join()
 

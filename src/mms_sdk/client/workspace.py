@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from mms_sdk import html
 from mms_sdk.client.api import Api
+from mms_sdk.client.audit import Audit
 from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
@@ -27,6 +28,7 @@ from mms_sdk.client.models import Models, ModelVersion, ref_of
 from mms_sdk.client.quotas import Quotas
 from mms_sdk.client.secrets import Secrets
 from mms_sdk.client.studies import Script, Studies, Study
+from mms_sdk.client.tokens import Tokens
 from mms_sdk.client.transport import InProcessTransport
 from mms_sdk.client.uploads import Uploads
 from mms_sdk.errors import DatasetNotFound, InvalidName, InvalidRequest, Unauthenticated
@@ -83,6 +85,8 @@ class WorkspaceClient:
         secrets: Values that jobs see as variables, by name.
         uploads: Send files to where the workspace is.
         quotas: How much the jobs of a project may take at once.
+        tokens: Who may ask a server of this workspace for what.
+        audit: Who changed what through a server, and who was refused.
         studies: What was tuned, and going on with it.
         models: Register, list, get, alias.
         deployments: Serve and ask.
@@ -97,6 +101,8 @@ class WorkspaceClient:
         self.secrets = Secrets(api)
         self.uploads = Uploads(api)
         self.quotas = Quotas(api)
+        self.tokens = Tokens(api)
+        self.audit = Audit(api)
         self.studies = Studies(api, workspace)
         self.models = Models(api, workspace)
         self.deployments = Deployments(api)
@@ -473,7 +479,7 @@ def _embedded(folder: Path, catalog: str | None, datasets: str | None, *, make: 
             return person if hmac.compare_digest(token, secret) else None
 
         try:
-            app = create_app(workspace, ServerSettings(source_roots=None), find=find)
+            app = create_app(workspace, ServerSettings(source_roots=None, audited=False), find=find)
             api = Api("http://localhost", secret, InProcessTransport(app))
         except BaseException:
             workspace.close()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,12 +23,14 @@ from mms_sdk.compute.engines.ray.engine import RayEngine
 from mms_sdk.errors import InvalidRequest, MmsError, NotFound
 from mms_sdk.schema.access import ROLES, Principal
 from mms_sdk.schema.findings import reasons
+from mms_sdk.service.auditing import Audit
 from mms_sdk.service.dataplane import DataPlane
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
+from mms_sdk.service.known_tokens import KnownTokens
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
-from mms_sdk.service.routes import BODY_KEY, ROLE_KEY, routers
+from mms_sdk.service.routes import BODY_KEY, PROJECTS_KEY, ROLE_KEY, routers
 from mms_sdk.service.state import ServiceState
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, prices, ray_address
@@ -67,11 +70,14 @@ def create_app(
         _engines(workspace),
         deployments or Deployments(workspace, settings, keep=False),
         streams or Streams(),
+        KnownTokens(find or _finder(workspace), workspace.catalog.tokens.used),
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
-    rules = [*data.rules(), *_rules(control)]
-    return Guard(data, rules=rules, settings=settings, find=find or _finder(workspace))
+    predictions = [replace(rule, template=re.sub(r"\(.*?\)", "{name}", rule.path.pattern)) for rule in data.rules()]
+    rules = [*predictions, *_rules(control)]
+    audit = Audit(workspace.audit if settings.audited else None)
+    return Guard(data, rules=rules, settings=settings, tokens=service.tokens, audit=audit)
 
 
 def _finder(workspace: Workspace) -> Callable[[str], Principal | None]:
@@ -101,6 +107,7 @@ def _control_plane(service: ServiceState) -> FastAPI:
         await service.streams.close()
         service.jobs.close()
         service.deployments.close()
+        await service.tokens.close()
 
     app = FastAPI(title="MMS", version=mms_sdk.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
@@ -114,7 +121,9 @@ def _control_plane(service: ServiceState) -> FastAPI:
 
 
 def _rules(app: FastAPI) -> list[Rule]:
-    rules = [Rule(methods=frozenset({"GET"}), path=re.compile("/openapi\\.json"), role="viewer")]
+    rules = [
+        Rule(methods=frozenset({"GET"}), path=re.compile("/openapi\\.json"), role="viewer", template="/openapi.json")
+    ]
     # A router's routes are read where they were declared: FastAPI shows them on the app in one version, not in another.
     # Any that were missed here would be refused by the guard, which knows nothing of them.
     for route in (*app.routes, *(route for router in _ROUTERS for route in router.routes)):
@@ -127,7 +136,10 @@ def _rules(app: FastAPI) -> list[Rule]:
         # No name has a colon in it, so `{name}:ingest` is not also a `{name}`.
         path = re.compile(route.path_regex.pattern.replace("[^/]+", "[^/:]+"))
         body = told.get(BODY_KEY, "json")
-        rules.append(Rule(methods=frozenset(route.methods or ()), path=path, role=role, body=body))
+        projects = bool(told.get(PROJECTS_KEY))
+        methods = frozenset(route.methods or ())
+        made = Rule(methods=methods, path=path, role=role, body=body, projects=projects, template=route.path)
+        rules.append(made)
     return rules
 
 

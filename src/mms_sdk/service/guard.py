@@ -1,21 +1,19 @@
 """The one outer door: nothing behind it is reached without passing here.
 
 Default deny. In this order: the `Host` header, whether a web page is asking, who is asking, whether the path and method
-exist, whether they may, how large the body is and how fast it comes. Only routes declared open skip the token.
+exist, whether they may, and so often, how large the body is and how fast it comes. Only routes declared open skip the
+token.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
-import math
 import re
-import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -25,12 +23,16 @@ from mms_sdk.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     TooLarge,
     Unauthenticated,
     UnsupportedMediaType,
 )
 from mms_sdk.schema.access import Principal, Role, allows
-from mms_sdk.service import metrics
+from mms_sdk.service import metrics, request_ids
+from mms_sdk.service.auditing import Audit, described
+from mms_sdk.service.known_tokens import KnownTokens
+from mms_sdk.service.limits import TokenUse, WrongTokens
 from mms_sdk.service.problems import send_problem
 from mms_sdk.settings import ServerSettings
 
@@ -42,13 +44,17 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("mms.service")
 _PORT = re.compile(r":[0-9]{1,5}\Z")
 
+NAMES = "audit_names"
+"""In a request's state: what a route adds to the names in its path for the audit log."""
 MAX_JSON_DEPTH = 64
 MAX_JSON_BYTES = 2**20  # what the control plane reads; predictions have the server's own limit
-# Asking the catalog whose token it is costs more than a model. What it said holds for the first time, is asked again
-# behind the requests' back until the second, and never holds longer: so long may a revoked token still be let in.
-TOKEN_FRESH_S = 1.0
-TOKEN_KEPT_S = 2.0
-_LOOKED_AT = frozenset({b"host", b"origin", b"sec-fetch-site", b"authorization", b"content-length", b"content-type"})
+_LOOKED_AT = {
+    name.encode(): name
+    for name in (
+        *("host", "origin", "sec-fetch-site", "authorization", "content-length", "content-type"),
+        request_ids.HEADER,
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +66,28 @@ class Rule:
         path: Matches the whole path.
         role: The least role that may; `open` needs no token.
         body: `json`: a small strict JSON object that the guard checks. `raw`: left to the route.
+        projects: Whether it keeps a token of one project to what is of that project; if not, such a token may not.
+        template: The path with the names of its parts, e.g. `/v1/jobs/{job}`.
     """
 
     methods: frozenset[str]
     path: re.Pattern[str]
     role: Role | Literal["open"]
     body: Literal["json", "raw"] = "json"
+    projects: bool = False
+    template: str = ""
+
+    def changes(self, method: str) -> bool:
+        """Whether a request may change something: not one that only reads, or predicts."""
+        return method not in ("GET", "HEAD") and self.role not in ("open", "predict")
+
+    def names(self, path: str) -> dict[str, str]:
+        """What stands for each part of a path that has names."""
+        found = self.path.fullmatch(path)
+        return {} if found is None else found.groupdict() or dict(zip(("name",), found.groups(), strict=False))
+
+
+_REFUSED = (Unauthenticated, Forbidden, RateLimited)
 
 
 class Guard:
@@ -75,19 +97,21 @@ class Guard:
         app: What is guarded.
         rules: Every route there is; what no rule matches does not exist.
         settings: Limits and allow-lists.
-        find: Whose token it is; called in a thread, and not for each request of a token that was found.
+        tokens: Whose a token is.
+        audit: Where changes and refused access are written down.
     """
 
     def __init__(
-        self, app: App, *, rules: Sequence[Rule], settings: ServerSettings, find: Callable[[str], Principal | None]
+        self, app: App, *, rules: Sequence[Rule], settings: ServerSettings, tokens: KnownTokens, audit: Audit
     ) -> None:
         self._app = app
         self._rules = tuple(rules)
         self._rule = lru_cache(256)(self._first_rule)
         self._settings = settings
-        self._find = find
-        self._known: dict[bytes, tuple[Principal, float]] = {}  # by SHA-256: tokens themselves are kept nowhere
-        self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
+        self._tokens = tokens
+        self._audit = audit
+        self._use = TokenUse()
+        self._wrong = WrongTokens(per_s=settings.wrong_tokens_per_s, burst=settings.wrong_tokens_burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets one request through, or answers it with the reason why not."""
@@ -99,28 +123,50 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watched = metrics.Watched(send)
+        headers = _headers(scope)
+        request = request_ids.begin(headers.get(request_ids.HEADER, ()))
+        watched = metrics.Watched(send, request)
+        rule: Rule | None = None
+        asking: Principal | None = None
+        counted = False
         try:
-            headers = _headers(scope)
             self._check_host(headers)
             self._check_origin(headers)
-            rule = await self._admitted(scope, headers)
-            body = _Body(receive, limit=self._limit(rule), timeout_s=self._settings.body_timeout_s)
-            body.check_length(headers)
-            if rule.body == "json" and scope["method"] in ("POST", "PUT", "PATCH"):
-                receive = await body.strict_json(headers)
-            else:
-                receive = body.receive
-            await self._app(scope, receive, watched)
+            rule = self._rule(scope["method"], scope["path"])
+            if rule is None or rule.role != "open":
+                asking = await self._principal(scope, headers)  # before anything is said about what exists
+                rule = self._allowed(asking, rule, scope)
+                self._use.begin(asking)
+                counted = True
+                if rule.changes(scope["method"]):
+                    await self._audit.check()
+                    watched.before = partial(self._changed, scope, rule, asking, request)
+            await self._app(scope, await self._body(rule, scope, headers, receive), watched)
         except Exception as error:
             if watched.finished:  # answered already; what came after is for the log
-                _log.error("error after the answer", exc_info=error)
+                _log.error("error after the answer to request %s", request, exc_info=error)
                 return
             if watched.started:  # the status line is gone; ending the connection is the only honest answer left
                 raise
+            if isinstance(error, _REFUSED) and watched.before is None:
+                await self._audit.refused(_described(scope, rule, asking, request, error.status))
             await send_problem(watched, error, oip=scope["path"].startswith("/v2/"))
         finally:
+            if counted and asking is not None:
+                self._use.end(asking)
+            if watched.before is not None:  # it was cut off, and who asked heard nothing
+                await watched.before(0)
             watched.done()
+
+    async def _changed(self, scope: Scope, rule: Rule, asking: Principal, request: str, status: int) -> None:
+        await self._audit.changed(_described(scope, rule, asking, request, status))
+
+    async def _body(self, rule: Rule, scope: Scope, headers: dict[str, list[str]], receive: Receive) -> Receive:
+        body = _Body(receive, limit=self._limit(rule), timeout_s=self._settings.body_timeout_s)
+        body.check_length(headers)
+        if rule.body == "json" and scope["method"] in ("POST", "PUT", "PATCH"):
+            return await body.strict_json(headers)
+        return body.receive
 
     def _check_host(self, headers: dict[str, list[str]]) -> None:
         hosts = headers.get("host", [])
@@ -139,56 +185,34 @@ class Guard:
         if not origins and any(site not in ("same-origin", "none") for site in sites):
             raise Forbidden("web pages of other sites may not call this server")
 
-    async def _admitted(self, scope: Scope, headers: dict[str, list[str]]) -> Rule:
-        path, method = scope["path"], scope["method"]
-        rule = self._rule(method, path)
-        if rule is not None and rule.role == "open":
-            return rule
-        principal = await self._principal(headers)  # before anything is said about what exists
-        if rule is None:
-            raise self._nothing(path, method)
-        assert rule.role != "open"
-        if not allows(principal.role, rule.role):
-            raise Forbidden(
-                f"this takes the role {rule.role!r}; the token {principal.name!r} has {principal.role!r}; ask an admin"
-            )
-        scope.setdefault("state", {})["principal"] = principal
-        return rule
-
-    async def _principal(self, headers: dict[str, list[str]]) -> Principal:
+    async def _principal(self, scope: Scope, headers: dict[str, list[str]]) -> Principal:
         given = headers.get("authorization", [])
         kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         found = None
         if kind.lower() == "bearer" and 0 < len(token) <= 256 and token.isascii():
-            found = await self._found(token)
+            found = await self._tokens.find(token)
         if found is None:
+            client = scope.get("client")
+            self._wrong.note(client[0] if client else "")
             raise Unauthenticated(
                 "every request carries one valid token: Authorization: Bearer mms_…; this one does not"
             )
         return found
 
-    async def _found(self, token: str) -> Principal | None:
-        digest = hashlib.sha256(token.encode()).digest()
-        principal, asked_at = self._known.get(digest, (None, -math.inf))
-        age_s = time.monotonic() - asked_at
-        if age_s < TOKEN_FRESH_S:
-            return principal
-        asking = self._asking.get(digest)
-        if asking is None:  # one of the requests that come in this moment asks for all of them
-            asking = self._asking[digest] = asyncio.ensure_future(self._ask(token, digest))
-            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return principal if age_s < TOKEN_KEPT_S else await asyncio.shield(asking)
-
-    async def _ask(self, token: str, digest: bytes) -> Principal | None:
-        asked_at = time.monotonic()
-        try:
-            found = await asyncio.to_thread(self._find, token)
-        finally:
-            del self._asking[digest]
-        self._known.pop(digest, None)
-        if found is not None:
-            self._known[digest] = (found, asked_at)
-        return found
+    def _allowed(self, principal: Principal, rule: Rule | None, scope: Scope) -> Rule:
+        if rule is None:
+            raise self._nothing(scope["path"], scope["method"])
+        if rule.role == "open" or not allows(principal.role, rule.role):
+            raise Forbidden(
+                f"this takes the role {rule.role!r}; the token {principal.name!r} has {principal.role!r}; ask an admin"
+            )
+        if principal.project is not None and not rule.projects:
+            raise Forbidden(
+                f"what this shows or changes is not told apart by projects; the token {principal.name!r} is of the "
+                f"project {principal.project!r} alone; ask with one of all projects"
+            )
+        scope.setdefault("state", {})["principal"] = principal
+        return rule
 
     def _first_rule(self, method: str, path: str) -> Rule | None:
         return next((rule for rule in self._rules if method in rule.methods and rule.path.fullmatch(path)), None)
@@ -312,9 +336,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> None:
         raise InvalidRequest(f"a name stands once in a JSON object; got {sorted(names)}")
 
 
+def _described(scope: Scope, rule: Rule | None, who: Principal | None, request: str, status: int) -> dict[str, Any]:
+    names = rule.names(scope["path"]) if rule else {}
+    names |= scope.get("state", {}).get(NAMES, {})
+    return described(scope, who=who, route=rule.template if rule else "", names=names, status=status, request=request)
+
+
 def _headers(scope: Scope) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, value in scope["headers"]:  # ASGI has lower-cased the names
-        if name in _LOOKED_AT:
-            found.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+        if (known := _LOOKED_AT.get(name)) is not None:
+            found.setdefault(known, []).append(value.decode("latin-1"))
     return found

@@ -21,25 +21,36 @@ _BY_STATUS = {status: _REQUESTS.labels(f"{status}xx") for status in range(1, 6)}
 
 
 class Watched:
-    """An ASGI `send` that remembers what was sent.
+    """An ASGI `send` that remembers what was sent, and tells the request's id with it.
+
+    Args:
+        send: Where messages go.
+        request: The request's id.
 
     Attributes:
         started: Whether the status line has gone out.
         finished: Whether the whole answer has.
+        before: Awaited with the status before the status line goes out, once.
     """
 
-    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]], request: str) -> None:
         self._send = send
+        self._header = (b"x-request-id", request.encode())
         self._began = time.perf_counter()
         self._status = 500
+        self.before: Callable[[int], Awaitable[None]] | None = None
         self.started = False
         self.finished = False
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         """Sends a message on."""
         if message["type"] == "http.response.start":
+            if self.before is not None:
+                before, self.before = self.before, None
+                await before(message["status"])
             self.started = True
             self._status = message["status"]
+            message["headers"] = [*message.get("headers", ()), self._header]
         await self._send(message)
         self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable
+from mms_sdk.service import request_ids
 
 CONTENT_TYPE = "application/problem+json"
 _LONGEST_DETAIL = 2000  # messages quote what they were given, which may be a whole body
@@ -23,7 +24,8 @@ def as_problem(error: BaseException) -> dict[str, Any]:
     else:
         code, status = "internal-error", 500
         detail = "the server met an error it did not expect; its log has the details"
-    return {"type": f"urn:mms:{code}", "title": code.replace("-", " "), "status": status, "detail": detail}
+    problem = {"type": f"urn:mms:{code}", "title": code.replace("-", " "), "status": status, "detail": detail}
+    return problem | {"request": request_ids.current()}
 
 
 def headers_for(error: BaseException) -> dict[str, str]:
@@ -48,7 +50,7 @@ async def send_problem(send: Any, error: BaseException, *, oip: bool = False) ->
         oip: Say it in the member `error` too, where clients of the Open Inference Protocol look for it.
     """
     if not isinstance(error, MmsError):
-        _log.error("unexpected error", exc_info=error)
+        _log.error("unexpected error in request %s", request_ids.current(), exc_info=error)
     problem = as_problem(error)
     if oip:
         problem["error"] = problem["detail"]

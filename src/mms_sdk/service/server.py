@@ -1,16 +1,15 @@
-"""`mms serve`: the app on a loopback port, with a token it makes itself."""
+"""`mms serve`: the app behind a socket, with a token it makes itself."""
 
 from __future__ import annotations
 
 import gc
-import ipaddress
 import shlex
 import signal
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,21 +20,24 @@ from mms_sdk.compute.inference.predictor import BUCKETS
 from mms_sdk.errors import InvalidRequest, Unavailable
 from mms_sdk.schema.names import parse_model_ref
 from mms_sdk.service.app import create_app
+from mms_sdk.service.connections import ACCEPTED_AT_ONCE, bounded, is_silent, most_connections
 from mms_sdk.service.deployments import Deployments
+from mms_sdk.service.guard import App
+from mms_sdk.service.listening import BehindProxy, Listening
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings, server_url
 from mms_sdk.storage import files, job_tokens
 from mms_sdk.storage.workspace import Workspace
 
 TOKEN_FILE = "server.token"
+_WAITING = 2048
 HEADERS_TIMEOUT_S = 10.0  # how long a connection may be open before the headers of its next request are complete
 
 
 def serve(
     workspace: Workspace,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8765,
+    listening: Listening = Listening(),  # noqa: B008
     models: Sequence[str] = (),
     source_roots: Sequence[Path] = (),
     say: Callable[[str], None] = print,
@@ -44,24 +46,23 @@ def serve(
 
     Args:
         workspace: What is served.
-        host: A loopback address; others need TLS and users, which come with a later version.
-        port: Where to listen; 0 for any free port.
+        listening: Where, and with TLS or not.
         models: References deployed under their model's name, besides what was deployed before.
         source_roots: Folders that ingests and bulk predictions may read.
         say: Told the address and where the token is.
 
     Raises:
-        InvalidRequest: The host is not a loopback address, or `$MMS_URL` is none of a server.
+        InvalidRequest: The certificate is none, or others can read its key; or `$MMS_URL` is none of a server.
         ModelNotFound, Damaged: A model that was named does not exist or is not what was registered.
-        Unavailable: The port is taken.
+        Unavailable: The port or socket is taken.
     """
-    _check_loopback(host)
+    listening.check_tls()
     server_url()  # what it cannot be is said now, and not once models are loaded
     refs = [parse_model_ref(model) for model in models]
     if doubled := [name for name, times in Counter(ref.name for ref in refs).items() if times > 1]:
         raise InvalidRequest(f"each model is served once, under its name; got {doubled[0]!r} more than once")
     # Bound first, because loading models takes longer than being told that a port is taken.
-    with _bind(host, port) as listening:
+    with listening.bound() as bound:
         for ref in refs:
             row = workspace.catalog.models.resolve(ref)
             workspace.artifact(row["artifact"], digest=row["digest"], what=f"model {row['model']}@{row['version']}")
@@ -71,10 +72,13 @@ def serve(
         if kept := [name for name, *_ in workspace.catalog.deployments.list()]:
             say(f"loading and warming {', '.join(kept)} …")
         token = own_token(workspace)
-        settings = replace(ServerSettings(), source_roots=tuple(source_roots))
+        names = ServerSettings().allowed_hosts.union(listening.names)
+        settings = ServerSettings(source_roots=tuple(source_roots), allowed_hosts=names)
         deployments = Deployments(workspace, settings, keep=True)
         streams = Streams()
-        app = create_app(workspace, settings, deployments=deployments, streams=streams)
+        app: App = create_app(workspace, settings, deployments=deployments, streams=streams)
+        if listening.proxies:
+            app = BehindProxy(app, listening.proxies, only=not listening.secure)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -82,33 +86,24 @@ def serve(
             proxy_headers=False,
             server_header=False,
             lifespan="on",
-            limit_concurrency=1024,
+            backlog=ACCEPTED_AT_ONCE,
+            ssl_certfile=listening.tls_cert,
+            ssl_keyfile=listening.tls_key,
             timeout_graceful_shutdown=30,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        server = _Server(config, lambda bound: _announce(bound, workspace, deployments, token, say), streams)
+
+        def announce() -> None:
+            _announce(listening.address_of(bound), workspace, deployments, token, say)
+
+        server = _Server(config, announce, streams)
         try:
-            server.run([listening])
+            server.run([bound])
         finally:
             job_tokens.close_to_jobs(workspace.root)
         if not server.started:
             raise Unavailable(f"the server of {workspace.root} could not start; what is above says why")
         say("stopped; what had been asked was answered")
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just ended does not hold it
-    try:
-        bound.bind((host, port))
-    except (OSError, OverflowError) as error:
-        bound.close()
-        raise Unavailable(
-            f"a server needs a free port from 1 to 65535, or 0 for any; {host}:{port} is taken or not allowed "
-            f"({error}); choose another with --port"
-        ) from error
-    return bound
 
 
 def own_token(workspace: Workspace) -> Path:
@@ -123,33 +118,25 @@ def own_token(workspace: Workspace) -> Path:
 def _announce(
     bound: str, workspace: Workspace, deployments: Deployments, token: Path, say: Callable[[str], None]
 ) -> None:
-    job_tokens.open_to_jobs(workspace.root, server_url() or bound)
+    if (url := server_url() or bound).startswith("http"):  # no job comes through a Unix socket
+        job_tokens.open_to_jobs(workspace.root, url)
     say(f"MMS serves {workspace.root} at {bound}")
+    way, socket_path = ("", "") if not bound.startswith("unix:") else ("--unix-socket ", bound.removeprefix("unix:"))
+    asked = "http://localhost" if way else bound
     for each in deployments.list():
-        say(f"  {each.name} ({each.model}@{each.version}): POST {bound}/v1/models/{each.name}:predict")
+        say(f"  {each.name} ({each.model}@{each.version}): POST {asked}/v1/models/{each.name}:predict")
     say(f"  the token is in {token}; try:")
-    what = f"{bound}/v1/deployments"
+    what = f"{asked}/v1/deployments"
     if served := deployments.list():
-        what = f"-H 'Content-Type: image/png' --data-binary @PICTURE.png {bound}/v1/models/{served[0].name}:predict"
-    say(f'  curl -H "Authorization: Bearer $(cat {shlex.quote(str(token))})" {what}')
-
-
-def _check_loopback(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InvalidRequest(
-            f"without TLS a server listens on a loopback address; got {host!r}; use 127.0.0.1, and a reverse proxy or "
-            f"an SSH tunnel to reach it from elsewhere"
-        )
+        what = f"-H 'Content-Type: image/png' --data-binary @PICTURE.png {asked}/v1/models/{served[0].name}:predict"
+    through = f"{way}{shlex.quote(socket_path)} " if way else ""
+    say(f'  curl {through}-H "Authorization: Bearer $(cat {shlex.quote(str(token))})" {what}')
 
 
 class _Server(uvicorn.Server):
     """A server that says where it listens, once it does, and does not wait for those who connect and say nothing."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None], streams: Streams) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], streams: Streams) -> None:
         super().__init__(config)
         self._streams = streams
         self._announce = announce
@@ -162,14 +149,18 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.ssl is not None:
+            self.config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.config.http_protocol_class = bounded(self.config.http_protocol_class, most_connections())
         await super().startup(sockets)
         # The libraries and models loaded by now stay until the end. Looking through them for garbage over and over
         # would hold every request up for a tenth of a second each time.
         gc.collect()
         gc.freeze()
         if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._announce(f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}")
+            for listening in sockets or ():
+                listening.listen(_WAITING)  # they may be many while few are accepted at a time
+            self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._streams.drain()  # they would be waited for as requests that are not answered yet
@@ -185,9 +176,9 @@ class _Server(uvicorn.Server):
         # everybody else out. One with the same finished request as before, or none, has been silent since then.
         now, before, self._silent = time.monotonic(), self._silent, {}
         for connection in self.server_state.connections:
-            request = getattr(connection, "cycle", None)
-            if request is not None and not request.response_complete:
+            if not is_silent(connection):
                 continue
+            request = getattr(connection, "cycle", None)
             seen, since = before.get(connection, (None, now))
             self._silent[connection] = (request, since if seen is request else now)
             if now - self._silent[connection][1] > HEADERS_TIMEOUT_S:

@@ -15,10 +15,12 @@ from fastapi import Depends, Request
 
 from mms_sdk.compute.engines.base import Engine
 from mms_sdk.errors import Forbidden, InvalidRequest
+from mms_sdk.schema.access import Principal
 from mms_sdk.schema.sources import CSV, HTTP, JSONL, SQL, Arrow, Files, ImageFolder, Parquet, Source, Union, WebDataset
 from mms_sdk.schema.upload import PREFIX
 from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.jobs import JobRunner
+from mms_sdk.service.known_tokens import KnownTokens
 from mms_sdk.service.streams import Streams
 from mms_sdk.settings import RAY_VARIABLE, ServerSettings
 from mms_sdk.storage.workspace import Workspace
@@ -28,7 +30,17 @@ _Any = TypeVar("_Any", ImageFolder, Source, Source | Union)
 
 @dataclass(frozen=True)
 class ServiceState:
-    """Workspace, jobs of this process, engines by name of those that outlive it, deployments and streams of one app."""
+    """What one app works with.
+
+    Attributes:
+        workspace: What it serves.
+        settings: Limits and allow-lists.
+        jobs: Jobs of this process.
+        engines: Those of jobs that outlive it, by name.
+        deployments: What is served.
+        streams: Answers that go on.
+        tokens: Whose a token is, as the guard knows it.
+    """
 
     workspace: Workspace
     settings: ServerSettings
@@ -36,6 +48,7 @@ class ServiceState:
     engines: Mapping[str, Engine]
     deployments: Deployments
     streams: Streams
+    tokens: KnownTokens
 
     def engine(self, name: str) -> Engine:
         """The engine of that name.
@@ -134,4 +147,11 @@ def service_state(request: Request) -> ServiceState:
     return state
 
 
+def asking(request: Request) -> Principal:
+    """Who is asking, for a route."""
+    principal: Principal = request.scope["state"]["principal"]
+    return principal
+
+
 Service = Annotated[ServiceState, Depends(service_state)]
+Asking = Annotated[Principal, Depends(asking)]

@@ -7,9 +7,7 @@ so that two processes never both believe they made it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, NotFound, Unavailable
-from mms_sdk.schema.access import Principal, Role
 from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import ENDED, Job, JobKind, JobState, Progress
 from mms_sdk.schema.model import ModelCard
@@ -31,6 +28,7 @@ from mms_sdk.storage.events import Events, record
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.owners import is_alive, is_elsewhere, owner_of
 from mms_sdk.storage.quotas import Quotas
+from mms_sdk.storage.tokens import Tokens
 
 _FINISH_WITHIN_S = 60.0  # a server that is restarted or replaced is back by then
 _FINISH_AGAIN_S = 0.5
@@ -462,33 +460,6 @@ class Deployments:
         return [(row.name, ModelRef(name=row.model, version=row.version), row.max_batch) for row in rows]
 
 
-class Tokens:
-    """Access tokens; only their SHA-256 is kept. They are 256 random bits, so no slow hash is needed."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-
-    def issue(self, name: str, role: Role) -> str:
-        """Makes a token; an earlier one of that name is revoked.
-
-        Returns:
-            The token, which is kept nowhere else.
-        """
-        token = f"mms_{secrets.token_urlsafe(32)}"
-        table = tables.tokens
-        with self._catalog.writing() as connection:
-            connection.execute(sa.delete(table).where(table.c.name == name))
-            connection.execute(sa.insert(table).values(hash=_hash(token), name=name, role=role, created_at=now()))
-        return token
-
-    def find(self, token: str) -> Principal | None:
-        """Whose token it is, if anybody's."""
-        query = sa.select(tables.tokens).where(tables.tokens.c.hash == _hash(token))
-        with self._catalog.reading() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else Principal(name=row.name, role=row.role)
-
-
 def _lost(job: Any) -> dict[str, str]:
     ways = {
         "train": f"resume={job.id!r} goes on from its newest checkpoint",
@@ -497,7 +468,3 @@ def _lost(job: Any) -> dict[str, str]:
     }
     again = ways.get(job.kind, "start the job again")
     return {"title": "lost", "detail": f"the process that did the work is gone; {again}"}
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -126,4 +126,22 @@ tokens = Table(
     Column("name", text(63), nullable=False, unique=True),
     Column("role", text(16), nullable=False),
     Column("created_at", text(32), nullable=False),
+    Column("id", text(26)),
+    Column("project", text(63)),
+    Column("expires_at", text(32)),
+    Column("last_used_at", text(32)),
+    Column("revoked_at", text(32)),
+    Column("created_by", text(63)),
+    Column("limits", JSON),
+    Column("previous_hash", text(64)),
+    Column("previous_until", text(32)),
+    Index("tokens_by_previous", "previous_hash"),
+)
+
+# One row, once the audit log has a line: the last one that is known to be in it.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", text(64), nullable=False),
 )

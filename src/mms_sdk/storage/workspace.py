@@ -11,6 +11,8 @@ from mms_sdk.errors import Damaged, DatasetNotFound, InvalidRequest, ModelNotFou
 from mms_sdk.schema.names import check_name
 from mms_sdk.settings import CATALOG_VARIABLE, DATASETS_VARIABLE, WORKSPACE_VARIABLE
 from mms_sdk.storage import files, manifest
+from mms_sdk.storage.audit import FOLDER as FOLDER_OF_AUDIT
+from mms_sdk.storage.audit import AuditLog
 from mms_sdk.storage.bundles import Bundles
 from mms_sdk.storage.catalog import Catalog
 from mms_sdk.storage.databases import database_at
@@ -39,6 +41,7 @@ class Workspace:
                      runs, with what its code kept in artifacts/
     bundles/         code of jobs, by its SHA-256; bundles.lock is held while one is removed
     environments/    packages that jobs required; in no backup
+    audit/           who changed what through a server, and who was refused; in no backup
     secrets/NAME     what jobs see as variables; in no backup
     artifacts/ID/    sealed model artefacts; a version is a catalog row that names one
     staging/ID/      artefacts on their way in
@@ -99,6 +102,11 @@ class Workspace:
             catalog.close()
             raise
         return catalog
+
+    @property
+    def audit(self) -> AuditLog:
+        """Who changed what through a server, and who was refused."""
+        return AuditLog(self.root / FOLDER_OF_AUDIT, self.catalog)
 
     def variables(self) -> dict[str, str]:
         """The environment in which `connect()` opens this very workspace, in a process that works for this one."""

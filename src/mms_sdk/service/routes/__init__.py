@@ -12,11 +12,24 @@ from mms_sdk.schema.access import Role
 
 ROLE_KEY = "x-mms-role"
 BODY_KEY = "x-mms-body"
+PROJECTS_KEY = "x-mms-projects"
 
 
-def needs(role: Role, *, body: Literal["json", "raw"] = "json") -> dict[str, Any]:
-    """The arguments that declare a route's role, and a body that is no JSON; the OpenAPI document has them, too."""
-    return {"openapi_extra": {ROLE_KEY: role, **({BODY_KEY: body} if body != "json" else {})}}
+def needs(role: Role, *, body: Literal["json", "raw"] = "json", projects: bool = False) -> dict[str, Any]:
+    """The arguments that declare a route; the OpenAPI document has them, too.
+
+    Args:
+        role: The least that may use it.
+        body: `raw` for one that is no JSON.
+        projects: Whether it shows and changes nothing but what is of the asking token's project; to a route that does
+            not say so, a token of one project is not let.
+    """
+    told: dict[str, Any] = {ROLE_KEY: role}
+    if body != "json":
+        told[BODY_KEY] = body
+    if projects:
+        told[PROJECTS_KEY] = True
+    return {"openapi_extra": told}
 
 
 def routers() -> tuple[APIRouter, ...]:

@@ -16,7 +16,7 @@ from mms_sdk.storage.databases import database_at
 
 REVISION = migrations.HEAD
 """Of the tables whose rows `dump` gives."""
-_OWN = ("workspace",)  # says whose database it is, not what is in it
+_OWN = ("workspace", "audit_head")  # says whose database it is, and where its own audit log ends; not what is in it
 
 
 def dump(catalog: Catalog) -> Iterator[dict[str, Any]]:

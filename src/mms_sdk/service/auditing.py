@@ -1,0 +1,102 @@
+"""What of the requests to a server goes into its audit log: every change, and refused access.
+
+A change is written down before its answer is sent. Of refusals many may come at once from people who have nothing to
+lose: each kind is written as long as it is not too often, and counted beyond that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from typing import Any
+
+from mms_sdk.errors import MmsError
+from mms_sdk.schema.access import Principal
+from mms_sdk.service.limits import Buckets
+from mms_sdk.storage.audit import AuditLog
+
+_STRANGERS_PER_S, _STRANGERS_BURST = 5.0, 100
+_REFUSED_PER_S, _REFUSED_BURST = 1.0, 20
+_MOST_HELD = 1000
+_LONGEST_NAME = 100
+_log = logging.getLogger("mms.service")
+
+
+class Audit:
+    """Writes one server's requests to an audit log.
+
+    Args:
+        log: Where; None for nowhere, in a process that serves nobody but itself.
+    """
+
+    def __init__(self, log: AuditLog | None) -> None:
+        self._log = log
+        self._writing = threading.Lock()
+        self._buckets: Buckets[str] = Buckets()
+        self._unrecorded = 0
+        self._held: deque[tuple[dict[str, Any], bool]] = deque()
+
+    async def check(self) -> None:
+        """Lets a change begin if it can be written down.
+
+        Raises:
+            StorageFull, NotWritable: It could not.
+        """
+        if self._log is None:
+            return
+        self._log.check_room()
+        if self._held:
+            await asyncio.to_thread(self._write_held)
+
+    async def changed(self, told: dict[str, Any]) -> None:
+        """Writes down a change. If that fails after all, it is kept, and no other change begins until it is written."""
+        if self._log is not None:
+            await self._append(told, durable=True)
+
+    async def refused(self, told: dict[str, Any]) -> None:
+        """Writes down that access was refused, or counts it."""
+        if self._log is None:
+            return
+        known = told["token"]
+        per_s, burst = (_REFUSED_PER_S, _REFUSED_BURST) if known else (_STRANGERS_PER_S, _STRANGERS_BURST)
+        if self._buckets.take(known, per_s=per_s, burst=burst):
+            self._unrecorded += 1
+        else:
+            await self._append(told, durable=False)
+
+    async def _append(self, told: dict[str, Any], *, durable: bool) -> None:
+        told["unrecorded"], self._unrecorded = self._unrecorded, 0
+        self._held.append((told, durable))
+        try:
+            await asyncio.to_thread(self._write_held)
+        except (MmsError, OSError) as error:
+            _log.error("the audit log cannot be written, and until it can be nothing is changed: %s", error)
+            while len(self._held) > _MOST_HELD:
+                self._unrecorded += 1 + self._held.popleft()[0]["unrecorded"]
+
+    def _write_held(self) -> None:
+        assert self._log is not None
+        with self._writing:
+            while self._held:
+                told, durable = self._held[0]
+                self._log.append(told, durable=durable)
+                self._held.popleft()
+
+
+def described(
+    scope: Any, *, who: Principal | None, route: str, names: dict[str, str], status: int, request: str
+) -> dict[str, Any]:
+    """What is told of a request."""
+    client = scope.get("client")
+    return {
+        "who": who.name if who else "",
+        "token": who.id or who.name if who else "",
+        "client": client[0] if client else "",
+        "method": scope["method"][:20],
+        "route": route,
+        "names": {name: value[:_LONGEST_NAME] for name, value in names.items()} if who else {},
+        "status": status,
+        "request": request,
+    }
