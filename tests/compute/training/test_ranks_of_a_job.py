@@ -16,6 +16,7 @@ from test_trainer import assert_equal_to_the_bit
 from mms_sdk.compute.engines.base import Engine
 from mms_sdk.compute.engines.local import LocalEngine
 from mms_sdk.schema.job import Job
+from mms_sdk.service.ranks import looked_at
 from mms_sdk.settings import COMPILE_CACHE_VARIABLE
 from mms_sdk.storage.bundles import pack
 from mms_sdk.storage.workspace import Workspace
@@ -89,3 +90,49 @@ def test_a_process_that_is_killed_changes_nothing_to_the_bit(two: Run, tmp_path:
     assert broken.history == two.history
     assert_equal_to_the_bit(broken.states, two.states)
     assert any(part.spec["resumed_from"] for part in broken.parts) or step <= 8  # of two checkpoints, one is whole
+
+
+LATE = """
+import sys, time
+from dataclasses import replace
+import jax
+from small_pictures import SmallData
+from trains_in_a_job import trainer
+from mms_sdk.compute.data.load import Loader
+from mms_sdk.compute.training.policies import Checkpoints
+from mms_sdk.compute.training.trainer import Fitting
+from mms_sdk.settings import default_workspace
+from mms_sdk.storage.workspace import Workspace
+
+slow = sys.argv[1] if jax.process_index() == 1 else ""
+epoch = Loader.epoch
+
+def slowly(*given):
+    for batch in epoch(*given):
+        time.sleep(0.25)
+        yield batch
+
+if slow == "data":
+    Loader.epoch = slowly
+rarely = replace(trainer(0), epochs=4, checkpoint=Checkpoints(every="100steps"))
+for _ in Fitting(rarely, SmallData(Workspace(default_workspace())), resume=None).steps():
+    if slow == "host":
+        time.sleep(0.25)
+"""
+
+
+@pytest.mark.parametrize("slow", ["data", "host"])
+def test_it_is_told_which_process_the_others_wait_for_and_why(tmp_path: Path, slow: str) -> None:
+    data = make_data(tmp_path / "workspace")
+    jobs = Jobs(data.workspace, LocalEngine(data.workspace))
+    files = {f"code/{name}": (HERE / name).read_bytes() for name in FILES}
+    bundle = data.workspace.bundles.keep(pack(files | {"code/run.py": LATE.encode()}))
+    try:
+        job = jobs.submit("", slow, bundle=bundle, processes=2, environment={"XLA_FLAGS": ""})
+        assert jobs.ended(job, within_s=200).state == "succeeded", jobs.log(job, rank=1).decode()
+        found = looked_at(data.workspace, jobs.get(job)).ranks
+        assert [each.holds_up for each in found] == [None, slow], found
+        assert found[0].ratio == pytest.approx(1, abs=0.3)  # by which nothing is told
+    finally:
+        jobs.end_all()
+        data.workspace.close()
