@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.data.preprocess import audio, image, series, table, text
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.planning.plan import Plan
+    from mms_sdk.compute.references import inputs, outputs
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training import loggers
     from mms_sdk.compute.training.callbacks import Begun, Callback
@@ -163,7 +164,9 @@ _HOME = {
     "drop_out_of_range": "schema.cleaning:DropOutOfRange",
     "drop_unreadable": "schema.cleaning:DropUnreadable",
     "impute": "schema.cleaning:Impute",
+    "inputs": "compute.references",
     "keep_where": "schema.cleaning:KeepWhere",
+    "outputs": "compute.references",
     "remote": "client.remote",
     "warmup_cosine": "compute.training.schedules",
 }
@@ -262,10 +265,12 @@ __all__ = [
     "errors",
     "image",
     "impute",
+    "inputs",
     "keep_where",
     "loggers",
     "manifests",
     "models",
+    "outputs",
     "remote",
     "series",
     "sharding",

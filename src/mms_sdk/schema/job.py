@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
+from mms_sdk.schema.lineage import check_references
 from mms_sdk.schema.quota import DEFAULT_PROJECT, ProjectName
 from mms_sdk.schema.requirements import MAX_REQUIREMENTS, check_requirements
 from mms_sdk.schema.secret_names import MAX_SECRETS, check_secret_names
@@ -145,6 +146,9 @@ class JobSpec(Schema):
         args: What the script finds in `sys.argv` behind its name.
         environment: Variables that it sees beside the usual ones; none whose name begins with `MMS_`.
         secrets: Names of the workspace's secrets that it sees as variables, too.
+        inputs: References to what it reads, by label, e.g. `flowers@7/train`, or `model:flowers@3`; the workspace
+            makes them exact.
+        outputs: Names of what it is to make, by label, e.g. `flowers` or `model:flowers`.
         requirements: Packages that it needs beside those of the interpreter, e.g. `einops>=0.8`.
         resources: What it takes of the machine.
         mesh: What trainers in it take for their mesh that name none, e.g. `{"data": -1, "fsdp": 2}`.
@@ -164,6 +168,8 @@ class JobSpec(Schema):
     args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     environment: dict[str, str] = {}
     secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     requirements: Annotated[tuple[str, ...], Field(max_length=MAX_REQUIREMENTS)] = ()
     resources: Resources = Resources()
     mesh: dict[MeshAxis, MeshSize] | None = None
@@ -194,6 +200,16 @@ class JobSpec(Schema):
     @classmethod
     def _packages(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
         return check_requirements(asked)
+
+    @field_validator("inputs")
+    @classmethod
+    def _read(cls, asked: dict[str, str]) -> dict[str, str]:
+        return check_references(asked, way="input")
+
+    @field_validator("outputs")
+    @classmethod
+    def _made(cls, asked: dict[str, str]) -> dict[str, str]:
+        return check_references(asked, way="output")
 
     @field_validator("secrets")
     @classmethod

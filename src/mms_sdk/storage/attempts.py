@@ -6,7 +6,7 @@ that a job is theirs to start or to end, one is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobState, Reason
-from mms_sdk.storage import tables
+from mms_sdk.schema.lineage import Reference
+from mms_sdk.storage import lineage, tables
 from mms_sdk.storage.events import record
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.owners import here
@@ -63,6 +64,8 @@ class Attempts:
                     return _same(first, job)
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
             record(connection, job.id, "queued")
+            read = {label: Reference.of(text) for label, text in asked.spec.inputs.items()}
+            lineage.record(connection, job.id, "input", read.items())
         return job
 
     def take(self, *, engine: str, owner: str, fits: Fits) -> tuple[Job, Attempt] | None:
@@ -108,8 +111,13 @@ class Attempts:
                 record(connection, attempt.job, "running", attempt=attempt.number)
             return connection.execute(this_job.where(jobs.state == "running").values(owner=owner)).rowcount == 1
 
-    def end(self, attempt: Attempt, ended: Ended) -> JobState | None:
+    def end(self, attempt: Attempt, ended: Ended, *, made: Iterable[Reference] = ()) -> JobState | None:
         """Records how an attempt ended, and with it the job, or puts the job back into the queue.
+
+        Args:
+            attempt: Which.
+            ended: How.
+            made: What it made, however it ended.
 
         Returns:
             The job's state now; None if the attempt had ended before.
@@ -130,6 +138,7 @@ class Attempts:
             state: JobState = values["state"]
             kind: EventKind = "retrying" if state == "queued" else "ended"
             record(connection, job.id, kind, attempt=attempt.number, **_said(state, ended))
+            lineage.record(connection, job.id, "output", (("", each) for each in made))
         return state
 
     def cancel_waiting(self, job: str) -> bool:

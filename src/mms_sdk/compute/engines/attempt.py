@@ -17,10 +17,12 @@ from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
+from mms_sdk.schema.lineage import Reference
 from mms_sdk.schema.quota import Footprint
-from mms_sdk.settings import JOB_VARIABLE, MESH_VARIABLE
+from mms_sdk.settings import INPUTS_VARIABLE, JOB_VARIABLE, MESH_VARIABLE, OUTPUTS_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.noting import noted
 from mms_sdk.storage.owners import owner_of, pid_of
 from mms_sdk.storage.queue import Fits
 from mms_sdk.storage.workspace import Workspace
@@ -77,6 +79,9 @@ def own_variables(spec: JobSpec, attempt: Attempt, *, cores: int) -> dict[str, s
         told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
     if spec.mesh is not None:
         told[MESH_VARIABLE] = json.dumps(spec.mesh)
+    for variable, named in ((INPUTS_VARIABLE, spec.inputs), (OUTPUTS_VARIABLE, spec.outputs)):
+        if named:
+            told[variable] = json.dumps({label: Reference.of(text).plain for label, text in named.items()})
     told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
     return {**told, JOB_VARIABLE: attempt.job, "PYTHONUNBUFFERED": "1"}
 
@@ -116,7 +121,7 @@ def end(workspace: Workspace, attempt: Attempt, ended: Ended, cancel: Callable[[
     names.create(folder / names.OVER, {"at": now()})
     if ended.reason in ("infra", "lost", "preempted") and cancelled.exists():
         ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
-    state = workspace.catalog.attempts.end(attempt, ended)
+    state = workspace.catalog.attempts.end(attempt, ended, made=noted(workspace, folder))
     if state == "queued" and cancelled.exists():
         with contextlib.suppress(Conflict):
             return cancel(attempt.job).state

@@ -17,6 +17,7 @@ from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest
 from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
+from mms_sdk.schema.lineage import JobLineage, Reference, Way
 from mms_sdk.schema.quota import TopJob
 from mms_sdk.schema.rank import Ranks
 from mms_sdk.schema.usage import Usage
@@ -32,6 +33,7 @@ from mms_sdk.service.usage import usage_of
 from mms_sdk.settings import prices
 from mms_sdk.storage.diffs import diff_in, keep_diff
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.lineage import exact
 from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -50,10 +52,19 @@ def list_jobs(
     before: str | None = None,
     kind: JobKind | None = None,
     parent: str | None = None,
+    input: str | None = None,
+    output: str | None = None,
 ) -> JobPage:
-    """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before."""
+    """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before.
+
+    With `input` or `output` those that read, or made, a dataset or model: `flowers`, `flowers@7`, `model:flowers@3`.
+    """
+    asked: dict[Way, str | None] = {"input": input, "output": output}
+    touching = {way: _meant(service, text) for way, text in asked.items() if text is not None}
     service.reconcile()
-    found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
+    found = service.workspace.catalog.jobs.list(
+        limit=limit + 1, before=before, kind=kind, parent=parent, touching=touching
+    )
     page = found[:limit]
     return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None, costs=_costs(service, page))
 
@@ -110,6 +121,13 @@ def retry_job(service: Service, job: str) -> Job:
     told = {name: getattr(found, name) for name in ("kind", "name", "parent", "engine", "project")}
     asked = JobRequest.model_validate({**told, "spec": spec, "diff": diff})
     return _submitted(service, asked)
+
+
+@router.get("/{job}/lineage", **needs("viewer"))
+def get_lineage(service: Service, job: str) -> JobLineage:
+    """What a job reads, and what it has made so far: that of an engine, what its attempts made that have ended."""
+    service.workspace.catalog.jobs.get(job)
+    return service.workspace.catalog.lineage.of(job)
 
 
 @router.get("/{job}/attempts", **needs("viewer"))
@@ -198,6 +216,11 @@ def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = Non
     return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 
+def _meant(service: Service, text: str) -> Reference:
+    asked = Reference.of(text)
+    return exact(service.workspace, asked) if isinstance(asked.at, str) else asked
+
+
 def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
     if not (known := prices()):
         return {}
@@ -208,7 +231,9 @@ def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
 
 
 def _submitted(service: Service, asked: JobRequest) -> Job:
-    filled = asked.spec.model_copy(update={"python": interpreter(), "inherited": environment(os.environ)})
+    read = {label: str(exact(service.workspace, Reference.of(text))) for label, text in asked.spec.inputs.items()}
+    own = {"python": interpreter(), "inherited": environment(os.environ), "inputs": read}
+    filled = asked.spec.model_copy(update=own)
     if asked.parent is not None:
         service.workspace.catalog.jobs.get(asked.parent)
     engine = service.engine(asked.engine)
