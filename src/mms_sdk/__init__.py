@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.cleaning import Impute as impute
     from mms_sdk.schema.cleaning import KeepWhere as keep_where
     from mms_sdk.schema.dataset import Column
-    from mms_sdk.schema.job import Resources, Retry
+    from mms_sdk.schema.job import On, Resources, Retry
     from mms_sdk.schema.sources import (
         CSV,
         HTTP,
@@ -124,6 +124,7 @@ _HOME = {
     "LogUniform": "schema.tuning",
     "ModelVersion": "client.models",
     "MultiLabel": "compute.training.tasks",
+    "On": "schema.job",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Plan": "compute.planning.plan",
@@ -224,6 +225,7 @@ __all__ = [
     "LogUniform",
     "ModelVersion",
     "MultiLabel",
+    "On",
     "Parquet",
     "PartitionRules",
     "Plan",

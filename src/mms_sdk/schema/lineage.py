@@ -46,6 +46,11 @@ class Reference(Schema):
         return f"{MODEL if self.what == 'model' else ''}{self.plain}"
 
     @property
+    def number(self) -> int | None:
+        """Of the snapshot or version; None where it is not named by number."""
+        return self.at if isinstance(self.at, int) else None
+
+    @property
     def plain(self) -> str:
         """As it is written where it is clear what it is of, e.g. `flowers@7/train`."""
         at = "" if self.at is None else f"@{self.at}"

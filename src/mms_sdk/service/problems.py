@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable
+from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable, to_problem
 
 CONTENT_TYPE = "application/problem+json"
 _LONGEST_DETAIL = 2000  # messages quote what they were given, which may be a whole body
@@ -19,11 +19,10 @@ _log = logging.getLogger("mms.service")
 def as_problem(error: BaseException) -> dict[str, Any]:
     """An error as a problem object. What was not raised on purpose keeps its details to itself."""
     if isinstance(error, MmsError):
-        code, status, detail = error.code(), error.status, error.message[:_LONGEST_DETAIL]
-    else:
-        code, status = "internal-error", 500
-        detail = "the server met an error it did not expect; its log has the details"
-    return {"type": f"urn:mms:{code}", "title": code.replace("-", " "), "status": status, "detail": detail}
+        problem = to_problem(error)
+        return {**problem, "detail": problem["detail"][:_LONGEST_DETAIL]}
+    detail = "the server met an error it did not expect; its log has the details"
+    return {"type": "urn:mms:internal-error", "title": "internal error", "status": 500, "detail": detail}
 
 
 def headers_for(error: BaseException) -> dict[str, str]:

@@ -6,7 +6,7 @@ that a job is theirs to start or to end, one is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -111,13 +111,21 @@ class Attempts:
                 record(connection, attempt.job, "running", attempt=attempt.number)
             return connection.execute(this_job.where(jobs.state == "running").values(owner=owner)).rowcount == 1
 
-    def end(self, attempt: Attempt, ended: Ended, *, made: Iterable[Reference] = ()) -> JobState | None:
+    def end(
+        self,
+        attempt: Attempt,
+        ended: Ended,
+        *,
+        made: Iterable[Reference] = (),
+        outcome: Mapping[str, Any] | None = None,
+    ) -> JobState | None:
         """Records how an attempt ended, and with it the job, or puts the job back into the queue.
 
         Args:
             attempt: Which.
             ended: How.
             made: What it made, however it ended.
+            outcome: Of work that is described: the `result`, or the `error` as the service would answer it.
 
         Returns:
             The job's state now; None if the attempt had ended before.
@@ -132,6 +140,8 @@ class Attempts:
             if job is None or job.state not in _AT_WORK:
                 return None
             values = _after(JobSpec.model_validate(job.spec), _failures(connection, job.id), ended)
+            if job.spec.get("request") is not None and outcome is not None:
+                values |= _came_out(values["state"], outcome)
             if values["state"] == "queued":
                 values["owner"] = f"@{job.owner.rpartition('@')[2]}"  # where it waits
             connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
@@ -245,6 +255,11 @@ def _for_good(ended: Ended) -> dict[str, Any]:
     if ended.reason != "succeeded":
         error = {"title": ended.reason, "detail": ended.detail}
     return {"state": _STATES[ended.reason], "ended_at": ended.at, "error": error, "not_before": None}
+
+
+def _came_out(state: JobState, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"succeeded": "result", "failed": "error"}.get(state)
+    return {} if told is None or told not in outcome else {told: outcome[told]}
 
 
 def _said(state: JobState, ended: Ended) -> dict[str, Any]:

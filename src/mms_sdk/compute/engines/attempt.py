@@ -48,7 +48,8 @@ def lay_out(workspace: Workspace, spec: JobSpec, attempt: Attempt, **more: Any) 
     """
     folder = folder_of(workspace, attempt)
     code = files.make_folder(folder / names.CODE, durable=False)
-    workspace.bundles.unpack(spec.bundle, code)
+    if spec.bundle is not None:
+        workspace.bundles.unpack(spec.bundle, code)
     told = {
         "job": attempt.job,
         "number": attempt.number,
@@ -121,11 +122,18 @@ def end(workspace: Workspace, attempt: Attempt, ended: Ended, cancel: Callable[[
     names.create(folder / names.OVER, {"at": now()})
     if ended.reason in ("infra", "lost", "preempted") and cancelled.exists():
         ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
-    state = workspace.catalog.attempts.end(attempt, ended, made=noted(workspace, folder))
+    state = workspace.catalog.attempts.end(attempt, ended, made=noted(workspace, folder), outcome=_outcome(folder))
     if state == "queued" and cancelled.exists():
         with contextlib.suppress(Conflict):
             return cancel(attempt.job).state
     return state
+
+
+def _outcome(folder: Path) -> dict[str, Any] | None:
+    try:
+        return names.read(folder / names.OUTCOME)
+    except ValueError:  # the machine went down before it was on the disk
+        return None
 
 
 def cancel(workspace: Workspace, job: str, ask_to_stop: Callable[[Attempt], None]) -> Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any
@@ -11,9 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mms_sdk.compute.engines.environments import check, interpreter
 from mms_sdk.compute.engines.local import LocalEngine
-from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest
 from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
@@ -28,10 +25,11 @@ from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.ranks import looked_at
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
-from mms_sdk.service.top import check_quota, top
+from mms_sdk.service.submitting import submitted
+from mms_sdk.service.top import top
 from mms_sdk.service.usage import usage_of
 from mms_sdk.settings import prices
-from mms_sdk.storage.diffs import diff_in, keep_diff
+from mms_sdk.storage.diffs import diff_in
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.lineage import exact
 from mms_sdk.storage.series import CONTENT_TYPE
@@ -85,7 +83,9 @@ def top_jobs(service: Service) -> list[TopJob]:
 @router.post("", status_code=202, **needs("editor"))
 def submit_job(service: Service, asked: JobRequest) -> Job:
     """Runs code: puts a job into the queue, and starts it if there is room."""
-    return _submitted(service, asked)
+    if asked.spec.request is not None:
+        raise InvalidRequest(f"what is submitted is code; {asked.kind} is asked for where it is done here, with on=")
+    return submitted(service, asked)
 
 
 @router.get("/{job}", **needs("viewer"))
@@ -120,7 +120,7 @@ def retry_job(service: Service, job: str) -> Job:
     diff = diff_in(service.workspace.root / "jobs" / job)
     told = {name: getattr(found, name) for name in ("kind", "name", "parent", "engine", "project")}
     asked = JobRequest.model_validate({**told, "spec": spec, "diff": diff})
-    return _submitted(service, asked)
+    return submitted(service, asked)
 
 
 @router.get("/{job}/lineage", **needs("viewer"))
@@ -228,26 +228,6 @@ def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
     by_job = {id: list(each) for id, each in groupby(attempts, key=lambda attempt: attempt.job)}
     used = {job.id: usage_of(job, by_job.get(job.id, []), prices=known, now=now()) for job in jobs}
     return {id: each.cost for id, each in used.items() if each.cost is not None}
-
-
-def _submitted(service: Service, asked: JobRequest) -> Job:
-    read = {label: str(exact(service.workspace, Reference.of(text))) for label, text in asked.spec.inputs.items()}
-    own = {"python": interpreter(), "inherited": environment(os.environ), "inputs": read}
-    filled = asked.spec.model_copy(update=own)
-    if asked.parent is not None:
-        service.workspace.catalog.jobs.get(asked.parent)
-    engine = service.engine(asked.engine)
-    service.workspace.secrets.check(filled.secrets)
-    check(filled.requirements)
-    engine.check(filled)
-    check_quota(service.workspace, engine, asked.project, filled)
-    if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
-        raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
-    request = asked.model_copy(update={"spec": filled})
-    job = service.workspace.catalog.attempts.submit(request)
-    keep_diff(service.workspace.root / "jobs" / job.id, asked.diff)
-    engine.start_waiting()
-    return service.workspace.catalog.jobs.get(job.id)
 
 
 class _WholeFile(FileResponse):

@@ -63,7 +63,7 @@ def contents_of(workspace: Workspace, rows: list[dict[str, Any]]) -> Iterator[Co
     for row in (each["row"] for each in rows if each["table"] == "jobs"):
         yield from _of_job(root.below(f"jobs/{row['id']}"), f"jobs/{row['id']}")
     specs = (each["row"]["spec"] for each in rows if each["table"] == "jobs" and each["row"]["engine"] is not None)
-    for digest in sorted({spec["bundle"] for spec in specs}):
+    for digest in sorted({spec["bundle"] for spec in specs if spec["bundle"] is not None}):
         key = f"bundles/{digest}.zip"
         size = _size(root.folder / key)
         yield Content(path=key, store=root, key=key, bytes=size, sha256=digest)
