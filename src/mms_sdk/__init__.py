@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mms_sdk.compute.data.preprocess import audio, image, series, table, text
     from mms_sdk.compute.data.streams import Record, Stream
     from mms_sdk.compute.planning.plan import Plan
+    from mms_sdk.compute.references import inputs, outputs
     from mms_sdk.compute.sharding.rules import PartitionRules
     from mms_sdk.compute.training import loggers
     from mms_sdk.compute.training.callbacks import Begun, Callback
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from mms_sdk.schema.cleaning import Impute as impute
     from mms_sdk.schema.cleaning import KeepWhere as keep_where
     from mms_sdk.schema.dataset import Column
-    from mms_sdk.schema.job import Resources, Retry
+    from mms_sdk.schema.job import On, Resources, Retry
     from mms_sdk.schema.sources import (
         CSV,
         HTTP,
@@ -123,6 +124,7 @@ _HOME = {
     "LogUniform": "schema.tuning",
     "ModelVersion": "client.models",
     "MultiLabel": "compute.training.tasks",
+    "On": "schema.job",
     "Parquet": "schema.sources",
     "PartitionRules": "compute.sharding.rules",
     "Plan": "compute.planning.plan",
@@ -163,7 +165,9 @@ _HOME = {
     "drop_out_of_range": "schema.cleaning:DropOutOfRange",
     "drop_unreadable": "schema.cleaning:DropUnreadable",
     "impute": "schema.cleaning:Impute",
+    "inputs": "compute.references",
     "keep_where": "schema.cleaning:KeepWhere",
+    "outputs": "compute.references",
     "remote": "client.remote",
     "warmup_cosine": "compute.training.schedules",
 }
@@ -221,6 +225,7 @@ __all__ = [
     "LogUniform",
     "ModelVersion",
     "MultiLabel",
+    "On",
     "Parquet",
     "PartitionRules",
     "Plan",
@@ -262,10 +267,12 @@ __all__ = [
     "errors",
     "image",
     "impute",
+    "inputs",
     "keep_where",
     "loggers",
     "manifests",
     "models",
+    "outputs",
     "remote",
     "series",
     "sharding",

@@ -153,7 +153,13 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     data.add_argument(
         "--step", action="append", type=_step, default=[], help="for clean, again and again: 'clip age min=0 max=120'"
     )
-    data.add_argument("--on", action="append", default=[], metavar="KEY", help="for join: a column, or LEFT=RIGHT")
+    data.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="for join: a column, or LEFT=RIGHT; for ingest: local or ray, as a job of that engine",
+    )
     data.add_argument("--how", choices=["inner", "left"], default="inner", help="for join: left keeps all rows (inner)")
     data.add_argument("--many", choices=["refuse", "first"], default="refuse", help="for join: of rows with one key")
     data.add_argument("--suffix", default="", help="for join: behind names of RIGHT that LEFT has too, e.g. _2")
@@ -287,6 +293,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
     predict.add_argument("model", help="e.g. flowers or flowers@champion; with --url, the deployment")
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures; with --to a dataset or folder")
     predict.add_argument("--to", metavar="FILE", help="write a Parquet file with one row for each input")
+    predict.add_argument("--on", choices=["local", "ray"], help="as a job of that engine, which keeps the file")
     predict.add_argument("--top", type=_positive, help="best classes only; 3 are shown, with --to all are written")
 
     evaluate = verb("evaluate", _evaluate, "how well a model answers rows whose answer is known, and how sure that is")
@@ -297,6 +304,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
         "--slice", action="append", default=[], metavar="COLUMN", help="again and again: metrics by its values, too"
     )
     evaluate.add_argument("--to", metavar="FILE", help="write the whole report: report.html or report.json")
+    evaluate.add_argument("--on", choices=["local", "ray"], help="as a job of that engine, which outlives this")
     evaluate.add_argument("--confidence", type=_above_zero, default=0.95, help="of the intervals (0.95)")
     evaluate.add_argument("--resamples", type=_positive, default=1000, help="of the bootstrap (1000)")
     evaluate.add_argument("--seed", type=_whole, default=0, help="of the bootstrap (0)")
@@ -608,6 +616,9 @@ def _datasets(asked: argparse.Namespace) -> Any:
             }
             job = work[asked.action](asked.name)
             return job if plain else job.outcome
+        case "ingest" if asked.on:
+            source, clean = _source(asked)
+            return _shown(datasets.ingest(asked.name, source, clean=clean, on=asked.on[-1]), asked)
         case "watch":
             source, clean = _source(asked)
             return datasets.watch(asked.name, source, every_s=asked.every, settle_s=asked.settle, clean=clean, say=_say)
@@ -1063,9 +1074,16 @@ def _predict(asked: argparse.Namespace) -> Any:
     from mms_sdk.schema.names import parse_model_ref
 
     workspace = _connect(asked)
-    if asked.to:
+    if asked.to or asked.on:
+        if asked.to and asked.on:
+            raise UsageProblem("predictions are written by --to, or kept by a job, --on; leave one of them out")
         if len(asked.inputs) != 1:
-            raise UsageProblem(f"--to takes one dataset or folder; got {len(asked.inputs)} inputs")
+            raise UsageProblem(
+                f"--{'to' if asked.to else 'on'} takes one dataset or folder; got {len(asked.inputs)} inputs"
+            )
+        if asked.on:
+            job = workspace.predict(asked.model, data=asked.inputs[0], on=asked.on, top=asked.top or 0)
+            return _shown(job, asked)
         return workspace.predict(asked.model, data=asked.inputs[0], to=asked.to, top=asked.top or 0)
     if workspace.embedded:
         name = parse_model_ref(asked.model).name
@@ -1091,7 +1109,10 @@ def _predict(asked: argparse.Namespace) -> Any:
 
 def _evaluate(asked: argparse.Namespace) -> Any:
     from mms_sdk.client.evaluations import report_path
+    from mms_sdk.client.jobs import Job
 
+    if asked.to and asked.on:
+        raise UsageProblem("a report is written by --to once there is one; with --on, leave it out")
     if asked.to:
         report_path(asked.to)  # what cannot be written is said before anything is measured
     told = _connect(asked).evaluate(
@@ -1102,7 +1123,10 @@ def _evaluate(asked: argparse.Namespace) -> Any:
         confidence=asked.confidence,
         resamples=asked.resamples,
         seed=asked.seed,
+        on=asked.on,
     )
+    if isinstance(told, Job):
+        return _shown(told, asked)
     if asked.to:
         told.save(asked.to)
     return told if asked.json or _in_notebook(asked) else str(told)

@@ -246,6 +246,12 @@ def _tree(root: type[MmsError]) -> dict[str, type[MmsError]]:
     return found
 
 
+def to_problem(error: MmsError) -> dict[str, Any]:
+    """An error as problem+json (RFC 9457), from which `from_problem` rebuilds it."""
+    code = error.code()
+    return {"type": f"urn:mms:{code}", "title": code.replace("-", " "), "status": error.status, "detail": error.message}
+
+
 def from_problem(problem: dict[str, Any]) -> MmsError:
     """Rebuilds the error that a server wrote as problem+json (RFC 9457).
 

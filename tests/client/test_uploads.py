@@ -88,7 +88,9 @@ def test_sent_pictures_become_a_dataset_though_the_server_reads_no_such_folder(
     mine, theirs = embedded.datasets.get("sent").open(), here.open()
     rows = range(here.rows)
     np.testing.assert_array_equal(mine.gather("image", rows), theirs.gather("image", rows))
-    assert over_http.jobs.list(2)[1].record.spec["source"]["path"] == sent.path
+    assert over_http.jobs.list(2)[1].record.spec["source"]["path"] == str(
+        kept(embedded.folder, sent) / tiny.photos.name
+    )
 
 
 def test_arrays_and_a_sent_table_become_the_same_dataset_over_http(over_http: Client, tmp_path: Path) -> None:

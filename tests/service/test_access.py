@@ -43,6 +43,7 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("POST", "/v1/jobs:clean"): ("admin", 400),
     ("POST", "/v1/jobs/nothing:cancel"): ("editor", 404),
     ("POST", "/v1/jobs/nothing:retry"): ("editor", 404),
+    ("GET", "/v1/jobs/nothing/lineage"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/attempts"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/logs"): ("viewer", 404),
     ("GET", "/v1/jobs/nothing/environment"): ("viewer", 404),

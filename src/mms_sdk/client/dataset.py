@@ -63,6 +63,11 @@ class Dataset:
         return f"{self.info.name}@{self.info.snapshot}"
 
     @property
+    def reference(self) -> str:
+        """As `ref`: by which jobs name what they read."""
+        return self.ref
+
+    @property
     def rows(self) -> int:
         """Number of rows."""
         return self.info.rows

@@ -9,12 +9,13 @@ import threading
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from mms_sdk import told
 from mms_sdk.client.api import Api
 from mms_sdk.client.arriving import follow_stream, watch_folder
 from mms_sdk.client.dataset import Dataset, columns_of, steps_of
+from mms_sdk.client.engines import Where, asked_on
 from mms_sdk.client.jobs import Job
 from mms_sdk.client.tables import Table
 from mms_sdk.client.uploads import Uploads
@@ -417,6 +418,7 @@ class Datasets:
         with tempfile.TemporaryDirectory(prefix="mms-arrays-") as beside:
             return Uploads(self._api).send(write_arrays(arrays, Path(beside) / "arrays.arrow")).path
 
+    @overload
     def ingest(
         self,
         name: str,
@@ -426,8 +428,36 @@ class Datasets:
         split: Split | None = None,
         message: str = "",
         profile: Profile | None = None,
+        on: None = None,
         progress: bool = True,
-    ) -> Dataset:
+    ) -> Dataset: ...
+
+    @overload
+    def ingest(
+        self,
+        name: str,
+        source: AnySource | Union | Sequence[AnySource],
+        *,
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        profile: Profile | None = None,
+        on: Where,
+        progress: bool = True,
+    ) -> Job: ...
+
+    def ingest(
+        self,
+        name: str,
+        source: AnySource | Union | Sequence[AnySource],
+        *,
+        clean: CleanStep | Sequence[CleanStep] = (),
+        split: Split | None = None,
+        message: str = "",
+        profile: Profile | None = None,
+        on: Where | None = None,
+        progress: bool = True,
+    ) -> Dataset | Job:
         """Brings what is new in a source into a dataset, as one new snapshot.
 
         Args:
@@ -441,7 +471,11 @@ class Datasets:
             message: Kept with the snapshot.
             profile: How columns of a new dataset lie: `raw`, read fastest; `blosc`, about half the room, for object
                 stores; or `zstd`, less room still. The first on a disk and the second elsewhere if left out.
+            on: What does it in place of this process, which need not stay: `local`, `ray`, or `mms.On(...)`.
             progress: Show a bar on a terminal.
+
+        Returns:
+            The dataset at the new snapshot; with `on`, at once, the job: its `outputs` name the snapshot in the end.
 
         Raises:
             NothingToIngest: There is no usable row.
@@ -450,7 +484,11 @@ class Datasets:
         """
         check_name(name, what="dataset")
         spec = self._spec(source, clean, split or Split(), message, profile)
-        job = self._work(name, "ingest", spec.model_dump(mode="json"), progress)
+        asked = spec.model_dump(mode="json")
+        if on is not None:
+            record = self._api.send("POST", f"/v1/datasets/{name}:ingest", JobRecord, {**asked, "on": asked_on(on)})
+            return Job(self._api, record)
+        job = self._work(name, "ingest", asked, progress)
         return self.get(f"{name}@{job.result['snapshot']}")
 
     def _spec(

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Protocol, Self
 from urllib.parse import quote
 
 from mms_sdk import html, told
@@ -27,6 +28,7 @@ from mms_sdk.schema.event import Event
 from mms_sdk.schema.job import Attempt, EngineName, JobPage, LogPiece, Resources, Retry
 from mms_sdk.schema.job import Job as JobRecord
 from mms_sdk.schema.job_retention import CleanJobs
+from mms_sdk.schema.lineage import JobLineage
 from mms_sdk.schema.quota import DEFAULT_PROJECT, TopJob
 from mms_sdk.schema.rank import Rank, Ranks
 from mms_sdk.schema.secret_names import check_secret_name
@@ -34,6 +36,23 @@ from mms_sdk.schema.usage import Usage
 from mms_sdk.storage.series import CONTENT_TYPE, Series, joined, unpack
 
 _POLL_S = 0.02, 0.25  # first and longest pause: quick jobs are noticed at once, long ones are not pestered
+
+
+class Referable(Protocol):
+    """A dataset or a version of a model."""
+
+    @property
+    def reference(self) -> str:
+        """By which a job names it, e.g. `flowers@7` or `model:flowers@3`."""
+
+
+Readable = str | Referable
+"""What a job may read: a reference, a dataset or a version."""
+
+
+def reference_to(what: Readable) -> str:
+    """The reference to what a job reads."""
+    return what if isinstance(what, str) else what.reference
 
 
 class Job:
@@ -168,6 +187,19 @@ class Job:
             Conflict: It has not ended, or no engine ran it.
         """
         return Job(self._api, self._api.send("POST", f"/v1/jobs/{self.id}:retry", JobRecord))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What it reads, by label: `flowers@7/train` is a dataset, `model:flowers@3` a model."""
+        return self._lineage().inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What it has made: snapshots that it committed, and versions that it registered."""
+        return self._lineage().outputs
+
+    def _lineage(self) -> JobLineage:
+        return self._api.get(f"/v1/jobs/{self.id}/lineage", JobLineage)
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -363,6 +395,8 @@ class Jobs:
         retry: Retry | None = None,
         environment: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
+        inputs: Mapping[str, Readable] = MappingProxyType({}),
+        outputs: Mapping[str, str] = MappingProxyType({}),
         requirements: Sequence[str] = (),
         priority: int = 0,
         preemptible: bool = False,
@@ -386,6 +420,9 @@ class Jobs:
             retry: When it is tried again; three times after what was none of its own doing, if left out.
             environment: Variables that it sees beside the usual ones.
             secrets: Names of secrets that it sees as variables, too; see `ws.secrets`.
+            inputs: What it reads, by label: datasets such as `flowers@7/train`, models such as `model:flowers@best`. It
+                finds them, each at the snapshot or version it has now, in `mms.inputs()`.
+            outputs: What it is to make, by label, e.g. `{"model": "model:flowers"}`; in `mms.outputs()`.
             requirements: Packages that it needs beside those of the interpreter, e.g. `["einops>=0.8"]`.
             priority: Of those that wait, the highest is next.
             preemptible: Whether it is stopped, and waits again, where one of a higher priority finds no room; a
@@ -394,7 +431,7 @@ class Jobs:
             key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
 
         Raises:
-            NotFound: There is no such script, or no such secret.
+            NotFound: There is no such script, secret or input.
             InvalidRequest: It is no Python, or asks for more than there is.
             TooLarge: The folder is more than a bundle holds.
             Conflict: The key stands for another job.
@@ -422,6 +459,8 @@ class Jobs:
             "environment": dict(environment or {}),
             "requirements": list(requirements),
             "secrets": [check_secret_name(each) for each in secrets],
+            "inputs": {label: reference_to(each) for label, each in inputs.items()},
+            "outputs": dict(outputs),
             "resources": (resources or Resources()).model_dump(),
             "mesh": None if mesh is None else dict(mesh),
             "retry": (retry or Retry()).model_dump(),
@@ -435,9 +474,20 @@ class Jobs:
         asked["project"] = project
         return Job(self._api, self._api.send("POST", "/v1/jobs", JobRecord, asked))
 
-    def list(self, limit: int = 20) -> Table[Job]:
-        """The newest jobs."""
-        page = self._api.get("/v1/jobs", JobPage, limit=limit)
+    def list(self, limit: int = 20, *, input: Readable | None = None, output: Readable | None = None) -> Table[Job]:
+        """The newest jobs.
+
+        Args:
+            limit: How many.
+            input: Only those that read it: a dataset such as `flowers`, whichever snapshot, or `flowers@7`; or a model
+                such as `model:flowers@3`.
+            output: Only those that made it, likewise.
+
+        Raises:
+            NotFound: There is no such tag or alias.
+        """
+        of = {"input": input and reference_to(input), "output": output and reference_to(output)}
+        page = self._api.get("/v1/jobs", JobPage, limit=limit, **of)
         found = [Job(self._api, record) for record in page.jobs]
         costs = [{"cost": f"{page.costs[job.id]:,.2f}" if job.id in page.costs else ""} for job in found]
         shown = [_row(job) | (cost if page.costs else {}) for job, cost in zip(found, costs, strict=True)]

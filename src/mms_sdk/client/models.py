@@ -12,6 +12,7 @@ from mms_sdk.client.evaluations import Evaluation, listed
 from mms_sdk.client.tables import Table
 from mms_sdk.errors import InvalidRequest
 from mms_sdk.schema.job import Job as JobRecord
+from mms_sdk.schema.lineage import MODEL
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.model import ModelVersion as VersionRecord
 from mms_sdk.schema.names import check_name, parse_model_ref
@@ -62,6 +63,11 @@ class ModelVersion:
     def ref(self) -> str:
         """e.g. `flowers@3`."""
         return f"{self.record.model}@{self.record.version}"
+
+    @property
+    def reference(self) -> str:
+        """By which jobs name what they read, e.g. `model:flowers@3`."""
+        return f"{MODEL}{self.ref}"
 
     @property
     def model(self) -> str:

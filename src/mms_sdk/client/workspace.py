@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from mms_sdk.client.audit import Audit
 from mms_sdk.client.dataset import Dataset
 from mms_sdk.client.datasets import Datasets
 from mms_sdk.client.deployments import Deployments
+from mms_sdk.client.engines import Where, asked_on
 from mms_sdk.client.evaluations import Evaluation
 from mms_sdk.client.events import events
 from mms_sdk.client.jobs import Job, Jobs
@@ -149,6 +150,7 @@ class WorkspaceClient:
         """
         return events(self._api, since=since, follow=follow)
 
+    @overload
     def predict(
         self,
         model: str | ModelVersion,
@@ -157,7 +159,30 @@ class WorkspaceClient:
         to: str | Path,
         top: int = 0,
         progress: bool = True,
-    ) -> BulkResult:
+    ) -> BulkResult: ...
+
+    @overload
+    def predict(
+        self,
+        model: str | ModelVersion,
+        *,
+        data: str | Path | ImageFolder | Dataset,
+        top: int = 0,
+        on: Where,
+        save_every: int = 8192,
+    ) -> Job: ...
+
+    def predict(
+        self,
+        model: str | ModelVersion,
+        *,
+        data: str | Path | ImageFolder | Dataset,
+        to: str | Path | None = None,
+        top: int = 0,
+        on: Where | None = None,
+        save_every: int = 8192,
+        progress: bool = True,
+    ) -> BulkResult | Job:
         """Predicts every row of a dataset, or every picture of a folder, into a Parquet file.
 
         The file has one row for each row in, in the same order: `row`, `source`, `label` where known, `predicted`,
@@ -166,14 +191,28 @@ class WorkspaceClient:
         Args:
             model: A version, or a reference such as `flowers@champion`.
             data: A dataset, a reference to one such as `flowers@7/test`, or a folder.
-            to: The Parquet file; it appears whole or not at all, in place of one of that name.
+            to: The Parquet file; it appears whole or not at all, in place of one of that name. None with `on`.
             top: Ranked classes kept; 0 for all.
+            on: What does it in place of this process, which need not stay: `local`, `ray`, or `mms.On(...)`.
+            save_every: Rows after which what was predicted is saved: what is done again, at most, after a kill.
             progress: Show a bar on a terminal.
+
+        Returns:
+            What was written; with `on`, at once, the job. Once it has succeeded,
+            `job.download("predictions.parquet", to)` brings the file.
 
         Raises:
             ModelNotFound, DatasetNotFound, SplitNotFound: There is none.
             InvalidRequest: `to` is no Parquet file, or its folder does not exist.
         """
+        if (to is None) != (on is not None):
+            raise InvalidRequest(
+                f"predictions are written to a file here, to=, or by a job, on=, which keeps them; got to={to!r} and "
+                f"on={on!r}"
+            )
+        asked = {"model": ref_of(model), "top": top, "save_every": save_every, **self._data(data)}
+        if to is None:
+            return Job(self._api, self._api.send("POST", "/v1/predictions", JobRecord, {**asked, "on": asked_on(on)}))
         target = Path(to).expanduser()
         if target.suffix != ".parquet" or target.is_dir():
             raise InvalidRequest(f"predictions are written to a Parquet file, e.g. predictions.parquet; got {target}")
@@ -181,13 +220,42 @@ class WorkspaceClient:
             raise InvalidRequest(
                 f"predictions are written into an existing folder; {target.parent} is none; make it first"
             )
-        asked = {"model": ref_of(model), "top": top, **self._data(data)}
         record = self._api.send("POST", "/v1/predictions", JobRecord, asked)
         job = Job(self._api, record).wait(progress=progress)
         path = job.download("predictions.parquet", target)
         names = ("rows", "errors", "first_error", "accuracy", "model")
         told: dict[str, Any] = {name: job.result.get(name) for name in names}
         return BulkResult(path=path, job=job.id, **told)
+
+    @overload
+    def evaluate(
+        self,
+        model: str | ModelVersion,
+        *,
+        data: str | Dataset,
+        against: str | ModelVersion | None = None,
+        slices: str | Sequence[str] = (),
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+        on: None = None,
+        progress: bool = True,
+    ) -> Evaluation: ...
+
+    @overload
+    def evaluate(
+        self,
+        model: str | ModelVersion,
+        *,
+        data: str | Dataset,
+        against: str | ModelVersion | None = None,
+        slices: str | Sequence[str] = (),
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+        on: Where,
+        progress: bool = True,
+    ) -> Job: ...
 
     def evaluate(
         self,
@@ -199,8 +267,9 @@ class WorkspaceClient:
         confidence: float = 0.95,
         resamples: int = 1000,
         seed: int = 0,
+        on: Where | None = None,
         progress: bool = True,
-    ) -> Evaluation:
+    ) -> Evaluation | Job:
         """Measures how well a version answers rows whose answer is known, and how sure that is.
 
         Metrics follow the task, whichever it is but a custom one. The interval of `accuracy` and of other shares of
@@ -215,7 +284,11 @@ class WorkspaceClient:
             confidence: Of each interval, from 0.5 to 0.999.
             resamples: Of the bootstrap, from 100 to 100,000.
             seed: Of the bootstrap; the same one gives the same intervals.
+            on: What does it in place of this process, which need not stay: `local`, `ray`, or `mms.On(...)`.
             progress: Show a bar on a terminal.
+
+        Returns:
+            What was measured; with `on`, at once, the job, after whose end it is among the version's `evaluations`.
 
         Raises:
             ModelNotFound, DatasetNotFound, SplitNotFound, ColumnNotFound: There is none.
@@ -231,9 +304,10 @@ class WorkspaceClient:
             "confidence": confidence,
             "resamples": resamples,
             "seed": seed,
+            "on": asked_on(on),
         }
-        record = self._api.send("POST", "/v1/evaluations", JobRecord, asked)
-        return Evaluation(self._api, Job(self._api, record).wait(progress=progress).record)
+        job = Job(self._api, self._api.send("POST", "/v1/evaluations", JobRecord, asked))
+        return job if on is not None else Evaluation(self._api, job.wait(progress=progress).record)
 
     def tune(
         self,

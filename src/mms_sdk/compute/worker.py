@@ -19,7 +19,14 @@ from typing import Any
 from mms_sdk.compute.engines import folder as files
 from mms_sdk.compute.engines.masking import Mask
 from mms_sdk.compute.packages import RequirementsFailed, installed
-from mms_sdk.settings import ARTIFACTS_VARIABLE, FENCE_VARIABLE, SECRETS_VARIABLE, WORKER_VARIABLE, WORKSPACE_VARIABLE
+from mms_sdk.settings import (
+    ARTIFACTS_VARIABLE,
+    FENCE_VARIABLE,
+    JOB_VARIABLE,
+    SECRETS_VARIABLE,
+    WORKER_VARIABLE,
+    WORKSPACE_VARIABLE,
+)
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE = 2000
@@ -36,6 +43,7 @@ def main(folder: Path, supervisor: int) -> int:
     os.environ[FENCE_VARIABLE] = str(folder / files.OVER)
     os.environ[ARTIFACTS_VARIABLE] = str(folder / files.ARTIFACTS)
     mask = Mask(_secrets())
+    given: dict[str, Any] = {}
     try:
         given = files.read(folder / files.GIVEN) or {}
         _enter(given)
@@ -48,7 +56,9 @@ def main(folder: Path, supervisor: int) -> int:
         sys.stderr.write(f"{ended.code}\n")
         return 1
     except BaseException as error:  # noqa: BLE001 (whatever it was, the job's record says so)
-        _failed(folder, error, mask)
+        message = _failed(folder, error, mask)
+        if given and given["entrypoint"] is None:
+            _tell_outcome(folder, error, message)
         return 1
     return 0
 
@@ -85,6 +95,9 @@ def _die_with(supervisor: int) -> None:
 def _run(folder: Path, given: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # a full disk
         files.create(folder / files.ENVIRONMENT, _environment())  # by whichever rank comes first
+    if given["entrypoint"] is None:
+        _do_described(folder)
+        return
     code = folder / files.CODE
     path = code / given["entrypoint"]
     sys.path.insert(0, str(path.parent))
@@ -93,6 +106,13 @@ def _run(folder: Path, given: dict[str, Any]) -> None:
     script.__dict__.update(__file__=str(path))
     sys.modules["__main__"] = script
     exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), script.__dict__)
+
+
+def _do_described(folder: Path) -> None:
+    from mms_sdk.compute.described import do_job
+
+    result = do_job(Path(os.environ[WORKSPACE_VARIABLE]), os.environ[JOB_VARIABLE])
+    files.create(folder / files.OUTCOME, {"result": result}, durable=True)
 
 
 def _environment() -> dict[str, object]:
@@ -112,7 +132,7 @@ def _secrets() -> list[bytes]:
     return [os.environb[name] for name in names if name in os.environb]
 
 
-def _failed(folder: Path, error: BaseException, mask: Mask, *, reason: str = "user") -> None:
+def _failed(folder: Path, error: BaseException, mask: Mask, *, reason: str = "user") -> str:
     if isinstance(error, RequirementsFailed):  # whose log pip has written
         reason = error.reason
     else:
@@ -124,6 +144,15 @@ def _failed(folder: Path, error: BaseException, mask: Mask, *, reason: str = "us
     told = {"type": type(error).__name__, "message": message, "reason": reason, "at": f"{time.time():.6f}"}
     with contextlib.suppress(OSError):  # a full disk: the exit code says that it failed
         files.create(folder / files.of_rank(files.ERROR, int(os.environ.get(files.RANK, "0"))), told)
+    return message
+
+
+def _tell_outcome(folder: Path, error: BaseException, message: str) -> None:
+    from mms_sdk.errors import MmsError, to_problem
+
+    if isinstance(error, MmsError):  # whoever waits for the job gets it as from the service
+        with contextlib.suppress(OSError):
+            files.create(folder / files.OUTCOME, {"error": {**to_problem(error), "detail": message}})
 
 
 def _of_script(trace: TracebackType | None) -> TracebackType | None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mms_sdk.schema.base import Schema
 from mms_sdk.schema.dataset import ColumnName
+from mms_sdk.schema.job import On
 
 Interval = Literal["wilson", "bootstrap", "none"]
 """How an interval was found: Wilson (1927) of a share of rows, or the percentiles of resampled rows."""
@@ -24,6 +25,7 @@ class EvaluateJob(Schema):
         confidence: Of the intervals.
         resamples: How often rows are drawn anew, with replacement.
         seed: Of those draws.
+        on: The engine that does it; the service's process if left out.
     """
 
     model: str
@@ -33,6 +35,7 @@ class EvaluateJob(Schema):
     confidence: float = Field(default=0.95, ge=0.5, le=0.999)
     resamples: int = Field(default=1000, ge=100, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    on: On | None = None
 
 
 class Estimate(Schema):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.environment import MAX_DIFF_CHARS, Revision
+from mms_sdk.schema.lineage import check_references
 from mms_sdk.schema.quota import DEFAULT_PROJECT, ProjectName
 from mms_sdk.schema.requirements import MAX_REQUIREMENTS, check_requirements
 from mms_sdk.schema.secret_names import MAX_SECRETS, check_secret_names
@@ -33,6 +34,8 @@ JobKind = Literal[
     "evaluate",
     "predict",
 ]
+CodeKind = Literal["script", "cell", "function"]
+DescribedKind = Literal["ingest", "evaluate", "predict"]
 JobState = Literal["queued", "starting", "running", "succeeded", "failed", "cancelled", "lost"]
 EngineName = Literal["local", "ray"]
 MeshAxis = Literal["data", "fsdp", "tensor", "sequence", "expert"]
@@ -141,11 +144,15 @@ class JobSpec(Schema):
 
     Attributes:
         spec_version: Of this description.
-        bundle: SHA-256 of the code, by which the workspace keeps it.
+        bundle: SHA-256 of the code, by which the workspace keeps it; None of work that is described.
         entrypoint: The script within it.
+        request: The description of such work, as the route takes it that does it in the service's process.
         args: What the script finds in `sys.argv` behind its name.
         environment: Variables that it sees beside the usual ones; none whose name begins with `MMS_`.
         secrets: Names of the workspace's secrets that it sees as variables, too.
+        inputs: References to what it reads, by label, e.g. `flowers@7/train`, or `model:flowers@3`; the workspace
+            makes them exact.
+        outputs: Names of what it is to make, by label, e.g. `flowers` or `model:flowers`.
         requirements: Packages that it needs beside those of the interpreter, e.g. `einops>=0.8`.
         resources: What it takes of the machine.
         mesh: What trainers in it take for their mesh that name none, e.g. `{"data": -1, "fsdp": 2}`.
@@ -160,11 +167,14 @@ class JobSpec(Schema):
     """
 
     spec_version: Literal[1] = 1
-    bundle: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    entrypoint: Annotated[str, Field(min_length=1, max_length=500)]
+    bundle: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    entrypoint: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    request: dict[str, Any] | None = None
     args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     environment: dict[str, str] = {}
     secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     requirements: Annotated[tuple[str, ...], Field(max_length=MAX_REQUIREMENTS)] = ()
     resources: Resources = Resources()
     mesh: dict[MeshAxis, MeshSize] | None = None
@@ -196,16 +206,70 @@ class JobSpec(Schema):
     def _packages(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
         return check_requirements(asked)
 
+    @field_validator("inputs")
+    @classmethod
+    def _read(cls, asked: dict[str, str]) -> dict[str, str]:
+        return check_references(asked, way="input")
+
+    @field_validator("outputs")
+    @classmethod
+    def _made(cls, asked: dict[str, str]) -> dict[str, str]:
+        return check_references(asked, way="output")
+
     @field_validator("secrets")
     @classmethod
     def _each_once(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
         return check_secret_names(asked)
 
     @model_validator(mode="after")
+    def _code_or_description(self) -> Self:
+        if (self.bundle is None) != (self.entrypoint is None) or (self.bundle is None) == (self.request is None):
+            raise ValueError("a job runs the entrypoint of a bundle, or does what a request describes; give one")
+        return self
+
+    @model_validator(mode="after")
     def _one_value_each(self) -> Self:
         if twice := [name for name in self.secrets if name in self.environment]:
             raise ValueError(f"a variable has one value; {twice[0]!r} is a secret and in environment; leave one out")
         return self
+
+
+class On(Asked):
+    """What does a piece of work in place of the process that asks for it, and how.
+
+    Attributes:
+        engine: `local`, the workspace's machine, or `ray`, a cluster.
+        resources: What it takes of the machine; all cores and GPUs if left out.
+        retry: When it is tried again. It goes on with what an attempt before had done.
+        priority: Of those that wait, the highest is next.
+        preemptible: Whether it makes room for one of a higher priority, and waits again.
+        grace_s: Seconds between asking it to stop and ending it.
+        secrets: Names of secrets that it sees as variables.
+        project: Whose quota it counts against.
+        key: Whoever asks again with the same key gets the job of the first time.
+    """
+
+    by_place = ("engine",)
+
+    engine: EngineName = "local"
+    resources: Resources = Resources()
+    retry: Retry = Retry()
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    preemptible: bool = False
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    secrets: Annotated[tuple[str, ...], Field(max_length=MAX_SECRETS)] = ()
+    project: ProjectName = DEFAULT_PROJECT
+    key: Annotated[str, Field(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
+
+    @field_validator("resources")
+    @classmethod
+    def _one_process(cls, asked: Resources) -> Resources:
+        if (asked.nodes, asked.processes) != (1, 1):
+            raise ValueError(
+                f"what is described is done by one process; got nodes={asked.nodes}, processes={asked.processes}; "
+                f"leave them out"
+            )
+        return asked
 
 
 class Ended(Schema):
@@ -252,7 +316,7 @@ class JobRequest(Schema):
     """A job that is to be run.
 
     Attributes:
-        kind: A script, the text of a cell, or a function.
+        kind: A script, the text of a cell, or a function; or work that is described.
         name: What it is called in lists.
         key: Whoever asks again with the same key gets the job of the first time, and nothing runs twice.
         spec: What is run.
@@ -262,7 +326,7 @@ class JobRequest(Schema):
         diff: What was changed in its code since its revision.
     """
 
-    kind: Literal["script", "cell", "function"]
+    kind: CodeKind | DescribedKind
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=_PLAIN)]
     key: Annotated[str, Field(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
     spec: JobSpec
@@ -270,6 +334,12 @@ class JobRequest(Schema):
     engine: EngineName = "local"
     project: ProjectName = DEFAULT_PROJECT
     diff: Annotated[str, Field(max_length=MAX_DIFF_CHARS)] = ""
+
+    @model_validator(mode="after")
+    def _described(self) -> Self:
+        if (self.kind in get_args(DescribedKind)) != (self.spec.request is not None):
+            raise ValueError(f"a {self.kind} has {'no ' if self.spec.request is not None else 'a '}request")
+        return self
 
 
 class LogPiece(Schema):

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from mms_sdk.schema.base import Schema
+from mms_sdk.schema.job import On
 from mms_sdk.schema.sources import ImageFolder
 
 
@@ -45,9 +46,13 @@ class PredictJob(Schema):
         dataset: A dataset reference, or
         source: a source of pictures; exactly one of the two.
         top: Ranked classes kept for each row; 0 keeps all.
+        save_every: Rows after which what was predicted is saved: what is done again, at most, after a kill.
+        on: The engine that does it; the service's process if left out.
     """
 
     model: str
     dataset: str | None = None
     source: ImageFolder | None = None
     top: int = Field(default=0, ge=0)
+    save_every: int = Field(default=8192, ge=1)
+    on: On | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from mms_sdk.schema.base import Asked, Schema
 from mms_sdk.schema.cleaning import CleanStep
 from mms_sdk.schema.dataset import SPLITS, ColumnName, Profile
+from mms_sdk.schema.job import On
 from mms_sdk.schema.sources import Source, Union
 
 
@@ -69,6 +70,16 @@ class IngestSpec(Asked):
     split: Split = Split()
     message: str = ""
     profile: Profile | None = None
+
+
+class IngestJob(IngestSpec):
+    """An ingest, and what does it.
+
+    Attributes:
+        on: The engine that does it; the service's process if left out.
+    """
+
+    on: On | None = None
 
 
 class CleanSpec(Asked):

@@ -28,7 +28,7 @@ def listed(workspace: Workspace, job: Job, *, attempt: int | None) -> list[Artif
     """
     folder = _folder(workspace, job, attempt)
     found = dict(_kept(folder / ARTIFACTS))
-    found |= {name: folder / name for name in OWN if (folder / name).is_file()}
+    found |= _own(workspace, job, folder)
     return [each for name in sorted(found) if (each := _artifact(name, found[name]))]
 
 
@@ -41,11 +41,17 @@ def path_of(workspace: Workspace, job: Job, name: str, *, attempt: int | None) -
     """
     check_artifact(name)
     folder = _folder(workspace, job, attempt)
-    if name in OWN and (folder / name).is_file():
-        return folder / name
+    if own := _own(workspace, job, folder).get(name):
+        return own
     if not _is_plain(folder / ARTIFACTS, name):
         raise NotFound(f"job {job.id} has no file {name[:200]}; it is {job.state}; list them with job.artifacts()")
     return folder / ARTIFACTS / name
+
+
+def _own(workspace: Workspace, job: Job, folder: Path) -> dict[str, Path]:
+    # Work that is described leaves its files with the job: an attempt goes on with what those before it had done.
+    places = [folder, workspace.job_folder(job.id)] if job.spec.get("request") is not None else [folder]
+    return {name: place / name for place in places for name in OWN if (place / name).is_file()}
 
 
 def _is_plain(folder: Path, name: str) -> bool:

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakSet
 
 from mms_sdk.errors import MmsError, Unavailable
 from mms_sdk.schema.job import Job, JobKind, Progress
+from mms_sdk.schema.lineage import Reference
 from mms_sdk.service.problems import as_problem
+from mms_sdk.storage import noting
 from mms_sdk.storage.workspace import Workspace
 
 Tell = Callable[[Progress], None]
@@ -44,7 +47,15 @@ class JobRunner:
         self._interrupted = False
         _runners.add(self)
 
-    def submit(self, kind: JobKind, name: str, spec: Mapping[str, Any], work: Work) -> Job:
+    def submit(
+        self,
+        kind: JobKind,
+        name: str,
+        spec: Mapping[str, Any],
+        work: Work,
+        *,
+        inputs: Mapping[str, Reference] = MappingProxyType({}),
+    ) -> Job:
         """Records a job and starts it.
 
         Args:
@@ -52,13 +63,14 @@ class JobRunner:
             name: What it works on.
             spec: What was asked for.
             work: Does it; gets the job and a function to tell its progress to, returns the result as JSON.
+            inputs: What it reads, by label.
 
         Raises:
             Unavailable: The server is shutting down.
         """
         if self._closed:
             raise Unavailable("the server is shutting down and takes no new jobs; try again once it is back")
-        job = self._workspace.catalog.jobs.start(kind, name, spec)
+        job = self._workspace.catalog.jobs.start(kind, name, spec, inputs=inputs)
         self._threads.submit(self._run, job, work)
         return job
 
@@ -75,8 +87,9 @@ class JobRunner:
     def _run(self, job: Job, work: Work) -> None:
         jobs = self._workspace.catalog.jobs
         try:
-            result = work(job, partial(self._tell, job))
-            jobs.finish(job.id, "succeeded", result=result)
+            with noting.collected() as made:
+                result = work(job, partial(self._tell, job))
+            jobs.finish(job.id, "succeeded", result=result, made=made)
         except _Interrupted:
             jobs.finish(job.id, "cancelled", error={"title": "cancelled", "detail": "stopped by the person"})
         except BaseException as error:  # noqa: BLE001 (whatever ended it, the job gets its recorded end)

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable
+from mms_sdk.errors import MethodNotAllowed, MmsError, Overloaded, Unauthenticated, Unavailable, to_problem
 from mms_sdk.service import request_ids
 
 CONTENT_TYPE = "application/problem+json"
@@ -20,11 +20,11 @@ _log = logging.getLogger("mms.service")
 def as_problem(error: BaseException) -> dict[str, Any]:
     """An error as a problem object. What was not raised on purpose keeps its details to itself."""
     if isinstance(error, MmsError):
-        code, status, detail = error.code(), error.status, error.message[:_LONGEST_DETAIL]
+        problem = to_problem(error)
+        problem["detail"] = problem["detail"][:_LONGEST_DETAIL]
     else:
-        code, status = "internal-error", 500
         detail = "the server met an error it did not expect; its log has the details"
-    problem = {"type": f"urn:mms:{code}", "title": code.replace("-", " "), "status": status, "detail": detail}
+        problem = {"type": "urn:mms:internal-error", "title": "internal error", "status": 500, "detail": detail}
     return problem | {"request": request_ids.current()}
 
 

@@ -6,7 +6,7 @@ that a job is theirs to start or to end, one is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, JobState, Reason
-from mms_sdk.storage import tables
+from mms_sdk.schema.lineage import Reference
+from mms_sdk.storage import lineage, tables
 from mms_sdk.storage.events import record
 from mms_sdk.storage.ids import new_id, now
 from mms_sdk.storage.owners import here
@@ -64,6 +65,8 @@ class Attempts:
                     return _same(first, job)
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
             record(connection, job.id, "queued")
+            read = {label: Reference.of(text) for label, text in asked.spec.inputs.items()}
+            lineage.record(connection, job.id, "input", read.items())
         return job
 
     def take(self, *, engine: str, owner: str, fits: Fits) -> tuple[Job, Attempt] | None:
@@ -111,8 +114,21 @@ class Attempts:
                 record(connection, attempt.job, "running", attempt=attempt.number)
             return connection.execute(this_job.where(jobs.state == "running").values(owner=owner)).rowcount == 1
 
-    def end(self, attempt: Attempt, ended: Ended) -> JobState | None:
+    def end(
+        self,
+        attempt: Attempt,
+        ended: Ended,
+        *,
+        made: Iterable[Reference] = (),
+        outcome: Mapping[str, Any] | None = None,
+    ) -> JobState | None:
         """Records how an attempt ended, and with it the job, or puts the job back into the queue.
+
+        Args:
+            attempt: Which.
+            ended: How.
+            made: What it made, however it ended.
+            outcome: Of work that is described: the `result`, or the `error` as the service would answer it.
 
         Returns:
             The job's state now; None if the attempt had ended before.
@@ -127,12 +143,15 @@ class Attempts:
             if job is None or job.state not in _AT_WORK:
                 return None
             values = _after(JobSpec.model_validate(job.spec), _failures(connection, job.id), ended)
+            if job.spec.get("request") is not None and outcome is not None:
+                values |= _came_out(values["state"], outcome)
             if values["state"] == "queued":
                 values["owner"] = f"@{job.owner.rpartition('@')[2]}"  # where it waits
             connection.execute(sa.update(tables.jobs).where(jobs.id == job.id).values(**values))
             state: JobState = values["state"]
             kind: EventKind = "retrying" if state == "queued" else "ended"
             record(connection, job.id, kind, attempt=attempt.number, **_said(state, ended))
+            lineage.record(connection, job.id, "output", (("", each) for each in made))
         return state
 
     def cancel_waiting(self, job: str) -> bool:
@@ -239,6 +258,11 @@ def _for_good(ended: Ended) -> dict[str, Any]:
     if ended.reason != "succeeded":
         error = {"title": ended.reason, "detail": ended.detail}
     return {"state": _STATES[ended.reason], "ended_at": ended.at, "error": error, "not_before": None}
+
+
+def _came_out(state: JobState, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"succeeded": "result", "failed": "error"}.get(state)
+    return {} if told is None or told not in outcome else {told: outcome[told]}
 
 
 def _said(state: JobState, ended: Ended) -> dict[str, Any]:

@@ -19,9 +19,10 @@ import sqlalchemy as sa
 from mms_sdk.errors import Conflict, Damaged, JobNotFound, ModelNotFound, NotFound, Unavailable
 from mms_sdk.schema.event import EventKind
 from mms_sdk.schema.job import ENDED, Job, JobKind, JobState, Progress
+from mms_sdk.schema.lineage import Reference, Way
 from mms_sdk.schema.model import ModelCard
 from mms_sdk.schema.names import ModelRef
-from mms_sdk.storage import fence, migrations, tables
+from mms_sdk.storage import fence, lineage, migrations, noting, tables
 from mms_sdk.storage.attempts import Attempts
 from mms_sdk.storage.databases import database_at
 from mms_sdk.storage.events import Events, record
@@ -62,6 +63,7 @@ class Catalog:
         self.jobs = Jobs(self)
         self.attempts = Attempts(self)
         self.events = Events(self)
+        self.lineage = lineage.Lineages(self)
         self.quotas = Quotas(self)
         self.models = Models(self)
         self.deployments = Deployments(self)
@@ -151,8 +153,16 @@ class Jobs:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def start(self, kind: JobKind, name: str, spec: Mapping[str, Any], *, parent: str | None = None) -> Job:
-        """Records a job that this process begins now, on its own or as a part of another."""
+    def start(
+        self,
+        kind: JobKind,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        parent: str | None = None,
+        inputs: Mapping[str, Reference] = _NOTHING,
+    ) -> Job:
+        """Records a job that this process begins now, on its own or as a part of another, and what it reads."""
         at = now()
         job = Job(
             id=new_id(),
@@ -168,6 +178,7 @@ class Jobs:
         with self._catalog.writing() as connection:
             connection.execute(sa.insert(tables.jobs).values(job.model_dump(mode="json")))
             record(connection, job.id, "running")
+            lineage.record(connection, job.id, "input", inputs.items())
         return job
 
     def progress(self, job: str, progress: Progress) -> None:
@@ -182,8 +193,9 @@ class Jobs:
         *,
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
+        made: Sequence[Reference] = (),
     ) -> bool:
-        """Records a job's one end, once a catalog that is away is back, for which it waits a minute.
+        """Records a job's one end, and what it made, once a catalog that is away is back, for which it waits a minute.
 
         That may be tried again, as the first end stays.
 
@@ -198,7 +210,7 @@ class Jobs:
         until = time.monotonic() + _FINISH_WITHIN_S
         while True:
             try:
-                return self._set(job, values, only_from=("queued", "running"), event="ended", told=told)
+                return self._set(job, values, only_from=("queued", "running"), event="ended", told=told, made=made)
             except Unavailable:
                 if time.monotonic() > until:
                     raise
@@ -232,9 +244,18 @@ class Jobs:
         return found
 
     def list(
-        self, *, limit: int = 50, before: str | None = None, kind: JobKind | None = None, parent: str | None = None
+        self,
+        *,
+        limit: int = 50,
+        before: str | None = None,
+        kind: JobKind | None = None,
+        parent: str | None = None,
+        touching: Mapping[Way, Reference] = MappingProxyType({}),
     ) -> list[Job]:
-        """Jobs, newest first; `before` is the id to go on from. Of one kind, or the parts of one job, if so asked."""
+        """Jobs, newest first; `before` is the id to go on from.
+
+        Of one kind, the parts of one job, or those that read or made something, if so asked.
+        """
         columns = tables.jobs.c
         query = sa.select(tables.jobs).order_by(columns.id.desc()).limit(limit)
         if before is not None:
@@ -243,6 +264,8 @@ class Jobs:
             query = query.where(columns.kind == kind)
         if parent is not None:
             query = query.where(columns.parent == parent)
+        for way, reference in touching.items():
+            query = query.where(columns.id.in_(lineage.touching(way, reference)))
         return [*self._found(query)]
 
     def parts(self, job: str) -> Sequence[Job]:
@@ -324,6 +347,7 @@ class Jobs:
         only_from: tuple[JobState, ...],
         event: EventKind | None = None,
         told: Mapping[str, Any] = _NOTHING,
+        made: Sequence[Reference] = (),
     ) -> bool:
         table = tables.jobs
         this = (table.c.id == job, table.c.state.in_(only_from), table.c.cleaned_at.is_(None))
@@ -332,6 +356,7 @@ class Jobs:
             done = connection.execute(query).rowcount == 1
             if done and event is not None:
                 record(connection, job, event, **told)
+                lineage.record(connection, job, "output", (("", each) for each in made))
             return done
 
 
@@ -367,6 +392,7 @@ class Models:
                 connection.execute(sa.insert(table).values(row))
             except sa.exc.IntegrityError as error:
                 raise Conflict(f"artefact {artifact} is registered already; export the checkpoint again") from error
+        noting.note(Reference(what="model", name=model, at=version), where=self._catalog.name)
         return version
 
     def resolve(self, ref: ModelRef) -> dict[str, Any]:

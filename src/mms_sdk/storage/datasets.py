@@ -20,8 +20,9 @@ from mms_sdk.errors import (
 )
 from mms_sdk.schema.dataset import FORMAT_VERSION, Column, Position, Snapshot
 from mms_sdk.schema.findings import reasons
+from mms_sdk.schema.lineage import Reference
 from mms_sdk.schema.names import check_name
-from mms_sdk.storage import fence, manifest, records
+from mms_sdk.storage import fence, manifest, noting, records
 from mms_sdk.storage.changes import Change
 from mms_sdk.storage.ids import now
 from mms_sdk.storage.parts import PartWriter
@@ -200,6 +201,7 @@ class Dataset:
                         f"snapshot {base.number} and do it again"
                     ) from error
             else:
+                noting.note(Reference(what="dataset", name=self.name, at=snapshot.number), where=self.store.url)
                 return snapshot
 
     def _check_fresh(self, change: Change, kept_until: float) -> None:

@@ -78,6 +78,20 @@ events = Table(
     Index("events_by_job", "job", "number"),
 )
 
+lineage = Table(
+    "lineage",
+    metadata,
+    Column("job", text(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("way", text(8), primary_key=True),
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    Column("label", text(63), nullable=False),
+    Column("what", text(8), nullable=False),
+    Column("name", text(63), nullable=False),
+    Column("number", BigInteger),
+    Column("split", text(63)),
+    Index("lineage_by_name", "name", "what", "way", "number"),
+)
+
 quotas = Table(
     "quotas",
     metadata,

@@ -11,6 +11,7 @@ class TestMyEngine(EngineConformance):
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import zipfile
@@ -21,16 +22,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 import pytest
 
+from mms_sdk.compute.described import Desk, do
 from mms_sdk.compute.engines.base import Engine
 from mms_sdk.compute.engines.folder import COOKIE, LOG, attempt_folder, of_rank
 from mms_sdk.compute.engines.machine import environment
-from mms_sdk.errors import Conflict, InvalidRequest, JobNotFound, MmsError
-from mms_sdk.schema.job import Attempt, Ended, Job, JobRequest, JobSpec, Resources, Retry
+from mms_sdk.errors import Conflict, InvalidRequest, JobNotFound, MmsError, from_problem
+from mms_sdk.schema.base import Schema
+from mms_sdk.schema.cleaning import DropDuplicates, DropUnreadable
+from mms_sdk.schema.job import Attempt, DescribedKind, Ended, Job, JobRequest, JobSpec, Resources, Retry
+from mms_sdk.schema.prediction import PredictJob
+from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.storage.bundles import pack
 from mms_sdk.storage.workspace import Workspace
+from mms_sdk.testing import described
 
 _T = TypeVar("_T")
 _WITHIN_S = 30.0
@@ -138,6 +147,29 @@ class Jobs:
         request = JobRequest(kind="script", name="test", spec=spec, engine=self.engine.name)
         return self.workspace.catalog.attempts.submit(request).id
 
+    def describe(self, kind: DescribedKind, name: str, request: Schema, *, times: int = 3, **of_machine: Any) -> str:
+        """Puts described work into the queue, and starts it if there is room; returns the job's id."""
+        spec = JobSpec(
+            request=request.model_dump(mode="json"),
+            python=sys.executable,
+            inherited=environment(os.environ),
+            retry=Retry(times=times, wait_s=0.1),
+            resources=Resources(**of_machine),
+        )
+        self.engine.check(spec)
+        asked = JobRequest(kind=kind, name=name, spec=spec, engine=self.engine.name)
+        job = self.workspace.catalog.attempts.submit(asked).id
+        self.engine.start_waiting()
+        return job
+
+    def here(self, kind: DescribedKind, name: str, request: Schema) -> Job:
+        """Does described work in this process."""
+        jobs = self.workspace.catalog.jobs
+        job = jobs.start(kind, name, {})
+        desk = Desk(workspace=self.workspace, job=job.id, name=name, tell=lambda _: None)
+        jobs.finish(job.id, "succeeded", result=do(kind, request.model_dump(mode="json"), desk))
+        return jobs.get(job.id)
+
     def get(self, job: str) -> Job:
         """A job, as the catalog has it."""
         return self.workspace.catalog.jobs.get(job)
@@ -177,6 +209,11 @@ class Jobs:
     def left(self, job: str) -> list[int]:
         """Processes of a job that are there."""
         return [process.pid for process in psutil.process_iter() if _is_of(process, job)]
+
+    def workers(self, job: str) -> list[int]:
+        """Processes that run a job's code, or do what it describes."""
+        of_job = (process for process in psutil.process_iter() if _is_of(process, job))
+        return [process.pid for process in of_job if "mms_sdk.compute.worker" in process.cmdline()]
 
     def end_all(self) -> None:
         """Cancels what has not ended, and waits for it."""
@@ -657,6 +694,51 @@ class EngineConformance:
         assert jobs.ended(job).state == "cancelled"
         assert time.monotonic() - began < self.soon_s
         assert jobs.left(job) == []
+
+    def test_an_ingest_gives_the_rows_of_one_in_this_process(self, jobs: Jobs, tmp_path: Path) -> None:
+        """And the same report; what it refuses is recorded as the service would answer it."""
+        source = ImageFolder(path=str(described.write_folder(tmp_path / "photos", 30)))
+        asked = IngestSpec(source=source, clean=(DropUnreadable(), DropDuplicates()))
+        here = jobs.here("ingest", "here", asked)
+        job = jobs.describe("ingest", "there", asked)
+        wrong = jobs.describe("ingest", "wrong", IngestSpec(source=ImageFolder(path=str(tmp_path / "nowhere"))))
+        record = jobs.ended(job)
+        assert (record.state, record.error) == ("succeeded", None)
+        assert record.result == here.result
+        assert jobs.workspace.catalog.lineage.of(job).outputs == ("there@1",)
+        opened = [jobs.workspace.dataset(name).snapshot() for name in ("here", "there")]
+        for name in ("image", "label", "source", "split"):
+            first, second = (list(each.gather(name, np.arange(each.rows))) for each in opened)
+            np.testing.assert_array_equal(first, second)
+        record = jobs.ended(wrong)
+        assert (record.state, len(jobs.attempts(wrong))) == ("failed", 1)
+        assert isinstance(from_problem(record.error or {}), MmsError)
+        assert (record.error or {})["type"].startswith("urn:mms:")
+
+    def test_predictions_that_are_killed_go_on_and_are_those_of_this_process(self, jobs: Jobs) -> None:
+        """One row out for each row in, in order."""
+        import pyarrow.parquet as pq
+
+        rows = described.write_pictures(jobs.workspace, "pictures", 6_000)
+        version = described.register_model(jobs.workspace, "model", rows)
+        asked = PredictJob(model=f"model@{version}", dataset="pictures@1", save_every=256)
+        here = jobs.here("predict", "model", asked)
+        job = jobs.describe("predict", "model", asked)
+        folder = jobs.workspace.job_folder(job)
+        until(lambda: len(list(folder.glob(".predictions.*/*.parquet"))) >= 2, "its first rows", within_s=self.within_s)
+        for pid in jobs.workers(job):
+            os.kill(pid, signal.SIGKILL)
+        saved = len(list(folder.glob(".predictions.*/*.parquet")))
+        record = jobs.ended(job)
+        first, _ = jobs.attempts(job)
+        assert first.ended is not None
+        assert (first.ended.reason, first.ended.signal) == ("infra", "SIGKILL")
+        assert 2 <= saved < 6_000 // 256
+        assert record.result == here.result
+        written = pq.read_table(folder / "predictions.parquet")
+        assert written["row"].to_pylist() == list(range(6_000))
+        assert written.equals(pq.read_table(jobs.workspace.job_folder(here.id) / "predictions.parquet"))
+        assert list(folder.glob(".predictions.*")) == []
 
     def test_looking_again_changes_nothing(self, jobs: Jobs, marks: Path) -> None:
         """By however many at once."""

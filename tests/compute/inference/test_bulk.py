@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import tiny_model
-from mms_sdk.compute.inference.bulk import predict_folder, predict_snapshot
+from mms_sdk.compute.inference.bulk import Output, predict_folder, predict_snapshot
 from mms_sdk.compute.inference.predictor import Predictor
 from mms_sdk.errors import NothingToIngest, StorageFull
 from mms_sdk.schema.job import Progress
@@ -80,7 +80,7 @@ def test_a_split_comes_out_row_by_row_in_order(
     small: Predictor, tiny: Tiny, pets: OpenSnapshot, tmp_path: Path, split: str | None
 ) -> None:
     told = Told()
-    result = predict_snapshot(small, pets, split, to=tmp_path / "out.parquet", top=0, tell=told)
+    result = predict_snapshot(small, pets, split, to=Output(path=tmp_path / "out.parquet"), tell=told)
 
     rows = read(tmp_path / "out.parquet")
     members = pets.split_rows(split)
@@ -105,7 +105,7 @@ def test_a_split_comes_out_row_by_row_in_order(
 def test_a_folder_comes_out_file_by_file_with_the_reason_where_one_is_no_picture(
     small: Predictor, tiny: Tiny, photos: Path, tmp_path: Path
 ) -> None:
-    result = predict_folder(small, ImageFolder(photos), to=tmp_path / "out.parquet", top=0, tell=Told())
+    result = predict_folder(small, ImageFolder(photos), to=Output(path=tmp_path / "out.parquet"), tell=Told())
 
     rows = read(tmp_path / "out.parquet")
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
@@ -134,15 +134,15 @@ def test_a_file_that_is_gone_when_its_turn_comes_has_a_row_with_the_reason(
     def tell(_progress: Progress) -> None:
         gone.unlink(missing_ok=True)
 
-    result = predict_folder(small, ImageFolder(photos), to=tmp_path / "out.parquet", top=0, tell=tell)
+    result = predict_folder(small, ImageFolder(photos), to=Output(path=tmp_path / "out.parquet"), tell=tell)
     assert (result["rows"], result["errors"]) == (26, 4)
     assert read(tmp_path / "out.parquet")[-1]["error"] == "the file cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("top", [1, 2, 3, 50])
 def test_top_keeps_the_best(small: Predictor, pets: OpenSnapshot, tmp_path: Path, top: int) -> None:
-    predict_snapshot(small, pets, "test", to=tmp_path / "all.parquet", top=0, tell=Told())
-    predict_snapshot(small, pets, "test", to=tmp_path / "some.parquet", top=top, tell=Told())
+    predict_snapshot(small, pets, "test", to=Output(path=tmp_path / "all.parquet"), tell=Told())
+    predict_snapshot(small, pets, "test", to=Output(path=tmp_path / "some.parquet", top=top), tell=Told())
     for whole, some in zip(read(tmp_path / "all.parquet"), read(tmp_path / "some.parquet"), strict=True):
         for name, value in whole.items():
             assert some[name] == (value[:top] if name.startswith("ranked") else value)
@@ -152,7 +152,7 @@ def test_a_folder_in_which_nothing_is_a_picture_has_a_row_for_each_file(small: P
     (tmp_path / "in").mkdir()
     for number in range(9):
         (tmp_path / "in" / f"{number}.txt").write_text("no picture")
-    result = predict_folder(small, ImageFolder(tmp_path / "in"), to=tmp_path / "out.parquet", top=0, tell=Told())
+    result = predict_folder(small, ImageFolder(tmp_path / "in"), to=Output(path=tmp_path / "out.parquet"), tell=Told())
     assert (result["rows"], result["errors"]) == (9, 9)
     assert result["first_error"].startswith("0.txt: this is not a readable picture")
     assert all(row["error"] for row in read(tmp_path / "out.parquet"))
@@ -161,7 +161,7 @@ def test_a_folder_in_which_nothing_is_a_picture_has_a_row_for_each_file(small: P
 def test_an_empty_folder_is_refused_and_leaves_nothing(small: Predictor, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(NothingToIngest):
-        predict_folder(small, ImageFolder(tmp_path / "in"), to=tmp_path / "out.parquet", top=0, tell=Told())
+        predict_folder(small, ImageFolder(tmp_path / "in"), to=Output(path=tmp_path / "out.parquet"), tell=Told())
     assert os.listdir(tmp_path) == ["in"]
 
 
@@ -194,7 +194,7 @@ def test_a_bulk_prediction_that_fails_leaves_what_was_there_and_nothing_else(
 
     expected = {"model": ZeroDivisionError, "interrupt": KeyboardInterrupt}.get(how, StorageFull)
     with pytest.raises(expected) as told:
-        predict_snapshot(small, pets, None, to=tmp_path / "out.parquet", top=0, tell=tell)
+        predict_snapshot(small, pets, None, to=Output(path=tmp_path / "out.parquet"), tell=tell)
 
     if expected is StorageFull:
         assert "no space left while writing" in str(told.value)
@@ -211,7 +211,7 @@ def test_a_file_that_is_there_is_replaced_once_all_is_well(
     to.write_bytes(b"of yesterday")
     seen = []
 
-    predict_snapshot(small, pets, None, to=to, top=0, tell=lambda _progress: seen.append(to.read_bytes()))
+    predict_snapshot(small, pets, None, to=Output(path=to), tell=lambda _progress: seen.append(to.read_bytes()))
 
     assert set(seen) == {b"of yesterday"}
     assert len(read(to)) == 120

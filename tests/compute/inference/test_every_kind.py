@@ -17,7 +17,7 @@ from made_artifacts import edit_card, seal_again
 import mms_sdk as mms
 import small_kinds
 from mms_sdk.compute.data.load import Loader
-from mms_sdk.compute.inference.bulk import predict_folder, predict_snapshot
+from mms_sdk.compute.inference.bulk import Output, predict_folder, predict_snapshot
 from mms_sdk.compute.inference.predictor import Predictor
 from mms_sdk.compute.training.trainer import Result
 from mms_sdk.errors import ColumnNotFound, InvalidInput, InvalidRequest
@@ -126,7 +126,11 @@ def test_a_dataset_is_predicted_row_by_row(trained: Trained, tmp_path: Path) -> 
     snapshot = trained.data.open()
     rows = snapshot.split_rows("test")
     told = predict_snapshot(
-        trained.predictor, snapshot, "test", to=tmp_path / "out.parquet", top=1, tell=lambda _progress: None
+        trained.predictor,
+        snapshot,
+        "test",
+        to=Output(path=tmp_path / "out.parquet", top=1),
+        tell=lambda _progress: None,
     )
     table = pq.read_table(tmp_path / "out.parquet").to_pylist()
 
@@ -160,7 +164,7 @@ def test_a_model_without_labels_answers_numbers(table: Trained, tmp_path: Path) 
 
     answers = [one.values for one in predictor.predict(table.raw(8))]
     told = predict_snapshot(
-        predictor, table.data.open(), "test", to=tmp_path / "out.parquet", top=0, tell=lambda _progress: None
+        predictor, table.data.open(), "test", to=Output(path=tmp_path / "out.parquet"), tell=lambda _progress: None
     )
     written = pq.read_table(tmp_path / "out.parquet")
 
@@ -216,7 +220,7 @@ def test_codes_of_another_dataset_are_read_by_their_names(table: Trained, tmp_pa
     other = small_kinds.write(table.data.workspace, "turned", columns, {**values, "colour": turned})
     for number, opened in enumerate((snapshot, other.open())):
         to = tmp_path / f"{number}.parquet"
-        predict_snapshot(table.predictor, opened, "test", to=to, top=0, tell=lambda _progress: None)
+        predict_snapshot(table.predictor, opened, "test", to=Output(path=to), tell=lambda _progress: None)
 
     assert pq.read_table(tmp_path / "0.parquet").equals(pq.read_table(tmp_path / "1.parquet"))
 
@@ -224,10 +228,12 @@ def test_codes_of_another_dataset_are_read_by_their_names(table: Trained, tmp_pa
 def test_a_dataset_of_other_columns_and_a_folder_are_refused(table: Trained, tmp_path: Path) -> None:
     words = small_kinds.make(tmp_path, "text").open()
     with pytest.raises(ColumnNotFound, match="has no column 'size'"):
-        predict_snapshot(table.predictor, words, None, to=tmp_path / "x.parquet", top=0, tell=lambda _progress: None)
+        predict_snapshot(
+            table.predictor, words, None, to=Output(path=tmp_path / "x.parquet"), tell=lambda _progress: None
+        )
     with pytest.raises(InvalidRequest, match="a folder holds pictures; this model takes rows of kind table"):
         predict_folder(
-            table.predictor, ImageFolder(tmp_path), to=tmp_path / "x.parquet", top=0, tell=lambda _progress: None
+            table.predictor, ImageFolder(tmp_path), to=Output(path=tmp_path / "x.parquet"), tell=lambda _progress: None
         )
 
 
@@ -244,7 +250,7 @@ def test_a_stored_row_that_cannot_be_prepared_gets_its_reason_and_the_others_the
     columns[0] = Column(name="size", kind="number", dtype="float64")
     other = small_kinds.write(table.data.workspace, "infinite", columns, values).open()
     told = predict_snapshot(
-        table.predictor, other, "test", to=tmp_path / "out.parquet", top=0, tell=lambda _progress: None
+        table.predictor, other, "test", to=Output(path=tmp_path / "out.parquet"), tell=lambda _progress: None
     )
     written = pq.read_table(tmp_path / "out.parquet").to_pylist()
 
@@ -277,7 +283,9 @@ def test_a_forecast_is_asked_with_the_steps_before_and_says_those_after(varies: 
 
     # The model repeats what it saw last.
     (told,) = predictor.predict([walks[0, :16].tolist()])
-    predict_snapshot(predictor, data.open(), "test", to=tmp_path / "out.parquet", top=0, tell=lambda _progress: None)
+    predict_snapshot(
+        predictor, data.open(), "test", to=Output(path=tmp_path / "out.parquet"), tell=lambda _progress: None
+    )
     written = pq.read_table(tmp_path / "out.parquet")
 
     np.testing.assert_allclose(np.array(told.values), walks[0, 12:16], rtol=1e-6)

@@ -17,10 +17,12 @@ from mms_sdk.compute.engines import folder as names
 from mms_sdk.compute.engines.log import KEPT_BYTES, last_lines
 from mms_sdk.errors import Conflict
 from mms_sdk.schema.job import ENDED, Attempt, Ended, EngineName, Job, JobSpec, JobState
+from mms_sdk.schema.lineage import Reference
 from mms_sdk.schema.quota import Footprint
-from mms_sdk.settings import JOB_VARIABLE, MESH_VARIABLE
+from mms_sdk.settings import INPUTS_VARIABLE, JOB_VARIABLE, MESH_VARIABLE, OUTPUTS_VARIABLE
 from mms_sdk.storage import files
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.noting import noted
 from mms_sdk.storage.owners import owner_of, pid_of
 from mms_sdk.storage.queue import Fits
 from mms_sdk.storage.workspace import Workspace
@@ -46,7 +48,8 @@ def lay_out(workspace: Workspace, spec: JobSpec, attempt: Attempt, **more: Any) 
     """
     folder = folder_of(workspace, attempt)
     code = files.make_folder(folder / names.CODE, durable=False)
-    workspace.bundles.unpack(spec.bundle, code)
+    if spec.bundle is not None:
+        workspace.bundles.unpack(spec.bundle, code)
     told = {
         "job": attempt.job,
         "number": attempt.number,
@@ -77,6 +80,9 @@ def own_variables(spec: JobSpec, attempt: Attempt, *, cores: int) -> dict[str, s
         told = {"NPROC": str(cpus), "OMP_NUM_THREADS": str(cpus), **told}
     if spec.mesh is not None:
         told[MESH_VARIABLE] = json.dumps(spec.mesh)
+    for variable, named in ((INPUTS_VARIABLE, spec.inputs), (OUTPUTS_VARIABLE, spec.outputs)):
+        if named:
+            told[variable] = json.dumps({label: Reference.of(text).plain for label, text in named.items()})
     told[names.COOKIE] = names.cookie(attempt.job, attempt.number)
     return {**told, JOB_VARIABLE: attempt.job, "PYTHONUNBUFFERED": "1"}
 
@@ -116,11 +122,18 @@ def end(workspace: Workspace, attempt: Attempt, ended: Ended, cancel: Callable[[
     names.create(folder / names.OVER, {"at": now()})
     if ended.reason in ("infra", "lost", "preempted") and cancelled.exists():
         ended = ended.model_copy(update={"reason": "cancelled", "detail": "it was cancelled"})
-    state = workspace.catalog.attempts.end(attempt, ended)
+    state = workspace.catalog.attempts.end(attempt, ended, made=noted(workspace, folder), outcome=_outcome(folder))
     if state == "queued" and cancelled.exists():
         with contextlib.suppress(Conflict):
             return cancel(attempt.job).state
     return state
+
+
+def _outcome(folder: Path) -> dict[str, Any] | None:
+    try:
+        return names.read(folder / names.OUTCOME)
+    except ValueError:  # the machine went down before it was on the disk
+        return None
 
 
 def cancel(workspace: Workspace, job: str, ask_to_stop: Callable[[Attempt], None]) -> Job:

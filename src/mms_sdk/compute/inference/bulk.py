@@ -1,8 +1,13 @@
-"""Bulk prediction: one row out for each row in, into a Parquet file that appears whole or not at all."""
+"""Bulk prediction: one row out for each row in, into a Parquet file that appears whole or not at all.
+
+What was predicted is saved every so many rows, in a folder beside the file. Whoever does the same again after a kill
+finds it there, predicts what is missing, and puts all of it together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +27,23 @@ from mms_sdk.types import Array
 Tell = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where predictions go.
+
+    Attributes:
+        path: The Parquet file.
+        top: Ranked classes kept; 0 for all.
+        save_every: Rows after which what was predicted is saved, up to whole batches.
+    """
+
+    path: Path
+    top: int = 0
+    save_every: int = 8192
+
+
 def predict_snapshot(
-    predictor: Predictor, snapshot: OpenSnapshot, split: str | None, *, to: Path, top: int, tell: Tell
+    predictor: Predictor, snapshot: OpenSnapshot, split: str | None, *, to: Output, tell: Tell
 ) -> dict[str, Any]:
     """Predicts every row of a split, in row order.
 
@@ -32,7 +52,6 @@ def predict_snapshot(
         snapshot: Where the rows lie.
         split: Which rows; None for all.
         to: The Parquet file.
-        top: Ranked classes kept; 0 for all.
         tell: Called with the progress.
 
     Returns:
@@ -46,23 +65,21 @@ def predict_snapshot(
     rows = snapshot.split_rows(split)
     stored = StoredRows(predictor, snapshot)
 
-    def batches() -> Iterator[list[_Item]]:
-        size = predictor.buckets[-1]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            yield list(map(_Item, part.tolist(), stored.sources(part), stored.labels(part), stored.prepared(part)))
+    def items(start: int, end: int) -> list[_Item]:
+        part = rows[start:end]
+        return list(map(_Item, part.tolist(), stored.sources(part), stored.labels(part), stored.prepared(part)))
 
-    return _write(predictor, batches(), len(rows), to=to, top=top, tell=tell)
+    work = hashlib.sha256(f"{snapshot.ref}/{split}".encode()).hexdigest()
+    return _write(predictor, items, len(rows), to=to, work=work, tell=tell)
 
 
-def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Path, top: int, tell: Tell) -> dict[str, Any]:
+def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Output, tell: Tell) -> dict[str, Any]:
     """Predicts every file below a folder; one that does not decode gets a row with the reason.
 
     Args:
         predictor: The model.
         folder: Where the pictures lie, in sub-folders or not.
         to: The Parquet file.
-        top: Ranked classes kept; 0 for all.
         tell: Called with the progress.
 
     Returns:
@@ -75,16 +92,14 @@ def predict_folder(predictor: Predictor, folder: ImageFolder, *, to: Path, top: 
         )
     entries, _ = list_folder(folder, labelled=False)
 
-    def batches() -> Iterator[list[_Item]]:
-        size = predictor.buckets[-1]
-        for start in range(0, len(entries), size):
-            part = entries[start : start + size]
-            yield [
-                _Item(row, entry.source, None, _prepared(predictor, _read(entry.path)))
-                for row, entry in enumerate(part, start)
-            ]
+    def items(start: int, end: int) -> list[_Item]:
+        return [
+            _Item(row, entry.source, None, _prepared(predictor, _read(entry.path)))
+            for row, entry in enumerate(entries[start:end], start)
+        ]
 
-    return _write(predictor, batches(), len(entries), to=to, top=top, tell=tell)
+    work = hashlib.sha256("\0".join(entry.source for entry in entries).encode(errors="surrogateescape")).hexdigest()
+    return _write(predictor, items, len(entries), to=to, work=work, tell=tell)
 
 
 @dataclass(frozen=True)
@@ -105,10 +120,37 @@ def _read(path: Path) -> bytes | InvalidInput:
 
 
 def _write(
-    predictor: Predictor, batches: Iterator[list[_Item]], total: int, *, to: Path, top: int, tell: Tell
+    predictor: Predictor,
+    items: Callable[[int, int], list[_Item]],
+    total: int,
+    *,
+    to: Output,
+    work: str,
+    tell: Tell,
 ) -> dict[str, Any]:
+    # What other rows were predicted for, by an attempt before at a folder that has changed since, is not taken.
+    saved = to.path.with_name(f".{to.path.stem}.{work[:16]}")
+    schema, size = _schema(predictor), predictor.buckets[-1]
+    step = -(-to.save_every // size) * size  # of whole batches: every attempt saves the same rows together
+    starts = range(0, total, step)
+    try:
+        files.make_folder(saved)
+        for start in starts:
+            end = min(start + step, total)
+            path = saved / f"{start:012}.parquet"
+            if path.is_file():
+                tell(_progress(end, total))
+            else:
+                places = [(at, min(at + size, end)) for at in range(start, end, size)]
+                batches = (_told(_predict(predictor, items(*each), to.top), each[1], total, tell) for each in places)
+                _save(path, schema, batches, named=to.path)
+        return _joined(to.path, schema, [saved / f"{start:012}.parquet" for start in starts])
+    finally:
+        files.remove_tree(saved)
+
+
+def _schema(predictor: Predictor) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     ranked = [
         ("predicted", pa.string()),
@@ -116,7 +158,7 @@ def _write(
         ("ranked_labels", pa.list_(pa.string())),
         ("ranked_scores", pa.list_(pa.float32())),
     ]
-    schema = pa.schema(
+    return pa.schema(
         [
             ("row", pa.int64()),
             ("source", pa.string()),
@@ -125,30 +167,75 @@ def _write(
             ("error", pa.string()),
         ],
     )
-    draft = to.with_name(f".{to.name}.partial")
-    done = errors = right = known = 0
-    first_error: dict[str, str] = {}
+
+
+def _told(rows: list[dict[str, Any]], done: int, total: int, tell: Tell) -> list[dict[str, Any]]:
+    tell(_progress(done, total))
+    return rows
+
+
+def _progress(done: int, total: int) -> Progress:
+    return Progress(done=done, total=total, what="rows predicted")
+
+
+def _save(path: Path, schema: Any, batches: Iterator[list[dict[str, Any]]], *, named: Path) -> None:
+    import pyarrow as pa
+
+    _publish(path, schema, (pa.Table.from_pylist(batch, schema=schema) for batch in batches), named=named)
+
+
+def _joined(path: Path, schema: Any, saved: Sequence[Path]) -> dict[str, Any]:
+    # What is told of all rows comes from what was saved, whoever predicted it.
+    import pyarrow.parquet as pq
+
+    told = _Told()
+    _publish(path, schema, map(told.of, map(pq.read_table, saved)), named=path)
+    return told.result(ranks="predicted" in schema.names)
+
+
+def _publish(path: Path, schema: Any, tables: Iterator[Any], *, named: Path) -> None:
+    # Errors name the file that was asked for.
+    import pyarrow.parquet as pq
+
+    draft = path.with_name(f".{path.name}.partial")
     try:
-        with files.writing(to), pq.ParquetWriter(draft, schema) as writer:
-            for batch in batches:
-                table = _predict(predictor, batch, top)
-                writer.write_table(pa.Table.from_pylist(table, schema=schema))
-                done += len(batch)
-                failed = [f"{row['source']}: {row['error']}" for row in table if row["error"] is not None]
-                errors += len(failed)
-                if failed and not first_error:
-                    first_error = {"first_error": failed[0]}
-                known += sum(row["label"] is not None for row in table)
-                right += sum(row["label"] is not None and row["label"] == row.get("predicted") for row in table)
-                tell(Progress(done=done, total=total, what="rows predicted"))
-        with files.writing(to):
+        with files.writing(named), pq.ParquetWriter(draft, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        with files.writing(named):
             files.fsync_file(draft)
-            draft.replace(to)
-            files.fsync_folder(to.parent)
+            draft.replace(path)
+            files.fsync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
-    told: dict[str, Any] = {"rows": done, "errors": errors, **first_error}
-    return {**told, "accuracy": right / known} if known and predictor.card.ranks else told
+
+
+class _Told:
+    """What is told of rows that were predicted."""
+
+    def __init__(self) -> None:
+        self.rows = self.errors = self.known = self.right = 0
+        self.first_error: dict[str, str] = {}
+
+    def of(self, table: Any) -> Any:
+        """Takes rows into account; returns them."""
+        import pyarrow.compute as pc
+
+        failed = table.filter(pc.is_valid(table["error"]))
+        if failed.num_rows and not self.first_error:
+            first = failed.slice(0, 1).to_pylist()[0]
+            self.first_error = {"first_error": f"{first['source']}: {first['error']}"}
+        self.rows += table.num_rows
+        self.errors += failed.num_rows
+        self.known += table.num_rows - table["label"].null_count
+        if "predicted" in table.column_names:
+            self.right += pc.sum(pc.equal(table["label"], table["predicted"])).as_py() or 0
+        return table
+
+    def result(self, *, ranks: bool) -> dict[str, Any]:
+        """See `predict_snapshot`."""
+        told: dict[str, Any] = {"rows": self.rows, "errors": self.errors, **self.first_error}
+        return {**told, "accuracy": self.right / self.known} if self.known and ranks else told
 
 
 def _predict(predictor: Predictor, batch: list[_Item], top: int) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ from mms_sdk.compute.training.within import within
 from mms_sdk.compute.tuning import trial
 from mms_sdk.errors import CheckpointNotFound, Damaged, InvalidRequest, MmsError
 from mms_sdk.schema.job import Progress
+from mms_sdk.schema.lineage import Reference
 from mms_sdk.storage import files, processes
 from mms_sdk.storage.checkpoints import Checkpoint, CheckpointFolder
 from mms_sdk.storage.heartbeat import Heart
@@ -498,7 +499,9 @@ class Fitting:
             "resumed_from": self._resume,
         }
         spec |= {"place": place} if job else {}
-        self.job = self.workspace.catalog.jobs.start("train", self.snapshot.record.dataset, spec, parent=job).id
+        reads = {"data": Reference.of(self.snapshot.ref)}
+        jobs, name = self.workspace.catalog.jobs, self.snapshot.record.dataset
+        self.job = jobs.start("train", name, spec, parent=job, inputs=reads).id
         return processes.agreed_text(self.job)
 
     def result(self) -> Result:

@@ -20,7 +20,8 @@ from mms_sdk.schema.dataset import (
 )
 from mms_sdk.schema.job import Job
 from mms_sdk.schema.names import Name, parse_dataset_ref, parse_snapshot
-from mms_sdk.schema.specs import CleanSpec, ConcatSpec, IngestSpec, JoinSpec
+from mms_sdk.schema.specs import CleanSpec, ConcatSpec, IngestJob, JoinSpec
+from mms_sdk.service.described import begun
 from mms_sdk.service.jobs import Tell
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service, ServiceState
@@ -72,19 +73,10 @@ def list_snapshots(service: Service, name: Name) -> list[SnapshotInfo]:
 
 
 @router.post("/{name}:ingest", status_code=202, **needs("editor"))
-def ingest_dataset(service: Service, name: Name, spec: IngestSpec) -> Job:
+def ingest_dataset(service: Service, name: Name, asked: IngestJob) -> Job:
     """Starts bringing a source into a dataset, which is made if it is not there."""
-    from mms_sdk.compute.data.ingest import ingest
-
-    read = spec.model_copy(update={"source": service.resolved(spec.source)})
-
-    def work(job: Job, tell: Tell) -> dict[str, object]:
-        dataset = service.workspace.open_or_create_dataset(name)
-        folder = service.workspace.job_folder(job.id)
-        snapshot, report = ingest(dataset, read, job=job.id, folder=folder, tell=tell)
-        return {"snapshot": snapshot.number, "rows": snapshot.rows, "report": report.model_dump(mode="json")}
-
-    return service.jobs.submit("ingest", name, spec.model_dump(mode="json"), work)
+    read = asked.model_copy(update={"source": service.resolved(asked.source)})
+    return begun(service, "ingest", name, read, on=asked.on, inputs={})
 
 
 @router.post("/{name}:clean", status_code=202, **needs("editor"))

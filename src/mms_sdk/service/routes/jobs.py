@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any
@@ -11,13 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mms_sdk.compute.engines.environments import check, interpreter
 from mms_sdk.compute.engines.folder import LOG
 from mms_sdk.compute.engines.local import LocalEngine
-from mms_sdk.compute.engines.machine import environment
 from mms_sdk.errors import Conflict, InvalidRequest
 from mms_sdk.schema.artifact import Artifact
 from mms_sdk.schema.job import Attempt, Job, JobKind, JobPage, JobRequest, JobSpec, JobState, LogPiece
+from mms_sdk.schema.lineage import JobLineage, Reference, Way
 from mms_sdk.schema.quota import TopJob
 from mms_sdk.schema.rank import Ranks
 from mms_sdk.schema.usage import Usage
@@ -28,11 +26,13 @@ from mms_sdk.service.metric_answers import answer
 from mms_sdk.service.ranks import looked_at
 from mms_sdk.service.routes import needs
 from mms_sdk.service.state import Service
-from mms_sdk.service.top import check_quota, top
+from mms_sdk.service.submitting import submitted
+from mms_sdk.service.top import top
 from mms_sdk.service.usage import usage_of
 from mms_sdk.settings import prices
-from mms_sdk.storage.diffs import diff_in, keep_diff
+from mms_sdk.storage.diffs import diff_in
 from mms_sdk.storage.ids import now
+from mms_sdk.storage.lineage import exact
 from mms_sdk.storage.series import CONTENT_TYPE
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -51,10 +51,19 @@ def list_jobs(
     before: str | None = None,
     kind: JobKind | None = None,
     parent: str | None = None,
+    input: str | None = None,
+    output: str | None = None,
 ) -> JobPage:
-    """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before."""
+    """Jobs, newest first, of one kind or the parts of one; `before` is the `next` of the page before.
+
+    With `input` or `output` those that read, or made, a dataset or model: `flowers`, `flowers@7`, `model:flowers@3`.
+    """
+    asked: dict[Way, str | None] = {"input": input, "output": output}
+    touching = {way: _meant(service, text) for way, text in asked.items() if text is not None}
     service.reconcile()
-    found = service.workspace.catalog.jobs.list(limit=limit + 1, before=before, kind=kind, parent=parent)
+    found = service.workspace.catalog.jobs.list(
+        limit=limit + 1, before=before, kind=kind, parent=parent, touching=touching
+    )
     page = found[:limit]
     return JobPage(jobs=tuple(page), next=page[-1].id if len(found) > limit else None, costs=_costs(service, page))
 
@@ -75,7 +84,9 @@ def top_jobs(service: Service) -> list[TopJob]:
 @router.post("", status_code=202, **needs("editor"))
 def submit_job(service: Service, asked: JobRequest) -> Job:
     """Runs code: puts a job into the queue, and starts it if there is room."""
-    return _submitted(service, asked)
+    if asked.spec.request is not None:
+        raise InvalidRequest(f"what is submitted is code; {asked.kind} is asked for where it is done here, with on=")
+    return submitted(service, asked)
 
 
 @router.get("/{job}", **needs("viewer"))
@@ -110,7 +121,14 @@ def retry_job(service: Service, job: str) -> Job:
     diff = diff_in(service.workspace.root / "jobs" / job)
     told = {name: getattr(found, name) for name in ("kind", "name", "parent", "engine", "project")}
     asked = JobRequest.model_validate({**told, "spec": spec, "diff": diff})
-    return _submitted(service, asked)
+    return submitted(service, asked)
+
+
+@router.get("/{job}/lineage", **needs("viewer"))
+def get_lineage(service: Service, job: str) -> JobLineage:
+    """What a job reads, and what it has made so far: that of an engine, what its attempts made that have ended."""
+    service.workspace.catalog.jobs.get(job)
+    return service.workspace.catalog.lineage.of(job)
 
 
 @router.get("/{job}/attempts", **needs("viewer"))
@@ -202,6 +220,11 @@ def get_artifact(service: Service, job: str, name: str, attempt: OfAttempt = Non
     return _WholeFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 
+def _meant(service: Service, text: str) -> Reference:
+    asked = Reference.of(text)
+    return exact(service.workspace, asked) if isinstance(asked.at, str) else asked
+
+
 def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
     if not (known := prices()):
         return {}
@@ -209,24 +232,6 @@ def _costs(service: Service, jobs: Sequence[Job]) -> dict[str, float]:
     by_job = {id: list(each) for id, each in groupby(attempts, key=lambda attempt: attempt.job)}
     used = {job.id: usage_of(job, by_job.get(job.id, []), prices=known, now=now()) for job in jobs}
     return {id: each.cost for id, each in used.items() if each.cost is not None}
-
-
-def _submitted(service: Service, asked: JobRequest) -> Job:
-    filled = asked.spec.model_copy(update={"python": interpreter(), "inherited": environment(os.environ)})
-    if asked.parent is not None:
-        service.workspace.catalog.jobs.get(asked.parent)
-    engine = service.engine(asked.engine)
-    service.workspace.secrets.check(filled.secrets)
-    check(filled.requirements)
-    engine.check(filled)
-    check_quota(service.workspace, engine, asked.project, filled)
-    if filled.entrypoint not in (files := service.workspace.bundles.names(filled.bundle)):
-        raise InvalidRequest(f"an entrypoint is a file of the bundle; got {filled.entrypoint!r}; it has {files[:20]}")
-    request = asked.model_copy(update={"spec": filled})
-    job = service.workspace.catalog.attempts.submit(request)
-    keep_diff(service.workspace.root / "jobs" / job.id, asked.diff)
-    engine.start_waiting()
-    return service.workspace.catalog.jobs.get(job.id)
 
 
 class _WholeFile(FileResponse):

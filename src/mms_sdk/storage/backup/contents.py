@@ -71,7 +71,7 @@ def contents_of(workspace: Workspace, rows: list[dict[str, Any]]) -> Iterator[Co
         yield from _of_job(root.below(f"jobs/{row['id']}"), f"jobs/{row['id']}")
     jobs = (each["row"] for each in rows if each["table"] == "jobs")
     run = (row["spec"] for row in jobs if row["engine"] is not None and row["cleaned_at"] is None)
-    for digest in sorted({spec["bundle"] for spec in run}):
+    for digest in sorted({spec["bundle"] for spec in run if spec["bundle"] is not None}):
         key = f"bundles/{digest}.zip"
         size = _size(root.folder / key)
         yield Content(path=key, store=root, key=key, bytes=size, sha256=digest)
