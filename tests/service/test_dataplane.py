@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 import time
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 import tiny_model
-from asgi_calls import Answer, Service, check_problem
+from asgi_calls import Answer, Service, ask, check_problem
 from tiny_model import LABELS, SHAPE, Tiny
 
 PREDICT = "/v1/models/tiny:predict"
@@ -164,7 +165,11 @@ BAD: dict[str, tuple[Any, int, tuple[str, ...]]] = {
     "empty base64": ([{"b64": ""}], 422, ("it is empty",)),
     "lists and pictures": ([GOOD.tolist(), {"b64": "AAAA"}], 422, ("do not mix",)),
     "a file path": (["/etc/passwd"], 422, ("numbers only",)),
-    "nine rows where eight fit": (tiny_model.pictures_of(9).tolist(), 422, ("at most 8 rows", "got 9", "bulk")),
+    "nine rows where eight fit": (
+        tiny_model.pictures_of(9).tolist(),
+        400,
+        ("at most 8 rows", "[1, 2, 3, 4, 6, 8]", "got 9", "bulk"),
+    ),
 }
 
 
@@ -323,6 +328,30 @@ class TestDeadlines:
         check_problem(answer, 503, "rows waiting")
         assert int(answer.headers["retry-after"]) >= 1
 
+    @pytest.mark.parametrize(
+        ("priority", "role", "status"),
+        [
+            ("low", "predict", 200),
+            ("normal", "predict", 200),
+            ("high", "predict", 403),
+            ("high", "viewer", 403),
+            ("high", "editor", 200),
+            ("HIGH", "editor", 400),
+            ("1", "predict", 400),
+            ("", "predict", 400),
+        ],
+    )
+    def test_a_priority_is_one_of_three_and_only_editors_go_before_others(
+        self, service: Service, priority: str, role: str, status: int
+    ) -> None:
+        body = {"instances": tiny_model.pictures_of(1).tolist()}
+
+        answer = service.ask("POST", PREDICT, json=body, role=role, headers=[("x-mms-priority", priority)])
+
+        assert answer.status == status, answer
+        if status != 200:
+            check_problem(answer, status, "X-MMS-Priority" if status == 400 else "editor")
+
     def test_scores_that_are_no_numbers_are_refused(
         self, service: Service, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -351,6 +380,72 @@ def test_a_thousand_requests_at_once_get_each_its_own_answer(service: Service, t
     assert told["requests"] - before["requests"] == 1000
     assert told["rows"] - before["rows"] == 1000
     assert told["compiles_after_ready"] == 0
+
+
+class TestGone:
+    """Clients that hang up before their answer."""
+
+    def test_a_request_whose_client_hung_up_leaves_the_queue_and_costs_the_device_nothing(
+        self, service: Service, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batcher = _batcher(service)
+        right, asked, busy, go = batcher._scores, [], threading.Event(), threading.Event()
+
+        def scores(rows: Any) -> Any:
+            asked.extend(rows)
+            busy.set()
+            return go.wait(60) and right(rows)
+
+        monkeypatch.setattr(batcher, "_scores", scores)
+        kept, dropped = tiny_model.pictures_of(2, seed=7)
+        left = batcher.counts.left
+
+        async def hang_up() -> list[Any]:
+            first = asyncio.ensure_future(service.asking("POST", PREDICT, json={"instances": [kept.tolist()]}))
+            await asyncio.to_thread(busy.wait, 60)
+            head = [("host", "localhost"), JSON, ("authorization", f"Bearer {service.tokens['predict']}")]
+            gone = asyncio.Event()
+            body = json.dumps({"instances": [dropped.tolist()]}).encode()
+            second = asyncio.ensure_future(ask(service.app, "POST", PREDICT, headers=head, body=body, gone=gone))
+            while not batcher.queued_rows():
+                await asyncio.sleep(0.001)
+            gone.set()
+            ended = await second
+            assert batcher.queued_rows() == 0
+            go.set()
+            return [await first, ended]
+
+        answered, ended = service.runner.run(hang_up())
+
+        np.testing.assert_allclose(scores_in(answered), tiny.scores(kept[None]), atol=1e-5)
+        assert (ended.status, ended.body) == (499, b"")
+        assert len(asked) == 1
+        assert batcher.counts.left == left + 1
+
+    def test_what_is_computed_already_is_not_harmed_by_one_that_hangs_up(
+        self, service: Service, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batcher = _batcher(service)
+        right = batcher._scores
+        monkeypatch.setattr(batcher, "_scores", lambda rows: time.sleep(0.2) or right(rows))
+        pictures = tiny_model.pictures_of(2, seed=8)
+
+        async def hang_up() -> tuple[Answer, Answer]:
+            head = [("host", "localhost"), JSON, ("authorization", f"Bearer {service.tokens['predict']}")]
+            gone = asyncio.Event()
+            bodies = [json.dumps({"instances": [picture.tolist()]}).encode() for picture in pictures]
+            asking = asyncio.gather(
+                ask(service.app, "POST", PREDICT, headers=head, body=bodies[0], gone=gone),
+                ask(service.app, "POST", PREDICT, headers=head, body=bodies[1]),
+            )
+            await asyncio.sleep(0.1)
+            gone.set()
+            return await asking
+
+        ended, answered = service.runner.run(hang_up())
+
+        assert ended.status == 499
+        np.testing.assert_allclose(scores_in(answered), tiny.scores(pictures[1:]), atol=1e-5)
 
 
 def test_a_model_that_is_not_deployed_is_a_404_that_says_what_is(service: Service) -> None:

@@ -12,15 +12,18 @@ import math
 import re
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
 import orjson
 
-from mms_sdk.errors import InvalidInput, InvalidRequest, Unavailable, UnsupportedMediaType
+from mms_sdk.compute.inference.batcher import PRIORITIES, Priority
+from mms_sdk.errors import Forbidden, InvalidInput, InvalidRequest, Unavailable, UnsupportedMediaType
+from mms_sdk.schema.access import allows
 from mms_sdk.schema.names import NAME_PATTERN
+from mms_sdk.service.clients import Client
 from mms_sdk.service.deployments import Deployments, Served
 from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
 from mms_sdk.service.instances import as_numbers, as_pixels, decode_json, read_instances, read_rows
@@ -36,7 +39,17 @@ _BYTES = "application/octet-stream"
 _DATATYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32"}
 _HEADER_LENGTH = "inference-header-content-length"
 _DEADLINE = "x-mms-deadline-ms"
-_LOOKED_AT = frozenset({b"content-type", _HEADER_LENGTH.encode(), _DEADLINE.encode()})
+_PRIORITY = "x-mms-priority"
+_LOOKED_AT = frozenset(name.encode() for name in ("content-type", _HEADER_LENGTH, _DEADLINE, _PRIORITY))
+
+CLIENT_GONE = 499
+"""The status of a request whose client went away before its answer; the number that nginx gave it."""
+
+
+class _When(TypedDict):
+    deadline_s: float
+    priority: Priority
+
 
 Handler = Callable[[Served, Scope, dict[str, str], bytes], Awaitable[tuple[bytes, dict[str, str]]]]
 
@@ -102,8 +115,16 @@ class DataPlane:
             return
         name, handler = found
         body = await read_body(receive) if scope["method"] == "POST" else b""
-        answer, told = await self._answer(name, handler, scope, body)
-        await send_bytes(send, 200, answer, told)
+        client = Client(receive)
+        try:
+            answer, told = await self._answer(name, handler, scope, body)
+            await send_bytes(send, 200, answer, told)
+        except asyncio.CancelledError:
+            if not client.gone:
+                raise
+            await send_bytes(send, CLIENT_GONE, b"", {})  # nobody reads it; it is how the request is counted
+        finally:
+            client.forget()
 
     def _first_route(self, method: str, path: str) -> tuple[str, Handler] | None:
         matches = ((pattern.fullmatch(path), handler) for pattern, asked, handler in self._routes if asked == method)
@@ -131,7 +152,7 @@ class DataPlane:
             rows = (await asyncio.to_thread(served.predictor.prepare, body))[None]
         else:
             raise UnsupportedMediaType(f"a prediction takes {_taken(served)}; got {kind!r}")
-        scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
+        scores = await served.batcher.submit(rows, **self._when(scope, headers))
         answer = {
             "deployment": served.name,
             "model": served.model,
@@ -148,7 +169,7 @@ class DataPlane:
     async def _instances(self, served: Served, body: bytes) -> Array:
         if served.predictor.kind.name != "image":
             return await asyncio.to_thread(self._rows, served, body)
-        instances = read_instances(body, served.predictor.input_shape, at_most=served.batcher.max_batch_rows)
+        instances = read_instances(body, served.predictor.input_shape, sizes=served.batcher.sizes)
         prepare = served.predictor.prepare
         if isinstance(instances[0], bytes):
             return np.stack(await asyncio.to_thread(lambda: [prepare(picture) for picture in instances]))
@@ -156,7 +177,7 @@ class DataPlane:
         return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
     def _rows(self, served: Served, body: bytes) -> Array:
-        instances = read_rows(body, kind=served.predictor.kind.name, at_most=served.batcher.max_batch_rows)
+        instances = read_rows(body, kind=served.predictor.kind.name, sizes=served.batcher.sizes)
         return np.stack([served.predictor.prepare(instance) for instance in instances])
 
     async def _infer(
@@ -170,7 +191,7 @@ class DataPlane:
             raise InvalidInput(f"this model has one output, 'scores'; asked for {[output.name for output in outputs]}")
         binary = bool(outputs[0].parameters.get("binary_data", asked.parameters.get("binary_data_output")))
         rows = _tensor(served, asked, memoryview(body)[split:])
-        scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
+        scores = await served.batcher.submit(rows, **self._when(scope, headers))
         output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
         answer = {"model_name": served.name, "model_version": str(served.version), "outputs": [output]}
         if asked.id is not None:
@@ -204,6 +225,9 @@ class DataPlane:
             "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, *card.signature.outputs[0].shape]}],
         }
         return orjson.dumps(told), _JSON
+
+    def _when(self, scope: Scope, headers: dict[str, str]) -> _When:
+        return {"deadline_s": self._deadline_s(headers), "priority": _priority(scope, headers)}
 
     def _deadline_s(self, headers: dict[str, str]) -> float:
         given = headers.get(_DEADLINE)
@@ -258,6 +282,18 @@ def _header_length(given: str | None, body: bytes) -> int:
             f"Inference-Header-Content-Length is at most the body's {len(body)} bytes; got {given[:40]!r}"
         )
     return int(given)
+
+
+def _priority(scope: Scope, headers: dict[str, str]) -> Priority:
+    given = headers.get(_PRIORITY, "normal")
+    if given not in PRIORITIES:
+        raise InvalidRequest(f"X-MMS-Priority is one of {', '.join(PRIORITIES)}; got {given[:40]!r}")
+    if given == "high" and not allows(scope["state"]["principal"].role, "editor"):
+        raise Forbidden(
+            "only a token of the role editor puts its requests before those of others; send X-MMS-Priority: normal "
+            "or low, or none"
+        )
+    return given
 
 
 def _top(scope: Scope) -> int:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import bisect
 import logging
 import threading
+import time
 from dataclasses import dataclass
 
 from mms_sdk.compute.inference.batcher import Batcher
+from mms_sdk.compute.inference.dispatcher import Dispatcher
 from mms_sdk.compute.inference.predictor import BUCKETS, Predictor
 from mms_sdk.errors import DeploymentNotFound, MmsError
 from mms_sdk.schema.deployment import Deployment
 from mms_sdk.schema.names import ModelRef
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
+
+CLOSE_WITHIN_S = 30.0
+"""How long answering what is queued may take, when a deployment or the application ends."""
 
 _log = logging.getLogger("mms.service")
 
@@ -39,8 +44,8 @@ class Served:
             signature=card.signature,
             labels=card.labels,
             buckets=self.predictor.buckets,
-            requests=self.batcher.requests,
-            rows=self.batcher.rows,
+            requests=self.batcher.counts.requests,
+            rows=self.batcher.counts.rows,
             compiles_after_ready=self.predictor.compiles_after_ready,
             ready_after_s=round(self.predictor.ready_after_s, 3),
         )
@@ -60,6 +65,7 @@ class Deployments:
         self._settings = settings
         self._keep = keep
         self._served: dict[str, Served] = {}
+        self._dispatcher = Dispatcher()
         self._changing = threading.Lock()
 
     def put(self, name: str, ref: ModelRef, *, max_batch: int = BUCKETS[-1]) -> Deployment:
@@ -77,9 +83,10 @@ class Deployments:
             predictor = Predictor(folder, buckets=buckets, max_pixels=self._settings.max_pixels)
             batcher = Batcher(
                 predictor.scores,
-                max_batch_rows=predictor.buckets[-1],
+                sizes=predictor.buckets,
                 max_queue_rows=self._settings.max_queue_rows,
                 name=name,
+                dispatcher=self._dispatcher,
             )
             before = self._served.get(name)
             self._served[name] = Served(name, row["model"], row["version"], predictor, batcher)
@@ -136,7 +143,10 @@ class Deployments:
                 _log.error("deployment %s is not served: %s", name, error.message)
 
     def close(self) -> None:
-        """Answers what is queued, everywhere."""
+        """Answers what is queued, everywhere, for as long as that may take."""
+        until = time.monotonic() + CLOSE_WITHIN_S
         for served in self._served.values():
-            served.batcher.close()
+            if not served.batcher.close(max(0.0, until - time.monotonic())):
+                _log.error("deployment %s is closed with requests in its queue: its device hangs", served.name)
         self._served = {}
+        self._dispatcher.close(max(0.0, until - time.monotonic()))
