@@ -11,6 +11,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -225,7 +226,7 @@ def test_a_body_that_is_no_request_is_refused_and_the_next_good_one_works(
     answers_still(service, tiny)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data", "application/x-npy", "application/pickle"])
+@pytest.mark.parametrize("kind", ["", "text/plain", "multipart/mixed", "application/x-npy", "application/pickle"])
 def test_another_content_type_is_refused(service: Service, kind: str) -> None:
     answer = service.ask("POST", PREDICT, headers=[("content-type", kind)], body=b"x")
 
@@ -285,6 +286,60 @@ class TestPictures:
         answer = service.ask("POST", PREDICT, headers=[("content-type", "image/png")], body=out.getvalue())
 
         check_problem(answer, 422, "50,000,000", pixels)
+        answers_still(service, tiny)
+
+
+def form(*parts: bytes, boundary: str = "xyz", end: str = "--") -> bytes:
+    """As browsers and curl write it."""
+    head = b'\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    lines = [b"--" + boundary.encode() + head + part + b"\r\n" for part in parts]
+    return b"".join(lines) + f"--{boundary}{end}\r\n".encode()
+
+
+def as_form(service: Service, body: bytes, kind: str = "multipart/form-data; boundary=xyz") -> Answer:
+    return service.ask("POST", PREDICT, headers=[("content-type", kind)], body=body, role="predict")
+
+
+class TestForms:
+    def test_the_pictures_of_a_form_are_answered_in_their_order(self, service: Service, tiny: Tiny) -> None:
+        pictures = tiny_model.pictures_of(8, seed=11)
+
+        answer = as_form(service, form(*map(as_png, pictures)), 'multipart/form-data; charset=utf-8; boundary="xyz"')
+
+        np.testing.assert_allclose(scores_in(answer), tiny.scores(pictures), atol=1e-5)
+
+    def test_a_form_as_an_http_library_writes_it(self, service: Service, tiny: Tiny) -> None:
+        pictures = tiny_model.pictures_of(3, seed=12)
+        files = [("picture", (f"{at}.png", as_png(picture), "image/png")) for at, picture in enumerate(pictures)]
+        request = httpx2.Request("POST", "http://localhost/", files=files)
+
+        answer = as_form(service, request.read(), request.headers["content-type"])
+
+        np.testing.assert_allclose(scores_in(answer), tiny.scores(pictures), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("body", "kind", "status", "word"),
+        [
+            (form(as_png(GOOD)), "multipart/form-data", 400, "boundary"),
+            (form(as_png(GOOD)), "multipart/form-data; boundary=", 400, "boundary"),
+            (form(as_png(GOOD)), "multipart/form-data; boundary=" + "x" * 71, 400, "boundary"),
+            (form(as_png(GOOD)), "multipart/form-data; boundary=abc", 400, "ends with its boundary"),
+            (form(as_png(GOOD), end=""), "multipart/form-data; boundary=xyz", 400, "ends with its boundary"),
+            (form(as_png(GOOD))[:60], "multipart/form-data; boundary=xyz", 400, "ends with its boundary"),
+            (b"", "multipart/form-data; boundary=xyz", 400, "ends with its boundary"),
+            (b"--xyz--", "multipart/form-data; boundary=xyz", 400, "at least one part"),
+            (b"--xyz\r\n\r\nx\r\n--xyz--", "multipart/form-data; boundary=xyz", 400, "Content-Disposition"),
+            (b"--xyz\r\nContent-Disposition: x\r\n--xyz--", "multipart/form-data; boundary=xyz", 400, "empty line"),
+            (form(*[b"x"] * 9), "multipart/form-data; boundary=xyz", 400, "at most 8 rows"),
+            (form(*[b""] * 100_000), "multipart/form-data; boundary=xyz", 400, "got 100000"),
+            (form(as_png(GOOD), b"no picture"), "multipart/form-data; boundary=xyz", 422, "readable"),
+        ],
+        ids=lambda value: value[:20] if isinstance(value, str) else None,
+    )
+    def test_what_is_no_form_of_pictures_is_refused(
+        self, service: Service, tiny: Tiny, body: bytes, kind: str, status: int, word: str
+    ) -> None:
+        check_problem(as_form(service, body, kind), status, word)
         answers_still(service, tiny)
 
 

@@ -13,7 +13,7 @@ from mms_sdk.compute.inference.dispatcher import Dispatcher
 from mms_sdk.compute.inference.predictor import BUCKETS, Predictor
 from mms_sdk.errors import DeploymentNotFound, MmsError
 from mms_sdk.schema.deployment import Deployment
-from mms_sdk.schema.names import ModelRef
+from mms_sdk.schema.names import ModelRef, parse_model_ref
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 
@@ -112,9 +112,37 @@ class Deployments:
                 f"ws.deployments.create({name!r}, model=…) or: mms serve {name}"
             ) from error
 
+    def load(self, name: str, version: str | None = None) -> Deployment:
+        """Serves a version of the model that is served under a name, or of the model of that name.
+
+        Args:
+            name: Of a deployment or a model.
+            version: A number or an alias; None for the newest.
+
+        Raises:
+            ModelNotFound: There is none.
+            Damaged: Its artefact is not what was registered.
+        """
+        served = self._served.get(name)
+        model = name if served is None else served.model
+        max_batch = BUCKETS[-1] if served is None else served.batcher.max_batch_rows
+        ref = parse_model_ref(model if version is None else f"{model}@{version}")
+        return self.put(name, ref, max_batch=max_batch)
+
+    def newest_versions(self) -> dict[str, int]:
+        """The newest version of each registered model."""
+        newest: dict[str, int] = {}
+        for row in self._workspace.catalog.models.list():
+            newest[row["model"]] = max(row["version"], newest.get(row["model"], 0))
+        return newest
+
+    def served(self) -> list[Served]:
+        """All that is served, by name."""
+        return [self._served[name] for name in sorted(self._served)]
+
     def list(self) -> list[Deployment]:
         """All deployments by name."""
-        return [self._served[name].told() for name in sorted(self._served)]
+        return [served.told() for served in self.served()]
 
     def remove(self, name: str) -> None:
         """Answers what is queued, then serves the name no more.

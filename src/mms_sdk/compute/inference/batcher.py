@@ -61,6 +61,8 @@ class Counts:
         left: Their clients went away first.
         queue_s: Seconds that those that were computed had waited, added up.
         compute_s: Seconds that the device was busy with them.
+        taken: Requests that were taken from the queue to be computed.
+        by_rows: Batches, and seconds in them, by the rows they had.
     """
 
     requests: int = 0
@@ -72,6 +74,15 @@ class Counts:
     left: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    taken: int = 0
+    by_rows: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def computed(self, rows: int, seconds: float) -> None:
+        """Counts a batch."""
+        self.batches += 1
+        self.compute_s += seconds
+        batches, before_s = self.by_rows.get(rows, (0, 0.0))
+        self.by_rows[rows] = (batches + 1, before_s + seconds)
 
 
 @dataclass(slots=True)
@@ -266,6 +277,7 @@ class Batcher:
                 rows.waiting.popleft()
                 if _counted_out(request):
                     rows.taken += len(request.rows)
+                    self.counts.taken += 1
                     self.counts.queue_s += now - request.since
                 batch.append(request)
                 room -= len(request.rows)
@@ -286,8 +298,7 @@ class Batcher:
             return
         seconds = time.monotonic() - began
         self._batch_s = seconds if not self._batch_s else 0.9 * self._batch_s + 0.1 * seconds
-        self.counts.batches += 1
-        self.counts.compute_s += seconds
+        self.counts.computed(len(rows), seconds)
         answers: list[_Answer] = []
         at = 0
         for request in batch:

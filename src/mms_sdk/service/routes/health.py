@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 import mms_sdk
 from mms_sdk.service import metrics
+from mms_sdk.service.oip import EXTENSIONS
 from mms_sdk.service.routes import ROLE_KEY, needs
 
 router = APIRouter(tags=["health"])
@@ -27,7 +28,7 @@ def readyz() -> dict[str, str]:
 @router.get("/v2", **needs("predict"))
 def get_server() -> dict[str, object]:
     """What this server is, in the words of the Open Inference Protocol."""
-    return {"name": "mms", "version": mms_sdk.__version__, "extensions": ["binary_tensor_data"]}
+    return {"name": "mms", "version": mms_sdk.__version__, "extensions": list(EXTENSIONS)}
 
 
 @router.get("/v2/health/live", **needs("predict"))
