@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -435,6 +436,39 @@ def test_a_thousand_requests_at_once_get_each_its_own_answer(service: Service, t
     assert told["requests"] - before["requests"] == 1000
     assert told["rows"] - before["rows"] == 1000
     assert told["compiles_after_ready"] == 0
+
+
+def test_nothing_is_compiled_however_many_rows_come(service: Service) -> None:
+    compiled: list[str] = []
+
+    def note(event: str, duration_s: float, **_: Any) -> None:
+        if "compile" in event:
+            compiled.append(event)
+
+    rng = np.random.default_rng(3)
+    sizes = [*range(1, 9), *rng.integers(1, 9, 40).tolist()]
+    pictures = tiny_model.pictures_of(8).tolist()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+
+        async def some_at_once() -> list[Answer]:
+            asked = [service.asking("POST", PREDICT, json={"instances": pictures[:size]}) for size in sizes]
+            return await asyncio.gather(*asked)
+
+        for size in sizes:
+            assert service.ask("POST", PREDICT, json={"instances": pictures[:size]}).status == 200
+        assert {answer.status for answer in service.runner.run(some_at_once())} == {200}
+        check_problem(service.ask("POST", PREDICT, json={"instances": pictures * 2}), 400, "[1, 2, 3, 4, 6, 8]")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+    assert compiled == []
+    told = service.ask("GET", "/metrics").body.decode()
+    assert 'mms_deployment_compiles_after_ready{deployment="tiny",version="1"} 0.0' in told
+    counts = _batcher(service).counts
+    assert f'mms_deployment_requests_total{{deployment="tiny",end="answered",version="1"}} {counts.requests}.0' in told
+    assert f'mms_deployment_batches_total{{deployment="tiny",version="1"}} {counts.batches}.0' in told
+    assert "mms_request_seconds_bucket" in told
 
 
 class TestGone:

@@ -9,6 +9,7 @@ import mms_sdk
 from mms_sdk.service import metrics
 from mms_sdk.service.oip import EXTENSIONS
 from mms_sdk.service.routes import ROLE_KEY, needs
+from mms_sdk.service.state import Service
 
 router = APIRouter(tags=["health"])
 
@@ -44,6 +45,6 @@ def is_ready() -> dict[str, bool]:
 
 
 @router.get("/metrics", **needs("viewer"))
-def get_metrics() -> Response:
+def get_metrics(service: Service) -> Response:
     """Prometheus metrics."""
-    return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
+    return Response(metrics.exposition(service.deployments.served()), media_type="text/plain; version=0.0.4")
