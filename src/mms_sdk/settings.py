@@ -111,6 +111,7 @@ class ServerSettings:
         max_body_bytes: Largest request body.
         body_timeout_s: Longest time a client may take to send a body.
         max_queue_rows: Rows that may wait in one deployment's queue before requests are refused with 503.
+        max_explanations: Explanations that may wait in one deployment at a time; they never delay predictions.
         default_deadline_s: How long a prediction may take when the client names no deadline.
         max_pixels: Largest picture decoded, in pixels; bounds the memory that one request can take.
     """
@@ -121,5 +122,6 @@ class ServerSettings:
     max_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 30.0
     max_queue_rows: int = 4096
+    max_explanations: int = 16
     default_deadline_s: float = 30.0
     max_pixels: int = 50_000_000

@@ -27,6 +27,8 @@ ROUTES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/v2/health/live"): ("predict", 200),
     ("GET", "/v2/health/ready"): ("predict", 200),
     ("POST", "/v1/models/nothing:predict"): ("predict", 404),
+    ("POST", "/v1/models/nothing:explain"): ("predict", 404),
+    ("GET", "/v1/models/nothing/openapi.json"): ("predict", 404),
     ("POST", "/v2/models/nothing/infer"): ("predict", 404),
     ("GET", "/v2/models/nothing/ready"): ("predict", 404),
     ("GET", "/v2/models/nothing"): ("predict", 404),

@@ -21,11 +21,13 @@ from mms_sdk.errors import Forbidden, InvalidRequest, ModelNotFound, Unavailable
 from mms_sdk.schema.access import Role, allows
 from mms_sdk.schema.names import NAME_PATTERN
 from mms_sdk.service import oip
-from mms_sdk.service.clients import Client
+from mms_sdk.service.clients import Clients
 from mms_sdk.service.deployments import Deployments, Served
+from mms_sdk.service.explanations import explained
 from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
 from mms_sdk.service.inputs import read_inputs
 from mms_sdk.service.instances import decode_json
+from mms_sdk.service.model_openapi import document
 from mms_sdk.service.problems import send_bytes
 from mms_sdk.settings import ServerSettings
 
@@ -85,6 +87,7 @@ class DataPlane:
         self._deployments = deployments
         self._settings = settings
         self._otherwise = otherwise
+        self._clients = Clients()
         self._route = lru_cache(256)(self._first_route)
         v1, v2 = (
             rf"/v1/models/(?P<name>{_NAME})",
@@ -93,6 +96,8 @@ class DataPlane:
         named = rf"/v2/repository/models/(?P<model>{_NAME})"
         self._routes = [
             _route("POST", rf"{v1}:predict", "predict", self._predict),
+            _route("POST", rf"{v1}:explain", "predict", self._explain),
+            _route("GET", rf"{v1}/openapi.json", "predict", self._openapi),
             _route("POST", rf"{v2}/infer", "predict", self._infer),
             _route("GET", "/v2/models/stats", "viewer", self._all_stats),
             _route("GET", rf"{v2}/ready", "predict", self._ready),
@@ -121,7 +126,7 @@ class DataPlane:
         body = await read_body(receive) if route.method == "POST" else b""
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"] if n in _LOOKED_AT}
         call = Call(scope, headers, body)
-        client = Client(receive)
+        client = self._clients.add(receive)
         try:
             answer, told = await self._answer(route, named, call)
             await send_bytes(send, 200, answer, told)
@@ -130,7 +135,7 @@ class DataPlane:
                 raise
             await send_bytes(send, CLIENT_GONE, b"", {})  # nobody reads it; it is how the request is counted
         finally:
-            client.forget()
+            self._clients.forget(client)
 
     def _first_route(self, method: str, path: str) -> tuple[_Route, dict[str, str]] | None:
         matches = ((route, route.path.fullmatch(path)) for route in self._routes if route.method == method)
@@ -171,6 +176,16 @@ class DataPlane:
             else [{"values": row} for row in scores],
         }
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
+
+    async def _explain(self, served: Served, call: Call) -> Answer:
+        deadline_s = self._deadline_s(call)
+        rows = await read_inputs(served, call.headers.get("content-type", ""), call.body)
+        query = call.scope.get("query_string", b"")
+        answer = await explained(served, rows, query=query, deadline_s=deadline_s)
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
+
+    async def _openapi(self, served: Served, call: Call) -> Answer:
+        return orjson.dumps(document(served)), _JSON
 
     async def _infer(self, served: Served, call: Call) -> Answer:
         deadline_s, priority = self._deadline_s(call), _priority(call)

@@ -20,6 +20,9 @@ from mms_sdk.storage.workspace import Workspace
 CLOSE_WITHIN_S = 30.0
 """How long answering what is queued may take, when a deployment or the application ends."""
 
+_EXPLAINED_AT_ONCE = 8
+"""Rows of a batch for an explanation: small, as a prediction that comes meanwhile waits for it."""
+
 _log = logging.getLogger("mms.service")
 
 
@@ -32,6 +35,12 @@ class Served:
     version: int
     predictor: Predictor
     batcher: Batcher
+    explainer: Batcher
+
+    def close(self, timeout_s: float) -> bool:
+        """Answers what is queued; says whether all was within a time."""
+        until = time.monotonic() + timeout_s
+        return self.batcher.close(timeout_s) and self.explainer.close(max(0.0, until - time.monotonic()))
 
     def told(self) -> Deployment:
         """As the API shows it."""
@@ -88,14 +97,22 @@ class Deployments:
                 name=name,
                 dispatcher=self._dispatcher,
             )
+            explainer = Batcher(
+                predictor.scores,
+                sizes=predictor.buckets[: bisect.bisect_right(predictor.buckets, _EXPLAINED_AT_ONCE)] or (1,),
+                max_queue_rows=_EXPLAINED_AT_ONCE * self._settings.max_explanations,
+                name=name,
+                dispatcher=self._dispatcher,
+                background=True,
+            )
             before = self._served.get(name)
-            self._served[name] = Served(name, row["model"], row["version"], predictor, batcher)
+            self._served[name] = Served(name, row["model"], row["version"], predictor, batcher, explainer)
             if self._keep:
                 self._workspace.catalog.deployments.keep(
                     name, model=row["model"], version=row["version"], max_batch=max_batch
                 )
             if before is not None:
-                before.batcher.close()
+                before.close(CLOSE_WITHIN_S)
             return self._served[name].told()
 
     def get(self, name: str) -> Served:
@@ -155,7 +172,7 @@ class Deployments:
             del self._served[name]
             if self._keep:
                 self._workspace.catalog.deployments.forget(name)
-            served.batcher.close()
+            served.close(CLOSE_WITHIN_S)
 
     def restore(self) -> None:
         """Serves again what the last server served; what cannot be is left out and logged, the others are served.
@@ -174,7 +191,7 @@ class Deployments:
         """Answers what is queued, everywhere, for as long as that may take."""
         until = time.monotonic() + CLOSE_WITHIN_S
         for served in self._served.values():
-            if not served.batcher.close(max(0.0, until - time.monotonic())):
+            if not served.close(max(0.0, until - time.monotonic())):
                 _log.error("deployment %s is closed with requests in its queue: its device hangs", served.name)
         self._served = {}
         self._dispatcher.close(max(0.0, until - time.monotonic()))

@@ -24,6 +24,8 @@ from mms_sdk.types import Array
 Priority: TypeAlias = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
+_RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+
 
 @dataclass(eq=False, slots=True)
 class _Request:
@@ -156,7 +158,7 @@ class Batcher:
         if len(rows) > self.max_batch_rows:
             raise too_many_rows(len(rows), self.sizes)
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        request = _Request(rows, loop.create_future(), PRIORITIES.index(priority), now, now + deadline_s, [None])
+        request = _Request(rows, loop.create_future(), _RANK[priority], now, now + deadline_s, [None])
         self._admit(request, deadline_s)
         expiry = loop.call_later(deadline_s, self._expire, request)
         try:
@@ -196,7 +198,9 @@ class Batcher:
         with self._admitting:
             if self._closed:
                 raise Unavailable(f"deployment {self._name!r} is being taken down; try again in a moment")
-            queued = sum(rows.queued() for rows in self._rows[: request.priority + 1])  # those that go before it
+            queued = 0
+            for rows in self._rows[: request.priority + 1]:  # those that go before it
+                queued += rows.admitted - rows.taken - rows.left
             # Behind a long queue batches are full; and an empty one refuses nobody, so the average can recover.
             wait = queued / self.max_batch_rows * self._batch_s / self._dispatcher.part(self) if queued else 0.0
             if queued + len(request.rows) > self._max_queue_rows or wait > deadline_s:
@@ -233,7 +237,8 @@ class Batcher:
             self.counts.failed += 1
 
     def _expire(self, request: _Request) -> None:
-        _settle([(request, self._late(request))])
+        if not request.future.done():
+            request.future.set_exception(self._late(request))
 
     def _late(self, request: _Request) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -252,7 +257,8 @@ class Batcher:
 
     def waiting(self) -> bool:
         """Whether any request waits."""
-        return any(rows.waiting for rows in self._rows)
+        high, normal, low = self._rows
+        return bool(normal.waiting or high.waiting or low.waiting)
 
     def answer_some(self) -> None:
         """Computes the next batch."""
@@ -269,7 +275,9 @@ class Batcher:
         for rows in self._rows:
             while rows.waiting:
                 request = rows.waiting[0]
-                if not _wanted(request, now):  # whoever gave up or is too late costs the device nothing
+                if (
+                    now >= request.due or request.future.done()
+                ):  # whoever gave up or is too late costs the device nothing
                     rows.waiting.popleft()
                     continue
                 if len(request.rows) > room:
@@ -329,7 +337,15 @@ class Batcher:
     def _settle(self, answers: list[_Answer]) -> None:
         # On an event loop again. One that was busy may come to this before it comes to the timer of the deadline.
         now = time.monotonic()
-        _settle([(request, self._late(request) if now > request.due else answer) for request, answer in answers])
+        for request, answer in answers:
+            if request.future.done():
+                continue
+            if now > request.due:
+                request.future.set_exception(self._late(request))
+            elif isinstance(answer, MmsError):
+                request.future.set_exception(answer)
+            else:
+                request.future.set_result(answer)
 
 
 def too_many_rows(rows: int, sizes: Sequence[int]) -> InvalidRequest:
@@ -354,13 +370,3 @@ def _counted_out(request: _Request) -> bool:
 
 def _not_finite() -> InvalidInput:
     return InvalidInput("the model's scores for this input are not finite numbers; check the input")
-
-
-def _settle(answers: Sequence[_Answer]) -> None:
-    for request, answer in answers:
-        if request.future.done():
-            continue
-        if isinstance(answer, MmsError):
-            request.future.set_exception(answer)
-        else:
-            request.future.set_result(answer)
