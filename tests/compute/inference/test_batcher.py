@@ -476,6 +476,7 @@ def test_of_what_waits_the_higher_priority_goes_first_and_within_one_the_order_i
         for value, priority in kinds:
             others.append(asyncio.create_task(batcher.submit(rows_of(value), deadline_s=LONG, priority=priority)))
             await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what a turn of the loop gathered is sent in the next
         device.gate.set()
         await waits(asyncio.gather(first, *others))
 
@@ -496,6 +497,7 @@ def test_a_full_queue_of_low_priority_keeps_nobody_of_a_higher_one_out() -> None
         with pytest.raises(Overloaded):
             await batcher.submit(rows_of(4), deadline_s=LONG, priority="low")
         normal = await queued(batcher, 5)
+        await asyncio.sleep(0)  # what a turn of the loop gathered is sent in the next
         device.gate.set()
         await waits(asyncio.gather(first, normal, *low))
 
@@ -538,6 +540,7 @@ def test_one_poisoned_row_among_sixty_four_is_found_in_a_dozen_calls() -> None:
     async def ask(batcher: Batcher) -> None:
         first = await busy(device, batcher)
         tasks = [await queued(batcher, POISON if value == 38 else value) for value in range(1, 65)]
+        await asyncio.sleep(0)  # what a turn of the loop gathered is sent in the next
         device.gate.set()
         for value, task in enumerate(tasks, 1):
             if value == 38:
@@ -590,3 +593,26 @@ def test_a_model_that_hangs_costs_its_requests_their_deadline_and_the_end_its_li
     assert batcher.close()
     assert dispatcher.close()
     assert batcher.stuck_s() == 0
+
+
+def test_what_would_be_late_makes_way_for_what_is_not_and_a_device_that_was_slow_once_is_asked_again() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        device.takes_s = 0.4
+        await batcher.submit(rows_of(1), deadline_s=LONG)  # now it knows how long a batch takes
+        first = await busy(device, batcher)
+        hopeless = asyncio.create_task(batcher.submit(rows_of(2), deadline_s=0.3))
+        other = await queued(batcher, 3)
+        await asyncio.sleep(0)
+        device.takes_s = 0
+        device.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await hopeless
+        await waits(asyncio.gather(first, other))
+        assert device.values() == [1, 0, 3]
+        await batcher.submit(rows_of(4), deadline_s=0.3)  # by the average it would be late; nothing else waits
+
+    with batching(device, max_batch_rows=1) as batcher:
+        asyncio.run(ask(batcher))
+    assert device.values() == [1, 0, 3, 4]

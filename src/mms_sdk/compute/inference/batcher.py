@@ -203,7 +203,9 @@ class Batcher:
                 queued += rows.admitted - rows.taken - rows.left
             # Behind a long queue batches are full; and an empty one refuses nobody, so the average can recover.
             wait = queued / self.max_batch_rows * self._batch_s / self._dispatcher.part(self) if queued else 0.0
-            if queued + len(request.rows) > self._max_queue_rows or wait > deadline_s:
+            # Behind what waits come the batch that is computed now and its own.
+            late = queued > 0 and wait + 2 * self._batch_s > deadline_s
+            if queued + len(request.rows) > self._max_queue_rows or late:
                 self.counts.refused += 1
                 raise Overloaded(
                     f"deployment {self._name!r} has {queued} rows waiting (at most {self._max_queue_rows}), about "
@@ -271,25 +273,28 @@ class Batcher:
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
+        hopeless: list[_Request] = []
         room, now = self.max_batch_rows, time.monotonic()
         for rows in self._rows:
             while rows.waiting:
                 request = rows.waiting[0]
-                if (
-                    now >= request.due or request.future.done()
-                ):  # whoever gave up or is too late costs the device nothing
-                    rows.waiting.popleft()
-                    continue
-                if len(request.rows) > room:
+                wanted = _wanted(request, now)  # whoever gave up or is too late costs the device nothing
+                if wanted and len(request.rows) > room:
                     return batch
                 rows.waiting.popleft()
                 if _counted_out(request):
                     rows.taken += len(request.rows)
-                    self.counts.taken += 1
-                    self.counts.queue_s += now - request.since
+                if not wanted:
+                    continue
+                if request.due < now + self._batch_s:  # its answer would most likely be late
+                    hopeless.append(request)
+                    continue
+                self.counts.taken += 1
+                self.counts.queue_s += now - request.since
                 batch.append(request)
                 room -= len(request.rows)
-        return batch
+        # Computed where there is nothing better to do: a device that was slow once shows that it no longer is.
+        return batch or hopeless[:1]
 
     def _answer(self, batch: list[_Request]) -> None:
         if not batch:
