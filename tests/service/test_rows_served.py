@@ -79,7 +79,7 @@ def test_what_is_no_row_is_refused_and_says_why(ws: Any) -> None:
         text.predict_many([])
     with pytest.raises(InvalidRequest, match="at most 2 rows"):
         text.predict_many(["a"] * 3)
-    with pytest.raises(UnsupportedMediaType, match="takes application/json or text/plain; got 'image/png'"):
+    with pytest.raises(UnsupportedMediaType, match="text/plain or several in multipart/form-data; got 'image/png'"):
         post(ws, "text", b"x", "image/png")
     with pytest.raises(UnsupportedMediaType, match="takes application/json; got 'text/plain'"):
         post(ws, "table", b"x", "text/plain")
