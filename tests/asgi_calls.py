@@ -29,8 +29,13 @@ class Answer:
         return json_module.loads(self.body)
 
 
-async def ask(app: Any, method: str, path: str, *, headers: Headers = (), body: Body = b"") -> Answer:
-    """Sends one request; `path` may hold percent-encoding and a query, as a request line does."""
+async def ask(
+    app: Any, method: str, path: str, *, headers: Headers = (), body: Body = b"", gone: asyncio.Event | None = None
+) -> Answer:
+    """Sends one request; `path` may hold percent-encoding and a query, as a request line does.
+
+    Whoever sends it stays for the answer, or hangs up once `gone` is set.
+    """
     raw, _, query = path.partition("?")
     scope = {
         "type": "http",
@@ -46,7 +51,7 @@ async def ask(app: Any, method: str, path: str, *, headers: Headers = (), body: 
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
-    incoming = _messages(body)
+    incoming = _messages(body, gone or asyncio.Event())
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -61,14 +66,15 @@ async def ask(app: Any, method: str, path: str, *, headers: Headers = (), body: 
     return Answer(status=sent[0]["status"], headers=told, body=whole)
 
 
-async def _messages(body: Body) -> AsyncIterator[dict[str, Any]]:
+async def _messages(body: Body, gone: asyncio.Event) -> AsyncIterator[dict[str, Any]]:
     if isinstance(body, bytes):
         yield {"type": "http.request", "body": body, "more_body": False}
     else:
         async for piece in body:
             yield {"type": "http.request", "body": piece, "more_body": True}
         yield {"type": "http.request", "body": b"", "more_body": False}
-    await asyncio.Event().wait()  # the client stays
+    await gone.wait()
+    yield {"type": "http.disconnect"}
 
 
 class Lifespan:

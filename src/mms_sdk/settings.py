@@ -129,6 +129,7 @@ class ServerSettings:
         wrong_tokens_per_s: Requests a second that may come from one address without a valid token; more have to wait.
         wrong_tokens_burst: So many of them may come at once.
         max_queue_rows: Rows that may wait in one deployment's queue before requests are refused with 503.
+        max_explanations: Explanations that may wait in one deployment at a time; they never delay predictions.
         default_deadline_s: How long a prediction may take when the client names no deadline.
         max_pixels: Largest picture decoded, in pixels; bounds the memory that one request can take.
     """
@@ -142,5 +143,6 @@ class ServerSettings:
     wrong_tokens_per_s: float = 5.0
     wrong_tokens_burst: int = 50
     max_queue_rows: int = 4096
+    max_explanations: int = 16
     default_deadline_s: float = 30.0
     max_pixels: int = 50_000_000

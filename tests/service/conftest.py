@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 import tiny_model
 from asgi_calls import Lifespan, Service
 from mms_sdk.schema.access import ROLES
+from mms_sdk.service import server as server_module
 from mms_sdk.service.app import create_app
+from mms_sdk.service.streams import Streams
 from mms_sdk.settings import ServerSettings
 from mms_sdk.storage.workspace import Workspace
 from tiny_model import Tiny
@@ -65,3 +70,25 @@ def at(empty: Workspace, service: Service) -> Iterator[Service]:
     service.runner.run(lifespan.begin())
     yield replace(service, app=app, workspace=empty, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
     service.runner.run(lifespan.end())
+
+
+@pytest.fixture(scope="module")
+def port(service: Service) -> Iterator[int]:
+    """A port on which the app of `service` answers."""
+    announced: list[str] = []
+    options = {"lifespan": "off", "log_level": "critical", "proxy_headers": False, "server_header": False}
+    config = uvicorn.Config(service.app, host="127.0.0.1", port=0, **options)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_module, "HEADERS_TIMEOUT_S", 1.0)
+        patch.setattr(server_module.gc, "freeze", lambda: None)  # the process of the tests goes on after it
+        server = server_module._Server(
+            config, lambda: announced.append(str(server.servers[0].sockets[0].getsockname()[1])), Streams()
+        )
+        thread = threading.Thread(target=server.run, name="test-server")
+        thread.start()
+        while not announced:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield int(announced[0])
+        server.should_exit = True
+        thread.join()

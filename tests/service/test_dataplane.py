@@ -6,16 +6,19 @@ import asyncio
 import base64
 import io
 import json
+import threading
 import time
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import tiny_model
-from asgi_calls import Answer, Service, check_problem
+from asgi_calls import Answer, Service, ask, check_problem
 from tiny_model import LABELS, SHAPE, Tiny
 
 PREDICT = "/v1/models/tiny:predict"
@@ -164,7 +167,11 @@ BAD: dict[str, tuple[Any, int, tuple[str, ...]]] = {
     "empty base64": ([{"b64": ""}], 422, ("it is empty",)),
     "lists and pictures": ([GOOD.tolist(), {"b64": "AAAA"}], 422, ("do not mix",)),
     "a file path": (["/etc/passwd"], 422, ("numbers only",)),
-    "nine rows where eight fit": (tiny_model.pictures_of(9).tolist(), 422, ("at most 8 rows", "got 9", "bulk")),
+    "nine rows where eight fit": (
+        tiny_model.pictures_of(9).tolist(),
+        400,
+        ("at most 8 rows", "[1, 2, 3, 4, 6, 8]", "got 9", "bulk"),
+    ),
 }
 
 
@@ -220,7 +227,7 @@ def test_a_body_that_is_no_request_is_refused_and_the_next_good_one_works(
     answers_still(service, tiny)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data", "application/x-npy", "application/pickle"])
+@pytest.mark.parametrize("kind", ["", "text/plain", "multipart/mixed", "application/x-npy", "application/pickle"])
 def test_another_content_type_is_refused(service: Service, kind: str) -> None:
     answer = service.ask("POST", PREDICT, headers=[("content-type", kind)], body=b"x")
 
@@ -283,6 +290,60 @@ class TestPictures:
         answers_still(service, tiny)
 
 
+def form(*parts: bytes, boundary: str = "xyz", end: str = "--") -> bytes:
+    """As browsers and curl write it."""
+    head = b'\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    lines = [b"--" + boundary.encode() + head + part + b"\r\n" for part in parts]
+    return b"".join(lines) + f"--{boundary}{end}\r\n".encode()
+
+
+def as_form(service: Service, body: bytes, kind: str = "multipart/form-data; boundary=xyz") -> Answer:
+    return service.ask("POST", PREDICT, headers=[("content-type", kind)], body=body, role="predict")
+
+
+class TestForms:
+    def test_the_pictures_of_a_form_are_answered_in_their_order(self, service: Service, tiny: Tiny) -> None:
+        pictures = tiny_model.pictures_of(8, seed=11)
+
+        answer = as_form(service, form(*map(as_png, pictures)), 'multipart/form-data; charset=utf-8; boundary="xyz"')
+
+        np.testing.assert_allclose(scores_in(answer), tiny.scores(pictures), atol=1e-5)
+
+    def test_a_form_as_an_http_library_writes_it(self, service: Service, tiny: Tiny) -> None:
+        pictures = tiny_model.pictures_of(3, seed=12)
+        files = [("picture", (f"{at}.png", as_png(picture), "image/png")) for at, picture in enumerate(pictures)]
+        request = httpx2.Request("POST", "http://localhost/", files=files)
+
+        answer = as_form(service, request.read(), request.headers["content-type"])
+
+        np.testing.assert_allclose(scores_in(answer), tiny.scores(pictures), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("body", "kind", "status", "word"),
+        [
+            (form(as_png(GOOD)), "multipart/form-data", 400, "boundary"),
+            (form(as_png(GOOD)), "multipart/form-data; boundary=", 400, "boundary"),
+            (form(as_png(GOOD)), "multipart/form-data; boundary=" + "x" * 71, 400, "boundary"),
+            (form(as_png(GOOD)), "multipart/form-data; boundary=abc", 400, "ends with its boundary"),
+            (form(as_png(GOOD), end=""), "multipart/form-data; boundary=xyz", 400, "ends with its boundary"),
+            (form(as_png(GOOD))[:60], "multipart/form-data; boundary=xyz", 400, "ends with its boundary"),
+            (b"", "multipart/form-data; boundary=xyz", 400, "ends with its boundary"),
+            (b"--xyz--", "multipart/form-data; boundary=xyz", 400, "at least one part"),
+            (b"--xyz\r\n\r\nx\r\n--xyz--", "multipart/form-data; boundary=xyz", 400, "Content-Disposition"),
+            (b"--xyz\r\nContent-Disposition: x\r\n--xyz--", "multipart/form-data; boundary=xyz", 400, "empty line"),
+            (form(*[b"x"] * 9), "multipart/form-data; boundary=xyz", 400, "at most 8 rows"),
+            (form(*[b""] * 100_000), "multipart/form-data; boundary=xyz", 400, "got 100000"),
+            (form(as_png(GOOD), b"no picture"), "multipart/form-data; boundary=xyz", 422, "readable"),
+        ],
+        ids=lambda value: value[:20] if isinstance(value, str) else None,
+    )
+    def test_what_is_no_form_of_pictures_is_refused(
+        self, service: Service, tiny: Tiny, body: bytes, kind: str, status: int, word: str
+    ) -> None:
+        check_problem(as_form(service, body, kind), status, word)
+        answers_still(service, tiny)
+
+
 class TestDeadlines:
     @pytest.mark.parametrize("deadline", ["1", "250", "9999999"])
     def test_a_deadline_is_read(self, service: Service, deadline: str) -> None:
@@ -323,6 +384,30 @@ class TestDeadlines:
         check_problem(answer, 503, "rows waiting")
         assert int(answer.headers["retry-after"]) >= 1
 
+    @pytest.mark.parametrize(
+        ("priority", "role", "status"),
+        [
+            ("low", "predict", 200),
+            ("normal", "predict", 200),
+            ("high", "predict", 403),
+            ("high", "viewer", 403),
+            ("high", "editor", 200),
+            ("HIGH", "editor", 400),
+            ("1", "predict", 400),
+            ("", "predict", 400),
+        ],
+    )
+    def test_a_priority_is_one_of_three_and_only_editors_go_before_others(
+        self, service: Service, priority: str, role: str, status: int
+    ) -> None:
+        body = {"instances": tiny_model.pictures_of(1).tolist()}
+
+        answer = service.ask("POST", PREDICT, json=body, role=role, headers=[("x-mms-priority", priority)])
+
+        assert answer.status == status, answer
+        if status != 200:
+            check_problem(answer, status, "X-MMS-Priority" if status == 400 else "editor")
+
     def test_scores_that_are_no_numbers_are_refused(
         self, service: Service, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -351,6 +436,105 @@ def test_a_thousand_requests_at_once_get_each_its_own_answer(service: Service, t
     assert told["requests"] - before["requests"] == 1000
     assert told["rows"] - before["rows"] == 1000
     assert told["compiles_after_ready"] == 0
+
+
+def test_nothing_is_compiled_however_many_rows_come(service: Service) -> None:
+    compiled: list[str] = []
+
+    def note(event: str, duration_s: float, **_: Any) -> None:
+        if "compile" in event:
+            compiled.append(event)
+
+    rng = np.random.default_rng(3)
+    sizes = [*range(1, 9), *rng.integers(1, 9, 40).tolist()]
+    pictures = tiny_model.pictures_of(8).tolist()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+
+        async def some_at_once() -> list[Answer]:
+            asked = [service.asking("POST", PREDICT, json={"instances": pictures[:size]}) for size in sizes]
+            return await asyncio.gather(*asked)
+
+        for size in sizes:
+            assert service.ask("POST", PREDICT, json={"instances": pictures[:size]}).status == 200
+        assert {answer.status for answer in service.runner.run(some_at_once())} == {200}
+        check_problem(service.ask("POST", PREDICT, json={"instances": pictures * 2}), 400, "[1, 2, 3, 4, 6, 8]")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+    assert compiled == []
+    told = service.ask("GET", "/metrics").body.decode()
+    assert 'mms_deployment_compiles_after_ready{deployment="tiny",version="1"} 0.0' in told
+    counts = _batcher(service).counts
+    assert f'mms_deployment_requests_total{{deployment="tiny",end="answered",version="1"}} {counts.requests}.0' in told
+    assert f'mms_deployment_batches_total{{deployment="tiny",version="1"}} {counts.batches}.0' in told
+    assert "mms_request_seconds_bucket" in told
+
+
+class TestGone:
+    """Clients that hang up before their answer."""
+
+    def test_a_request_whose_client_hung_up_leaves_the_queue_and_costs_the_device_nothing(
+        self, service: Service, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batcher = _batcher(service)
+        right, asked, busy, go = batcher._scores, [], threading.Event(), threading.Event()
+
+        def scores(rows: Any) -> Any:
+            asked.extend(rows)
+            busy.set()
+            return go.wait(60) and right(rows)
+
+        monkeypatch.setattr(batcher, "_scores", scores)
+        kept, dropped = tiny_model.pictures_of(2, seed=7)
+        left = batcher.counts.left
+
+        async def hang_up() -> list[Any]:
+            first = asyncio.ensure_future(service.asking("POST", PREDICT, json={"instances": [kept.tolist()]}))
+            await asyncio.to_thread(busy.wait, 60)
+            head = [("host", "localhost"), JSON, ("authorization", f"Bearer {service.tokens['predict']}")]
+            gone = asyncio.Event()
+            body = json.dumps({"instances": [dropped.tolist()]}).encode()
+            second = asyncio.ensure_future(ask(service.app, "POST", PREDICT, headers=head, body=body, gone=gone))
+            while not batcher.queued_rows():
+                await asyncio.sleep(0.001)
+            gone.set()
+            ended = await second
+            assert batcher.queued_rows() == 0
+            go.set()
+            return [await first, ended]
+
+        answered, ended = service.runner.run(hang_up())
+
+        np.testing.assert_allclose(scores_in(answered), tiny.scores(kept[None]), atol=1e-5)
+        assert (ended.status, ended.body) == (499, b"")
+        assert len(asked) == 1
+        assert batcher.counts.left == left + 1
+
+    def test_what_is_computed_already_is_not_harmed_by_one_that_hangs_up(
+        self, service: Service, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batcher = _batcher(service)
+        right = batcher._scores
+        monkeypatch.setattr(batcher, "_scores", lambda rows: time.sleep(0.2) or right(rows))
+        pictures = tiny_model.pictures_of(2, seed=8)
+
+        async def hang_up() -> tuple[Answer, Answer]:
+            head = [("host", "localhost"), JSON, ("authorization", f"Bearer {service.tokens['predict']}")]
+            gone = asyncio.Event()
+            bodies = [json.dumps({"instances": [picture.tolist()]}).encode() for picture in pictures]
+            asking = asyncio.gather(
+                ask(service.app, "POST", PREDICT, headers=head, body=bodies[0], gone=gone),
+                ask(service.app, "POST", PREDICT, headers=head, body=bodies[1]),
+            )
+            await asyncio.sleep(0.1)
+            gone.set()
+            return await asking
+
+        ended, answered = service.runner.run(hang_up())
+
+        assert ended.status == 499
+        np.testing.assert_allclose(scores_in(answered), tiny.scores(pictures[1:]), atol=1e-5)
 
 
 def test_a_model_that_is_not_deployed_is_a_404_that_says_what_is(service: Service) -> None:

@@ -6,44 +6,17 @@ import json
 import os
 import select
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import uvicorn
 
 import tiny_model
 from asgi_calls import Service
-from mms_sdk.service import server as server_module
-from mms_sdk.service.streams import Streams
 from tiny_model import LABELS, Tiny
-
-
-@pytest.fixture(scope="module")
-def port(service: Service) -> Iterator[int]:
-    """A port on which the app of `service` answers."""
-    announced: list[str] = []
-    options = {"lifespan": "off", "log_level": "critical", "proxy_headers": False, "server_header": False}
-    config = uvicorn.Config(service.app, host="127.0.0.1", port=0, **options)  # type: ignore[arg-type]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_module, "HEADERS_TIMEOUT_S", 1.0)
-        patch.setattr(server_module.gc, "freeze", lambda: None)  # the process of the tests goes on after it
-        server = server_module._Server(
-            config, lambda: announced.append(str(server.servers[0].sockets[0].getsockname()[1])), Streams()
-        )
-        thread = threading.Thread(target=server.run, name="test-server")
-        thread.start()
-        while not announced:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield int(announced[0])
-        server.should_exit = True
-        thread.join()
 
 
 def exchange(port: int, sent: bytes, *, wait_s: float = 3.0) -> bytes:
@@ -183,35 +156,6 @@ def test_a_connection_in_use_is_kept_however_long_it_is_open(service: Service, p
             connection.sendall(asked)
             assert status(connection.recv(65536)) == 200
             time.sleep(0.1)
-
-
-@pytest.mark.slow
-def test_tritons_own_client_works_unchanged(service: Service, tiny: Tiny, port: int) -> None:
-    client_module = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
-    headers = {"Authorization": f"Bearer {service.tokens['predict']}"}
-    pictures = tiny_model.pictures_of(5)
-    with closing(client_module.InferenceServerClient(f"127.0.0.1:{port}")) as client:
-        assert client.is_server_live(headers=headers)
-        assert client.is_server_ready(headers=headers)
-        assert client.is_model_ready("tiny", headers=headers)
-        assert not client.is_model_ready("other", headers=headers)
-        assert not client.is_server_live()
-        assert client.get_server_metadata(headers=headers)["name"] == "mms"
-        assert client.get_model_metadata("tiny", headers=headers)["inputs"][0]["shape"] == [-1, 8, 6, 3]
-        for in_binary in (True, False):
-            for out_binary in (True, False):
-                given = client_module.InferInput("image", list(pictures.shape), "UINT8")
-                given.set_data_from_numpy(pictures, binary_data=in_binary)
-                # The client writes into the headers it is given; hence the copy.
-                wanted = client_module.InferRequestedOutput("scores", binary_data=out_binary)
-                answer = client.infer("tiny", [given], outputs=[wanted], headers=dict(headers), request_id="7")
-
-                np.testing.assert_allclose(answer.as_numpy("scores"), tiny.scores(pictures), atol=1e-5)
-                assert answer.get_response()["id"] == "7"
-        given = client_module.InferInput("image", [1, 8, 6, 3], "FP32")
-        given.set_data_from_numpy(np.zeros((1, 8, 6, 3), np.float32))
-        with pytest.raises(client_module.InferenceServerException, match="has datatype UINT8; got 'FP32'"):
-            client.infer("tiny", [given], headers=dict(headers))
 
 
 def test_the_listening_socket_is_on_loopback_and_nowhere_else(port: int) -> None:

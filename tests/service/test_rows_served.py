@@ -10,7 +10,7 @@ import pytest
 
 import mms_sdk as mms
 import small_kinds
-from mms_sdk.errors import InvalidInput, UnsupportedMediaType
+from mms_sdk.errors import InvalidInput, InvalidRequest, UnsupportedMediaType
 
 JSON = {"content-type": "application/json"}
 ROW = {"size": 1.5, "legs": 4, "colour": "blue", "seen": "2023-12-01T10:00:00Z"}
@@ -77,9 +77,9 @@ def test_what_is_no_row_is_refused_and_says_why(ws: Any) -> None:
         table.predict({**ROW, "size": object()})
     with pytest.raises(InvalidInput, match="at least one instance"):
         text.predict_many([])
-    with pytest.raises(InvalidInput, match="2"):
+    with pytest.raises(InvalidRequest, match="at most 2 rows"):
         text.predict_many(["a"] * 3)
-    with pytest.raises(UnsupportedMediaType, match="takes application/json or text/plain; got 'image/png'"):
+    with pytest.raises(UnsupportedMediaType, match="text/plain or several in multipart/form-data; got 'image/png'"):
         post(ws, "text", b"x", "image/png")
     with pytest.raises(UnsupportedMediaType, match="takes application/json; got 'text/plain'"):
         post(ws, "table", b"x", "text/plain")

@@ -57,7 +57,7 @@ def test_the_largest_batch_is_the_one_asked_for(at: Service) -> None:
     pictures = tiny_model.pictures_of(6).tolist()
 
     assert at.ask("POST", "/v1/models/pets:predict", json={"instances": pictures[:5]}).status == 200
-    check_problem(at.ask("POST", "/v1/models/pets:predict", json={"instances": pictures}), 422, "at most 5")
+    check_problem(at.ask("POST", "/v1/models/pets:predict", json={"instances": pictures}), 400, "at most 5")
 
 
 def test_a_model_can_be_named_by_number_alias_or_neither(at: Service) -> None:
@@ -71,15 +71,30 @@ def test_a_model_can_be_named_by_number_alias_or_neither(at: Service) -> None:
     check_problem(at.ask("PUT", "/v1/deployments/x", json={"model": "other"}), 404, "['tiny']")
 
 
-def test_a_deployment_that_was_removed_is_gone_and_so_is_its_thread(at: Service) -> None:
+def test_deployments_share_the_thread_of_the_device_which_ends_with_the_app(
+    empty: Workspace, service: Service, tiny: Tiny
+) -> None:
+    tiny_model.register(tiny, empty)
+    app = create_app(empty)
+    lifespan = Lifespan(app)
+    service.runner.run(lifespan.begin())
+    at = replace(service, app=app, tokens={"admin": empty.catalog.tokens.issue("boss", "admin")})
     before = set(threading.enumerate())
-    put(at)
-    threads = [thread for thread in set(threading.enumerate()) - before if thread.name == "mms-batcher-pets"]
+    for name in ("one", "other", "one"):
+        put(at, name, max_batch=1)
+    threads = [thread for thread in set(threading.enumerate()) - before if thread.name == "mms-device-0"]
     assert len(threads) == 1
+
+    service.runner.run(lifespan.end())
+
+    assert not threads[0].is_alive()
+
+
+def test_a_deployment_that_was_removed_is_gone(at: Service) -> None:
+    put(at)
 
     assert at.ask("DELETE", "/v1/deployments/pets").status == 204
 
-    assert not threads[0].is_alive()
     check_problem(at.ask("POST", "/v1/models/pets:predict", json={"instances": []}), 404)
     check_problem(at.ask("DELETE", "/v1/deployments/pets"), 404)
     assert at.ask("GET", "/v1/deployments").json() == []

@@ -1,70 +1,77 @@
 """The data plane: predictions, as raw ASGI.
 
 Parsing and validating JSON costs more than the model; so nothing here is validated value by value, and nothing is
-copied that need not be. Speaks `POST /v1/models/{name}:predict` and the Open Inference Protocol v2 with its binary
-tensor extension.
+copied that need not be. Speaks `POST /v1/models/{name}:predict` and the Open Inference Protocol v2.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
-import msgspec
-import numpy as np
 import orjson
 
-from mms_sdk.errors import InvalidInput, InvalidRequest, Unavailable, UnsupportedMediaType
+from mms_sdk.compute.inference.batcher import PRIORITIES, Priority
+from mms_sdk.errors import Forbidden, InvalidRequest, ModelNotFound, Unavailable, UnsupportedMediaType
+from mms_sdk.schema.access import Role, allows
 from mms_sdk.schema.names import NAME_PATTERN
+from mms_sdk.service import oip
+from mms_sdk.service.clients import Clients
 from mms_sdk.service.deployments import Deployments, Served
+from mms_sdk.service.explanations import explained
 from mms_sdk.service.guard import App, Receive, Rule, Scope, Send, read_body
-from mms_sdk.service.instances import as_numbers, as_pixels, decode_json, read_instances, read_rows
+from mms_sdk.service.inputs import read_inputs
+from mms_sdk.service.instances import decode_json
+from mms_sdk.service.model_openapi import document
 from mms_sdk.service.problems import send_bytes
 from mms_sdk.settings import ServerSettings
-from mms_sdk.types import Array
 
 _NAME = NAME_PATTERN.removeprefix("^").removesuffix("$")
 _JSON = {"content-type": "application/json"}
-_BODIES = {"image": ("image/",), "audio": ("audio/",), "text": ("text/plain",)}
-"""Content types of one input as it is, by kind; bytes of any sort are taken for it too."""
-_BYTES = "application/octet-stream"
-_DATATYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32"}
-_HEADER_LENGTH = "inference-header-content-length"
 _DEADLINE = "x-mms-deadline-ms"
-_LOOKED_AT = frozenset({b"content-type", _HEADER_LENGTH.encode(), _DEADLINE.encode()})
+_PRIORITY = "x-mms-priority"
+_LOOKED_AT = frozenset(
+    name.encode() for name in ("content-type", "content-encoding", oip.HEADER_LENGTH, _DEADLINE, _PRIORITY)
+)
 
-Handler = Callable[[Served, Scope, dict[str, str], bytes], Awaitable[tuple[bytes, dict[str, str]]]]
+CLIENT_GONE = 499
+"""The status of a request whose client went away before its answer; the number that nginx gave it."""
 
-
-class InferTensor(msgspec.Struct):
-    """An input tensor of the Open Inference Protocol v2."""
-
-    name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]]
-    datatype: str
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
+STUCK_AFTER_S = 30.0
+"""How long a device may be at one batch before what it serves is not ready any more."""
 
 
-class InferOutput(msgspec.Struct):
-    """An output asked for."""
+@dataclass(slots=True)
+class Call:
+    """One request of the data plane.
 
-    name: str
-    parameters: dict[str, Any] = {}
+    Attributes:
+        headers: Those that are looked at here, by lower-case name.
+        body: All of it.
+    """
+
+    scope: Scope
+    headers: dict[str, str]
+    body: bytes
 
 
-class InferRequest(msgspec.Struct):
-    """The JSON of an inference request of the Open Inference Protocol v2."""
+Answer: TypeAlias = tuple[bytes, dict[str, str]]
+"""A body and its headers."""
 
-    inputs: list[InferTensor]
-    id: str | None = None
-    outputs: list[InferOutput] | None = None
-    parameters: dict[str, Any] = {}
+
+@dataclass(frozen=True)
+class _Route:
+    """What answers a path; its group `name`, if it has one, is a deployment, and `version` the one that it serves."""
+
+    method: str
+    path: re.Pattern[str]
+    role: Role
+    answer: Callable[[Any, Call], Awaitable[Answer]]
 
 
 class DataPlane:
@@ -80,18 +87,33 @@ class DataPlane:
         self._deployments = deployments
         self._settings = settings
         self._otherwise = otherwise
+        self._clients = Clients()
         self._route = lru_cache(256)(self._first_route)
-        self._routes: list[tuple[re.Pattern[str], str, Handler]] = [
-            (re.compile(rf"/v1/models/({_NAME}):predict"), "POST", self._predict),
-            (re.compile(rf"/v2/models/({_NAME})/infer"), "POST", self._infer),
-            (re.compile(rf"/v2/models/({_NAME})/ready"), "GET", self._ready),
-            (re.compile(rf"/v2/models/({_NAME})"), "GET", self._describe),
+        v1, v2 = (
+            rf"/v1/models/(?P<name>{_NAME})",
+            rf"/v2/models/(?!stats$)(?P<name>{_NAME})(/versions/(?P<version>[^/]+))?",
+        )
+        named = rf"/v2/repository/models/(?P<model>{_NAME})"
+        self._routes = [
+            _route("POST", rf"{v1}:predict", "predict", self._predict),
+            _route("POST", rf"{v1}:explain", "predict", self._explain),
+            _route("GET", rf"{v1}/openapi.json", "predict", self._openapi),
+            _route("POST", rf"{v2}/infer", "predict", self._infer),
+            _route("GET", "/v2/models/stats", "viewer", self._all_stats),
+            _route("GET", rf"{v2}/ready", "predict", self._ready),
+            _route("GET", rf"{v2}/config", "predict", self._config),
+            _route("GET", rf"{v2}/stats", "viewer", self._stats),
+            _route("GET", v2, "predict", self._metadata),
+            _route("POST", "/v2/repository/index", "viewer", self._index),
+            _route("POST", f"{named}/load", "editor", self._load),
+            _route("POST", f"{named}/unload", "editor", self._unload),
         ]
 
     def rules(self) -> list[Rule]:
         """What the guard has to know of these routes."""
         return [
-            Rule(methods=frozenset({method}), path=path, role="predict", body="raw") for path, method, _ in self._routes
+            Rule(methods=frozenset({route.method}), path=route.path, role=route.role, body="raw")
+            for route in self._routes
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,38 +122,48 @@ class DataPlane:
         if found is None:
             await self._otherwise(scope, receive, send)
             return
-        name, handler = found
-        body = await read_body(receive) if scope["method"] == "POST" else b""
-        answer, told = await self._answer(name, handler, scope, body)
-        await send_bytes(send, 200, answer, told)
-
-    def _first_route(self, method: str, path: str) -> tuple[str, Handler] | None:
-        matches = ((pattern.fullmatch(path), handler) for pattern, asked, handler in self._routes if asked == method)
-        return next(((match[1], handler) for match, handler in matches if match), None)
-
-    async def _answer(self, name: str, handler: Handler, scope: Scope, body: bytes) -> tuple[bytes, dict[str, str]]:
+        route, named = found
+        body = await read_body(receive) if route.method == "POST" else b""
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"] if n in _LOOKED_AT}
+        call = Call(scope, headers, body)
+        client = self._clients.add(receive)
+        try:
+            answer, told = await self._answer(route, named, call)
+            await send_bytes(send, 200, answer, told)
+        except asyncio.CancelledError:
+            if not client.gone:
+                raise
+            await send_bytes(send, CLIENT_GONE, b"", {})  # nobody reads it; it is how the request is counted
+        finally:
+            self._clients.forget(client)
+
+    def _first_route(self, method: str, path: str) -> tuple[_Route, dict[str, str]] | None:
+        matches = ((route, route.path.fullmatch(path)) for route in self._routes if route.method == method)
+        return next(((route, match.groupdict()) for route, match in matches if match), None)
+
+    async def _answer(self, route: _Route, named: dict[str, str], call: Call) -> Answer:
+        if "content-encoding" in call.headers and call.headers["content-encoding"] != "identity":
+            raise UnsupportedMediaType(
+                f"a body is sent as it is; got Content-Encoding {call.headers['content-encoding'][:40]!r}; leave it out"
+            )
+        if "name" not in named:
+            return await route.answer(named.get("model"), call)
         while True:
-            served = self._deployments.get(name)
+            served = self._deployments.get(named["name"])
+            if named.get("version"):
+                _check_version(served, named["version"])
             try:
-                return await handler(served, scope, headers, body)
+                return await route.answer(served, call)
             except Unavailable:
                 # Another version took over while this request was being read: it is for that one to answer.
-                if self._deployments.get(name) is served:
+                if self._deployments.get(named["name"]) is served:
                     raise
 
-    async def _predict(
-        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
-    ) -> tuple[bytes, dict[str, str]]:
-        top = _top(scope)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "application/json":
-            rows = await self._instances(served, body)
-        elif (bodies := _BODIES.get(served.predictor.kind.name)) and kind.startswith((*bodies, _BYTES)):
-            rows = (await asyncio.to_thread(served.predictor.prepare, body))[None]
-        else:
-            raise UnsupportedMediaType(f"a prediction takes {_taken(served)}; got {kind!r}")
-        scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
+    async def _predict(self, served: Served, call: Call) -> Answer:
+        top = _top(call.scope)
+        deadline_s, priority = self._deadline_s(call), _priority(call)
+        rows = await read_inputs(served, call.headers.get("content-type", ""), call.body)
+        scores = await served.batcher.submit(rows, deadline_s=deadline_s, priority=priority)
         answer = {
             "deployment": served.name,
             "model": served.model,
@@ -145,68 +177,65 @@ class DataPlane:
         }
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
 
-    async def _instances(self, served: Served, body: bytes) -> Array:
-        if served.predictor.kind.name != "image":
-            return await asyncio.to_thread(self._rows, served, body)
-        instances = read_instances(body, served.predictor.input_shape, at_most=served.batcher.max_batch_rows)
-        prepare = served.predictor.prepare
-        if isinstance(instances[0], bytes):
-            return np.stack(await asyncio.to_thread(lambda: [prepare(picture) for picture in instances]))
-        rows = [prepare(pixels) for pixels in instances]
-        return rows[0][None] if len(rows) == 1 else np.stack(rows)
+    async def _explain(self, served: Served, call: Call) -> Answer:
+        deadline_s = self._deadline_s(call)
+        rows = await read_inputs(served, call.headers.get("content-type", ""), call.body)
+        query = call.scope.get("query_string", b"")
+        answer = await explained(served, rows, query=query, deadline_s=deadline_s)
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
 
-    def _rows(self, served: Served, body: bytes) -> Array:
-        instances = read_rows(body, kind=served.predictor.kind.name, at_most=served.batcher.max_batch_rows)
-        return np.stack([served.predictor.prepare(instance) for instance in instances])
+    async def _openapi(self, served: Served, call: Call) -> Answer:
+        return orjson.dumps(document(served)), _JSON
 
-    async def _infer(
-        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
-    ) -> tuple[bytes, dict[str, str]]:
-        length = headers.get(_HEADER_LENGTH)
-        split = _header_length(length, body)
-        asked = decode_json(body[:split], InferRequest)
-        outputs = asked.outputs or [InferOutput("scores")]
-        if [output.name for output in outputs] != ["scores"]:
-            raise InvalidInput(f"this model has one output, 'scores'; asked for {[output.name for output in outputs]}")
-        binary = bool(outputs[0].parameters.get("binary_data", asked.parameters.get("binary_data_output")))
-        rows = _tensor(served, asked, memoryview(body)[split:])
-        scores = await served.batcher.submit(rows, deadline_s=self._deadline_s(headers))
-        output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
-        answer = {"model_name": served.name, "model_version": str(served.version), "outputs": [output]}
-        if asked.id is not None:
-            answer["id"] = asked.id
-        if not binary:
-            output["data"] = scores.ravel()
-            return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), _JSON
-        data = np.ascontiguousarray(scores, "<f4").tobytes()
-        output["parameters"] = {"binary_data_size": len(data)}
-        head = orjson.dumps(answer)
-        told = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
-        return head + data, told
+    async def _infer(self, served: Served, call: Call) -> Answer:
+        deadline_s, priority = self._deadline_s(call), _priority(call)
+        asked, rows = oip.read_infer(served, call.headers, call.body)
+        within_s, level = oip.when(asked)
+        if level is not None:
+            priority = _allowed(level, call)
+        if within_s is not None:
+            deadline_s = min(deadline_s, within_s)
+        scores = await served.batcher.submit(rows, deadline_s=deadline_s, priority=priority)
+        return oip.infer_answer(served, asked, scores)
 
-    async def _ready(
-        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
-    ) -> tuple[bytes, dict[str, str]]:
+    async def _ready(self, served: Served, call: Call) -> Answer:
+        stuck_s = served.batcher.stuck_s()
+        if stuck_s > STUCK_AFTER_S:
+            raise Unavailable(
+                f"the device of deployment {served.name!r} has computed one batch for {stuck_s:.0f} s; restart the "
+                f"server if it goes on"
+            )
         return orjson.dumps({"name": served.name, "ready": True}), _JSON
 
-    async def _describe(
-        self, served: Served, scope: Scope, headers: dict[str, str], body: bytes
-    ) -> tuple[bytes, dict[str, str]]:
-        card = served.predictor.card
-        told = {
-            "name": served.name,
-            "versions": [str(served.version)],
-            "platform": "mms_stablehlo",
-            "inputs": [
-                {"name": each.name, "datatype": _DATATYPES[each.dtype], "shape": [-1, *each.shape]}
-                for each in card.signature.inputs
-            ],
-            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, *card.signature.outputs[0].shape]}],
-        }
-        return orjson.dumps(told), _JSON
+    async def _metadata(self, served: Served, call: Call) -> Answer:
+        return orjson.dumps(oip.metadata(served)), _JSON
 
-    def _deadline_s(self, headers: dict[str, str]) -> float:
-        given = headers.get(_DEADLINE)
+    async def _config(self, served: Served, call: Call) -> Answer:
+        return orjson.dumps(oip.config(served)), _JSON
+
+    async def _stats(self, served: Served, call: Call) -> Answer:
+        return orjson.dumps(oip.statistics([served])), _JSON
+
+    async def _all_stats(self, _: None, call: Call) -> Answer:
+        return orjson.dumps(oip.statistics(self._deployments.served())), _JSON
+
+    async def _index(self, _: None, call: Call) -> Answer:
+        asked: oip.IndexRequest = decode_json(call.body or b"{}", oip.IndexRequest)
+        newest = await asyncio.to_thread(self._deployments.newest_versions)
+        return orjson.dumps(oip.index(self._deployments.list(), newest, ready=asked.ready)), _JSON
+
+    async def _load(self, model: str, call: Call) -> Answer:
+        version = oip.version_asked(call.body)
+        await asyncio.to_thread(self._deployments.load, model, version)
+        return b"{}", _JSON
+
+    async def _unload(self, model: str, call: Call) -> Answer:
+        oip.version_asked(call.body)
+        await asyncio.to_thread(self._deployments.remove, model)
+        return b"{}", _JSON
+
+    def _deadline_s(self, call: Call) -> float:
+        given = call.headers.get(_DEADLINE)
         if given is None:
             return self._settings.default_deadline_s
         if not re.fullmatch("[1-9][0-9]{0,6}", given):
@@ -216,48 +245,32 @@ class DataPlane:
         return int(given) / 1000
 
 
-def _tensor(served: Served, asked: InferRequest, binary: memoryview) -> Array:
-    shape, dtype = served.predictor.input_shape, served.predictor.input_dtype
-    name, datatype = served.predictor.card.signature.inputs[0].name, _DATATYPES[dtype.name]
-    if len(asked.inputs) != 1 or asked.inputs[0].name != name:
-        raise InvalidInput(f"this model has one input, {name!r}; got {[tensor.name for tensor in asked.inputs]}")
-    tensor = asked.inputs[0]
-    if tensor.datatype != datatype:
-        raise InvalidInput(f"input {name!r} has datatype {datatype}; got {tensor.datatype!r}")
-    if tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
-        raise InvalidInput(f"input {name!r} has shape {[-1, *shape]} with at least one row; got {tensor.shape}")
-    count = math.prod(tensor.shape)
-    size = tensor.parameters.get("binary_data_size")
-    if size is not None or len(binary):
-        if tensor.data is not None or size != len(binary) or size != count * dtype.itemsize:
-            raise InvalidInput(
-                f"a tensor of shape {tensor.shape} is {count * dtype.itemsize} bytes behind the JSON, declared as "
-                f"binary_data_size, and no data in it; got {len(binary)} bytes, declared {size!r}"
-            )
-        return np.frombuffer(binary, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.shape)
-    try:
-        flat = np.asarray(tensor.data).ravel()
-    except ValueError as error:
-        raise InvalidInput(f"data is a list of equal lengths; this one is not: {error}") from error
-    if len(flat) != count:
-        raise InvalidInput(f"a tensor of shape {tensor.shape} has {count} values; got {len(flat)}")
-    return (as_pixels(flat) if dtype == np.uint8 else as_numbers(flat, dtype)).reshape(tensor.shape)
+def _route(method: str, path: str, role: Role, answer: Callable[[Any, Call], Awaitable[Answer]]) -> _Route:
+    return _Route(method, re.compile(path), role, answer)
 
 
-def _taken(served: Served) -> str:
-    kind = served.predictor.kind.name
-    others = {"image": " or a picture (image/*)", "audio": " or a recording (audio/*)", "text": " or text/plain"}
-    return "application/json" + others.get(kind, "")
-
-
-def _header_length(given: str | None, body: bytes) -> int:
-    if given is None:
-        return len(body)
-    if not re.fullmatch("[0-9]{1,15}", given) or int(given) > len(body):
-        raise InvalidRequest(
-            f"Inference-Header-Content-Length is at most the body's {len(body)} bytes; got {given[:40]!r}"
+def _check_version(served: Served, asked: str) -> None:
+    if asked != str(served.version):
+        raise ModelNotFound(
+            f"deployment {served.name!r} serves version {served.version} of {served.model!r}; asked for "
+            f"{asked[:40]!r}; leave the version out, or load the other one"
         )
-    return int(given)
+
+
+def _priority(call: Call) -> Priority:
+    given = call.headers.get(_PRIORITY, "normal")
+    if given not in PRIORITIES:
+        raise InvalidRequest(f"X-MMS-Priority is one of {', '.join(PRIORITIES)}; got {given[:40]!r}")
+    return _allowed(given, call)
+
+
+def _allowed(priority: Priority, call: Call) -> Priority:
+    if priority == "high" and not allows(call.scope["state"]["principal"].role, "editor"):
+        raise Forbidden(
+            "only a token of the role editor puts its requests before those of others; send X-MMS-Priority: normal "
+            "or low, or none"
+        )
+    return priority
 
 
 def _top(scope: Scope) -> int:

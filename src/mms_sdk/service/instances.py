@@ -41,40 +41,40 @@ class _GrayPixels(msgspec.Struct, forbid_unknown_fields=True):
     instances: list[list[list[int]]]  # height, width
 
 
-def read_instances(body: bytes, shape: tuple[int, ...], *, at_most: int) -> list[bytes] | list[Array]:
+def read_instances(body: bytes, shape: tuple[int, ...], *, sizes: Sequence[int]) -> list[bytes] | list[Array]:
     """The instances of a request: the bytes of pictures, or uint8 arrays of whatever shape was sent.
 
     Args:
         body: JSON.
         shape: (height, width, channels) as the model takes it.
-        at_most: Instances that one request may have.
+        sizes: Of batches that there are programs for; the last is how many instances one request may have.
 
     Raises:
         InvalidRequest: It is not that JSON.
         InvalidInput: There is no instance, there are too many, or one is neither pixels nor a picture.
     """
-    rows = _whole(body, shape, at_most)
+    rows = _whole(body, shape, sizes)
     if rows is not None:
         return list(rows)
-    instances = _some(body, at_most)
+    instances = _some(body, sizes)
     if any(isinstance(instance, dict) for instance in instances):
         return [_decoded(instance, "picture") for instance in instances]
     return [_array(instance) for instance in instances]
 
 
-def read_rows(body: bytes, *, kind: str, at_most: int) -> list[Any]:
+def read_rows(body: bytes, *, kind: str, sizes: Sequence[int]) -> list[Any]:
     """The instances of a request to a model for other rows than pictures, as `Predictor.prepare` takes them.
 
     Args:
         body: JSON.
         kind: Of the rows.
-        at_most: Instances that one request may have.
+        sizes: Of batches that there are programs for; the last is how many instances one request may have.
 
     Raises:
         InvalidRequest: It is not that JSON.
         InvalidInput: There is no instance, there are too many, or one is of no such kind.
     """
-    instances = _some(body, at_most)
+    instances = _some(body, sizes)
     if kind == "audio":
         return [_decoded(instance, "recording") for instance in instances]
     return instances
@@ -124,7 +124,7 @@ def as_pixels(array: Array) -> Array:
     return array.astype(np.uint8)
 
 
-def _whole(body: bytes, shape: tuple[int, ...], at_most: int) -> Array | None:
+def _whole(body: bytes, shape: tuple[int, ...], sizes: Sequence[int]) -> Array | None:
     kinds: list[tuple[type[Any], tuple[int, ...]]] = [(_Pixels, shape)]
     if shape[-1] == 1:
         kinds.insert(0, (_GrayPixels, shape[:2]))
@@ -134,8 +134,8 @@ def _whole(body: bytes, shape: tuple[int, ...], at_most: int) -> Array | None:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
         count = len(level)
-        if count > at_most:  # a million empty ones are a small body and seconds of work
-            raise too_many_rows(count, at_most)
+        if count > sizes[-1]:  # a million empty ones are a small body and seconds of work
+            raise too_many_rows(count, sizes)
         for length in lengths[:-1]:
             if set(map(len, level)) != {length}:
                 return None
@@ -150,12 +150,12 @@ def _whole(body: bytes, shape: tuple[int, ...], at_most: int) -> Array | None:
     return None
 
 
-def _some(body: bytes, at_most: int) -> list[Any]:
+def _some(body: bytes, sizes: Sequence[int]) -> list[Any]:
     instances: list[Any] = decode_json(body, PredictRequest).instances
     if not instances:
         raise InvalidInput('a prediction has at least one instance; got {"instances": []}')
-    if len(instances) > at_most:
-        raise too_many_rows(len(instances), at_most)
+    if len(instances) > sizes[-1]:
+        raise too_many_rows(len(instances), sizes)
     return instances
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from mms_sdk.service.deployments import Served
 
 REGISTRY = CollectorRegistry()
 _REQUESTS = Counter("mms_requests_total", "Requests answered, by status class.", ["status"], registry=REGISTRY)
@@ -60,6 +65,56 @@ class Watched:
         _SECONDS.observe(time.perf_counter() - self._began)
 
 
-def exposition() -> bytes:
-    """All metrics in Prometheus' text format."""
-    return generate_latest(REGISTRY)
+class _Deployments(Collector):
+    """What batchers count anyway, read when somebody asks."""
+
+    def __init__(self, served: Sequence[Served]) -> None:
+        self._served = served
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "mms_deployment_requests",
+            "Requests by what became of them: answered, failed, refused (503), late (504), left (hung up).",
+            labels=["deployment", "version", "end"],
+        )
+        counted = {
+            name: CounterMetricFamily(f"mms_deployment_{name}", text, labels=["deployment", "version"])
+            for name, text in _COUNTED.items()
+        }
+        queued = GaugeMetricFamily("mms_deployment_queued_rows", "Rows that wait.", labels=["deployment", "version"])
+        compiled = GaugeMetricFamily(
+            "mms_deployment_compiles_after_ready",
+            "Programs compiled while serving; stays 0.",
+            labels=["deployment", "version"],
+        )
+        for served in self._served:
+            of, counts = [served.name, str(served.version)], served.batcher.counts
+            ends = {
+                "answered": counts.requests,
+                "failed": counts.failed,
+                "refused": counts.refused,
+                "late": counts.late,
+                "left": counts.left,
+            }
+            for end, count in ends.items():
+                requests.add_metric([*of, end], count)
+            for name, family in counted.items():
+                family.add_metric(of, getattr(counts, name))
+            queued.add_metric(of, served.batcher.queued_rows())
+            compiled.add_metric(of, served.predictor.compiles_after_ready)
+        yield from (requests, *counted.values(), queued, compiled)
+
+
+_COUNTED = {
+    "rows": "Rows in requests that were answered.",
+    "batches": "Batches that the device computed.",
+    "queue_s": "Seconds that requests waited before they were computed, added up.",
+    "compute_s": "Seconds that the device was busy with them.",
+}
+
+
+def exposition(served: Sequence[Served] = ()) -> bytes:
+    """All metrics in Prometheus' text format, those of deployments among them."""
+    own = CollectorRegistry()
+    own.register(_Deployments(served))
+    return generate_latest(REGISTRY) + generate_latest(own)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mms_sdk.compute.inference.batcher import Batcher
-from mms_sdk.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
+from mms_sdk.compute.inference.batcher import Batcher, Priority
+from mms_sdk.compute.inference.dispatcher import Dispatcher
+from mms_sdk.errors import DeadlineExceeded, InvalidInput, InvalidRequest, Overloaded, Unavailable
 
 Rows = NDArray[Any]
 LONG = 3600.0
@@ -63,13 +64,27 @@ class Device:
 
 @contextmanager
 def batching(device: Device, *, max_batch_rows: int = 8, max_queue_rows: int = 1000) -> Iterator[Batcher]:
-    batcher = Batcher(device.scores, max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, name="t")
-    try:
-        yield batcher
-    finally:
-        device.gate.set()
-        batcher.close()
-        assert "mms-batcher-t" not in {thread.name for thread in threading.enumerate()}
+    with one_dispatcher() as dispatcher:
+        batcher = Batcher(
+            device.scores,
+            sizes=(1, max_batch_rows),
+            max_queue_rows=max_queue_rows,
+            name="t",
+            dispatcher=dispatcher,
+        )
+        try:
+            yield batcher
+        finally:
+            device.gate.set()
+            assert batcher.close()
+
+
+@contextmanager
+def one_dispatcher() -> Iterator[Dispatcher]:
+    dispatcher = Dispatcher("t")
+    yield dispatcher
+    assert dispatcher.close()
+    assert "mms-device-t" not in {thread.name for thread in threading.enumerate()}
 
 
 async def busy(device: Device, batcher: Batcher) -> asyncio.Task[Rows]:
@@ -104,7 +119,7 @@ def test_each_of_many_requests_at_once_gets_its_own_answer() -> None:
 
     with batching(device, max_batch_rows=64, max_queue_rows=10_000) as batcher:
         answers = asyncio.run(ask(batcher))
-        counted = batcher.requests, batcher.rows
+        counted = batcher.counts.requests, batcher.counts.rows
 
     for rows, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer, answer_to(rows))
@@ -112,19 +127,22 @@ def test_each_of_many_requests_at_once_gets_its_own_answer() -> None:
     assert max(map(len, device.asked)) <= 64
     assert ends[-1] / 64 <= len(device.asked) <= 2 * ends[-1] / 64 + 1
     assert counted == (1500, ends[-1])
-    assert device.threads == {"mms-batcher-t"}
+    assert device.threads == {"mms-device-t"}
 
 
 def test_a_model_that_answers_more_or_fewer_rows_than_it_was_asked_fails_alone() -> None:
     async def ask(batcher: Batcher) -> Rows:
         return await batcher.submit(rows_of(1, 2), deadline_s=LONG)
 
-    short = Batcher(lambda rows: answer_to(rows)[1:], max_batch_rows=8, max_queue_rows=8, name="short")
-    with pytest.raises(Unavailable, match="it gave 1 answers to 2 rows"):
-        asyncio.run(ask(short))
-    with pytest.raises(Unavailable, match="it gave 1 answers"):  # the thread that answers goes on
-        asyncio.run(ask(short))
-    short.close()
+    with one_dispatcher() as dispatcher:
+        short = Batcher(
+            lambda rows: answer_to(rows)[1:], sizes=(8,), max_queue_rows=8, name="short", dispatcher=dispatcher
+        )
+        with pytest.raises(Unavailable, match="it gave 1 answers to 2 rows"):
+            asyncio.run(ask(short))
+        with pytest.raises(Unavailable, match="it gave 1 answers"):  # the thread that answers goes on
+            asyncio.run(ask(short))
+        short.close()
 
 
 def test_requests_of_several_event_loops_each_get_their_own_answer() -> None:
@@ -148,7 +166,7 @@ def test_requests_of_several_event_loops_each_get_their_own_answer() -> None:
             thread.start()
         for thread in threads:
             thread.join(LONG)
-        counted = batcher.requests
+        counted = batcher.counts.requests
 
     assert wrong == []
     assert counted == 600
@@ -343,11 +361,10 @@ def test_an_error_raised_on_purpose_is_kept() -> None:
     def scores(rows: Rows) -> Rows:
         raise InvalidInput("too green; send another")
 
-    batcher = Batcher(scores, max_batch_rows=4, max_queue_rows=4, name="t")
-    try:
+    with one_dispatcher() as dispatcher:
+        batcher = Batcher(scores, sizes=(4,), max_queue_rows=4, name="t", dispatcher=dispatcher)
         with pytest.raises(InvalidInput, match="too green"):
             asyncio.run(batcher.submit(rows_of(1), deadline_s=LONG))
-    finally:
         batcher.close()
 
 
@@ -374,7 +391,7 @@ def test_more_rows_than_a_batch_may_have_are_refused() -> None:
     device = Device()
     with batching(device) as batcher:
         asyncio.run(batcher.submit(rows_of(*range(8)), deadline_s=LONG))
-        with pytest.raises(InvalidInput, match=r"at most 8 rows; got 9; send several, or predict in bulk"):
+        with pytest.raises(InvalidRequest, match=r"at most 8 rows, .* \[1, 8\] .*; got 9; send several, or predict in"):
             asyncio.run(batcher.submit(rows_of(*range(9)), deadline_s=LONG))
     assert len(device.asked) == 1
 
@@ -442,8 +459,160 @@ def test_every_request_under_a_storm_ends_in_an_answer_or_a_refusal() -> None:
 
     with batching(device, max_queue_rows=40) as batcher:
         ends = asyncio.run(storm(batcher))
-        answered = batcher.requests
+        answered = batcher.counts.requests
     assert ends.count("answered") > 50
     assert ends.count("Overloaded") > 50
-    assert ends.count("answered") <= answered <= ends.count("answered") + ends.count("DeadlineExceeded")
+    assert ends.count("answered") == answered
     assert len(device.values()) == len(set(device.values()))
+
+
+def test_of_what_waits_the_higher_priority_goes_first_and_within_one_the_order_is_kept() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        first = await busy(device, batcher)
+        others = []
+        kinds: list[tuple[float, Priority]] = [(1, "low"), (2, "normal"), (3, "high"), (4, "low"), (5, "normal")]
+        for value, priority in kinds:
+            others.append(asyncio.create_task(batcher.submit(rows_of(value), deadline_s=LONG, priority=priority)))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what a turn of the loop gathered is sent in the next
+        device.gate.set()
+        await waits(asyncio.gather(first, *others))
+
+    with batching(device, max_batch_rows=1) as batcher:
+        asyncio.run(ask(batcher))
+    assert device.values() == [0, 3, 2, 5, 1, 4]
+
+
+def test_a_full_queue_of_low_priority_keeps_nobody_of_a_higher_one_out() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        first = await busy(device, batcher)
+        low = [
+            asyncio.create_task(batcher.submit(rows_of(value), deadline_s=LONG, priority="low")) for value in (1, 2, 3)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.submit(rows_of(4), deadline_s=LONG, priority="low")
+        normal = await queued(batcher, 5)
+        await asyncio.sleep(0)  # what a turn of the loop gathered is sent in the next
+        device.gate.set()
+        await waits(asyncio.gather(first, normal, *low))
+
+    with batching(device, max_batch_rows=1, max_queue_rows=3) as batcher:
+        asyncio.run(ask(batcher))
+    assert device.values() == [0, 5, 1, 2, 3]
+
+
+def test_who_leaves_the_queue_makes_room_at_once_while_the_device_is_still_busy() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        first = await busy(device, batcher)
+        left = await queued(batcher, 1, 2)
+        late = await queued(batcher, 3, deadline_s=0.01)
+        with pytest.raises(Overloaded):
+            await batcher.submit(rows_of(4), deadline_s=LONG)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert batcher.queued_rows() == 0
+        other = await queued(batcher, 5, 6, 7)
+        assert batcher.queued_rows() == 3
+        device.gate.set()
+        await waits(asyncio.gather(first, other))
+        assert batcher.queued_rows() == 0
+
+    with batching(device, max_queue_rows=3) as batcher:
+        asyncio.run(ask(batcher))
+        counts = batcher.counts
+    assert device.values() == [0, 5, 6, 7]
+    assert (counts.requests, counts.rows, counts.refused, counts.late, counts.left, counts.failed) == (2, 4, 1, 1, 1, 0)
+
+
+def test_one_poisoned_row_among_sixty_four_is_found_in_a_dozen_calls() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        first = await busy(device, batcher)
+        tasks = [await queued(batcher, POISON if value == 38 else value) for value in range(1, 65)]
+        await asyncio.sleep(0)  # what a turn of the loop gathered is sent in the next
+        device.gate.set()
+        for value, task in enumerate(tasks, 1):
+            if value == 38:
+                with pytest.raises(Unavailable, match="poison"):
+                    await waits(task)
+            else:
+                np.testing.assert_array_equal(await waits(task), answer_to(rows_of(value)))
+        await first
+
+    with batching(device, max_batch_rows=64) as batcher:
+        asyncio.run(ask(batcher))
+    assert [len(rows) for rows in device.asked[:2]] == [1, 64]
+    assert len(device.asked) == 1 + 1 + 2 * 6  # all of them, and twice each of six halvings
+
+
+def test_a_busy_event_loop_hands_out_no_answer_after_its_deadline() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        device.gate.clear()
+        asked = await queued(batcher, 1, deadline_s=0.2)
+        await device.is_asked(1)
+        device.gate.set()
+        time.sleep(0.3)  # the answer is there in time, and the loop is not
+        with pytest.raises(DeadlineExceeded):
+            await asked
+
+    with batching(device) as batcher:
+        asyncio.run(ask(batcher))
+
+
+def test_a_model_that_hangs_costs_its_requests_their_deadline_and_the_end_its_limit() -> None:
+    device = Device()
+    dispatcher = Dispatcher("t")
+    batcher = Batcher(device.scores, sizes=(1, 2), max_queue_rows=2, name="t", dispatcher=dispatcher)
+
+    async def ask() -> None:
+        device.gate.clear()
+        for _ in range(3):
+            with pytest.raises(DeadlineExceeded):
+                await batcher.submit(rows_of(1), deadline_s=0.02)
+        assert batcher.stuck_s() > 0.04
+
+    try:
+        asyncio.run(ask())
+        assert not batcher.close(timeout_s=0.05)
+        assert not dispatcher.close(timeout_s=0.05)
+    finally:
+        device.gate.set()
+    assert batcher.close()
+    assert dispatcher.close()
+    assert batcher.stuck_s() == 0
+
+
+def test_what_would_be_late_makes_way_for_what_is_not_and_a_device_that_was_slow_once_is_asked_again() -> None:
+    device = Device()
+
+    async def ask(batcher: Batcher) -> None:
+        device.takes_s = 0.4
+        await batcher.submit(rows_of(1), deadline_s=LONG)  # now it knows how long a batch takes
+        first = await busy(device, batcher)
+        hopeless = asyncio.create_task(batcher.submit(rows_of(2), deadline_s=0.3))
+        other = await queued(batcher, 3)
+        await asyncio.sleep(0)
+        device.takes_s = 0
+        device.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await hopeless
+        await waits(asyncio.gather(first, other))
+        assert device.values() == [1, 0, 3]
+        await batcher.submit(rows_of(4), deadline_s=0.3)  # by the average it would be late; nothing else waits
+
+    with batching(device, max_batch_rows=1) as batcher:
+        asyncio.run(ask(batcher))
+    assert device.values() == [1, 0, 3, 4]

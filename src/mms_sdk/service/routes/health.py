@@ -7,7 +7,9 @@ from fastapi.responses import Response
 
 import mms_sdk
 from mms_sdk.service import metrics
+from mms_sdk.service.oip import EXTENSIONS
 from mms_sdk.service.routes import ROLE_KEY, needs
+from mms_sdk.service.state import Service
 
 router = APIRouter(tags=["health"])
 
@@ -27,7 +29,7 @@ def readyz() -> dict[str, str]:
 @router.get("/v2", **needs("predict"))
 def get_server() -> dict[str, object]:
     """What this server is, in the words of the Open Inference Protocol."""
-    return {"name": "mms", "version": mms_sdk.__version__, "extensions": ["binary_tensor_data"]}
+    return {"name": "mms", "version": mms_sdk.__version__, "extensions": list(EXTENSIONS)}
 
 
 @router.get("/v2/health/live", **needs("predict"))
@@ -43,6 +45,6 @@ def is_ready() -> dict[str, bool]:
 
 
 @router.get("/metrics", **needs("viewer"))
-def get_metrics() -> Response:
+def get_metrics(service: Service) -> Response:
     """Prometheus metrics."""
-    return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
+    return Response(metrics.exposition(service.deployments.served()), media_type="text/plain; version=0.0.4")
