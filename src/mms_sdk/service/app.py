@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +28,7 @@ from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.guard import Guard, Rule
 from mms_sdk.service.jobs import JobRunner
 from mms_sdk.service.known_tokens import KnownTokens
+from mms_sdk.service.openapi import described
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem, headers_for
 from mms_sdk.service.routes import BODY_KEY, PROJECTS_KEY, ROLE_KEY, routers
 from mms_sdk.service.state import ServiceState
@@ -74,8 +74,8 @@ def create_app(
     )
     control = _control_plane(service)
     data = DataPlane(service.deployments, settings, control)
-    predictions = [replace(rule, template=re.sub(r"\(.*?\)", "{name}", rule.path.pattern)) for rule in data.rules()]
-    rules = [*predictions, *_rules(control)]
+    rules = [*data.rules(), *_rules(control)]
+    control.openapi = lambda: described(control, data.rules())  # type: ignore[method-assign]
     audit = Audit(workspace.audit if settings.audited else None)
     return Guard(data, rules=rules, settings=settings, tokens=service.tokens, audit=audit)
 
@@ -109,7 +109,14 @@ def _control_plane(service: ServiceState) -> FastAPI:
         service.deployments.close()
         await service.tokens.close()
 
-    app = FastAPI(title="MMS", version=mms_sdk.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="MMS",
+        version=mms_sdk.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.service = service
     for router in _ROUTERS:
         app.include_router(router)
@@ -138,7 +145,7 @@ def _rules(app: FastAPI) -> list[Rule]:
         body = told.get(BODY_KEY, "json")
         projects = bool(told.get(PROJECTS_KEY))
         methods = frozenset(route.methods or ())
-        made = Rule(methods=methods, path=path, role=role, body=body, projects=projects, template=route.path)
+        made = Rule(methods=methods, path=path, role=role, body=body, projects=projects, template=route.path_format)
         rules.append(made)
     return rules
 

@@ -32,6 +32,13 @@ from mms_sdk.service.problems import send_bytes
 from mms_sdk.settings import ServerSettings
 
 _NAME = NAME_PATTERN.removeprefix("^").removesuffix("$")
+# What stands for the parts of a path. Of Triton's own path for all statistics, `stats` is no name.
+_PARTS = {
+    "name": rf"(?!stats$)(?P<name>{_NAME})",
+    "version": r"(?P<version>[^/]+)",
+    "model": rf"(?P<model>{_NAME})",
+}
+_OPTIONAL = re.compile(r"\[.*?\]")
 _JSON = {"content-type": "application/json"}
 _DEADLINE = "x-mms-deadline-ms"
 _PRIORITY = "x-mms-priority"
@@ -69,6 +76,7 @@ class _Route:
     """What answers a path; its group `name`, if it has one, is a deployment, and `version` the one that it serves."""
 
     method: str
+    template: str
     path: re.Pattern[str]
     role: Role
     answer: Callable[[Any, Call], Awaitable[Answer]]
@@ -89,30 +97,32 @@ class DataPlane:
         self._otherwise = otherwise
         self._clients = Clients()
         self._route = lru_cache(256)(self._first_route)
-        v1, v2 = (
-            rf"/v1/models/(?P<name>{_NAME})",
-            rf"/v2/models/(?!stats$)(?P<name>{_NAME})(/versions/(?P<version>[^/]+))?",
-        )
-        named = rf"/v2/repository/models/(?P<model>{_NAME})"
+        v1, v2, kept = "/v1/models/{name}", "/v2/models/{name}[/versions/{version}]", "/v2/repository/models/{model}"
         self._routes = [
-            _route("POST", rf"{v1}:predict", "predict", self._predict),
-            _route("POST", rf"{v1}:explain", "predict", self._explain),
-            _route("GET", rf"{v1}/openapi.json", "predict", self._openapi),
-            _route("POST", rf"{v2}/infer", "predict", self._infer),
+            _route("POST", f"{v1}:predict", "predict", self._predict),
+            _route("POST", f"{v1}:explain", "predict", self._explain),
+            _route("GET", f"{v1}/openapi.json", "predict", self._openapi),
+            _route("POST", f"{v2}/infer", "predict", self._infer),
             _route("GET", "/v2/models/stats", "viewer", self._all_stats),
-            _route("GET", rf"{v2}/ready", "predict", self._ready),
-            _route("GET", rf"{v2}/config", "predict", self._config),
-            _route("GET", rf"{v2}/stats", "viewer", self._stats),
+            _route("GET", f"{v2}/ready", "predict", self._ready),
+            _route("GET", f"{v2}/config", "predict", self._config),
+            _route("GET", f"{v2}/stats", "viewer", self._stats),
             _route("GET", v2, "predict", self._metadata),
             _route("POST", "/v2/repository/index", "viewer", self._index),
-            _route("POST", f"{named}/load", "editor", self._load),
-            _route("POST", f"{named}/unload", "editor", self._unload),
+            _route("POST", f"{kept}/load", "editor", self._load),
+            _route("POST", f"{kept}/unload", "editor", self._unload),
         ]
 
     def rules(self) -> list[Rule]:
         """What the guard has to know of these routes."""
         return [
-            Rule(methods=frozenset({route.method}), path=route.path, role=route.role, body="raw")
+            Rule(
+                methods=frozenset({route.method}),
+                path=route.path,
+                role=route.role,
+                body="raw",
+                template=_OPTIONAL.sub("", route.template),
+            )
             for route in self._routes
         ]
 
@@ -245,8 +255,11 @@ class DataPlane:
         return int(given) / 1000
 
 
-def _route(method: str, path: str, role: Role, answer: Callable[[Any, Call], Awaitable[Answer]]) -> _Route:
-    return _Route(method, re.compile(path), role, answer)
+def _route(method: str, template: str, role: Role, answer: Callable[[Any, Call], Awaitable[Answer]]) -> _Route:
+    path = template.replace("[", "(").replace("]", ")?")
+    for name, pattern in _PARTS.items():
+        path = path.replace(f"{{{name}}}", pattern)
+    return _Route(method, template, re.compile(path), role, answer)
 
 
 def _check_version(served: Served, asked: str) -> None:

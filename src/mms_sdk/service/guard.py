@@ -84,7 +84,7 @@ class Rule:
     def names(self, path: str) -> dict[str, str]:
         """What stands for each part of a path that has names."""
         found = self.path.fullmatch(path)
-        return {} if found is None else found.groupdict() or dict(zip(("name",), found.groups(), strict=False))
+        return {} if found is None else {name: part for name, part in found.groupdict().items() if part is not None}
 
 
 _REFUSED = (Unauthenticated, Forbidden, RateLimited)

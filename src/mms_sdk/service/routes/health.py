@@ -45,6 +45,6 @@ def is_ready() -> dict[str, bool]:
 
 
 @router.get("/metrics", **needs("viewer"))
-def get_metrics(service: Service) -> Response:
+def get_prometheus_metrics(service: Service) -> Response:
     """Prometheus metrics."""
     return Response(metrics.exposition(service.deployments.served()), media_type="text/plain; version=0.0.4")
