@@ -282,7 +282,7 @@ def make_parser(prog: str = "mms") -> argparse.ArgumentParser:
 
     audit = verb("audit", _audit, "who changed what through a server and who was refused; whether that is all of it")
     audit.add_argument("action", nargs="?", choices=["show", "verify"], default="show", help="which (show)")
-    audit.add_argument("--since", type=_ago, metavar="TIME", help="for show: e.g. 2h ago is 2h, or a line's number")
+    audit.add_argument("--since", type=_ago, metavar="TIME", help="for show: an age, e.g. 2h, or a number")
     audit.add_argument("--head", metavar="NUMBER:SHA256", help="for verify: what it told once, kept elsewhere")
 
     models = verb("models", _models, "list models, show one, or point an alias at a version")
@@ -361,7 +361,7 @@ def _add_tokens(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--role", choices=["predict", "viewer", "editor", "admin"], help="for create: what it may do (predict)"
     )
-    verb.add_argument("--project", metavar="PROJECT", help="for create: the one that it sees and changes; all")
+    verb.add_argument("--project", metavar="PROJECT", help="for create: whose tokens it may see and make; all")
     verb.add_argument("--expires", type=_lifetime, metavar="TIME", help="e.g. 12h, 30d or never; create: 90d")
     verb.add_argument("--rate", type=_above_zero, metavar="N", help="for create: most requests a second, on average")
     verb.add_argument("--burst", type=_positive, metavar="N", help="for create: requests that may come at once")
