@@ -20,6 +20,7 @@ from mms_sdk.errors import MmsError
 from mms_sdk.schema.job import Job, JobKind
 from mms_sdk.schema.specs import IngestSpec
 from mms_sdk.service.problems import as_problem
+from mms_sdk.storage import noting
 from mms_sdk.storage.workspace import Workspace
 
 
@@ -31,7 +32,8 @@ def recorded(
     jobs = workspace.catalog.jobs
     job, result = jobs.start(kind, name, spec), dict[str, Any]()
     try:
-        yield job, result
+        with noting.collected() as made:
+            yield job, result
     except (KeyboardInterrupt, asyncio.CancelledError):
         jobs.finish(job.id, "cancelled", result=result, error={"title": "cancelled", "detail": "stopped by the person"})
         raise
@@ -41,7 +43,7 @@ def recorded(
             problem["detail"] = f"{type(error).__name__}: {error}"
         jobs.finish(job.id, "failed", error=problem)
         raise
-    jobs.finish(job.id, "succeeded", result=result)
+    jobs.finish(job.id, "succeeded", result=result, made=made)
 
 
 async def follow_stream(

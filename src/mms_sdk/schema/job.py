@@ -261,6 +261,11 @@ class On(Asked):
     project: ProjectName = DEFAULT_PROJECT
     key: Annotated[str, Field(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
 
+    @field_validator("secrets")
+    @classmethod
+    def _each_once(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return check_secret_names(asked)
+
     @field_validator("resources")
     @classmethod
     def _one_process(cls, asked: Resources) -> Resources:

@@ -50,7 +50,7 @@ def path_of(workspace: Workspace, job: Job, name: str, *, attempt: int | None) -
 
 def _own(workspace: Workspace, job: Job, folder: Path) -> dict[str, Path]:
     # Work that is described leaves its files with the job: an attempt goes on with what those before it had done.
-    places = [folder, workspace.job_folder(job.id)] if job.spec.get("request") is not None else [folder]
+    places = [folder, workspace.root / "jobs" / job.id] if job.spec.get("request") is not None else [folder]
     return {name: place / name for place in places for name in OWN if (place / name).is_file()}
 
 
@@ -65,7 +65,7 @@ def _is_plain(folder: Path, name: str) -> bool:
 
 
 def _folder(workspace: Workspace, job: Job, attempt: int | None) -> Path:
-    folder = workspace.job_folder(job.id)
+    folder = workspace.root / "jobs" / job.id
     numbers = [each.number for each in workspace.catalog.attempts.of(job.id)]
     if attempt is not None and attempt not in numbers:
         raise NotFound(f"job {job.id} has no attempt {attempt}; there are {numbers or 'none'}")

@@ -138,7 +138,7 @@ def replace(path: Path, data: bytes) -> None:
 
 def copy(source: Path, path: Path) -> None:
     """Copies a file, in place of one at `path`; a reader sees the old or the new."""
-    draft = _draft_of(path)
+    draft = draft_of(path)
     try:
         with writing(path):
             shutil.copyfile(source, draft)
@@ -186,7 +186,7 @@ def is_draft(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _draft(path: Path, data: bytes) -> Iterator[Path]:
-    draft = _draft_of(path)
+    draft = draft_of(path)
     try:
         with writing(draft):
             _write_new(draft, data)  # its name need not be on the disk: it is about to have another one
@@ -196,7 +196,8 @@ def _draft(path: Path, data: bytes) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def _draft_of(path: Path) -> Path:
+def draft_of(path: Path) -> Path:
+    """Where what will be a file is put together: a name that nobody else takes."""
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
 
 

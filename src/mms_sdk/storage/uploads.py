@@ -187,6 +187,7 @@ class Uploads:
             check_path(below, of="an upload")
         if not (folder / _COMPLETE).exists():
             raise Conflict(f"what is read of an upload is complete; {upload} is not yet; send the rest of its files")
+        os.utime(folder / _TOLD)  # whoever reads it may wait for their turn
         return folder / _FILES / (below or self.get(upload).name)
 
     def _ids(self) -> Sequence[str]:

@@ -16,9 +16,11 @@ from PIL import Image
 import tiny_model
 from mms_sdk.compute.inference.bulk import Output, predict_folder, predict_snapshot
 from mms_sdk.compute.inference.predictor import Predictor
-from mms_sdk.errors import NothingToIngest, StorageFull
+from mms_sdk.errors import Conflict, NothingToIngest, StorageFull
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.sources import ImageFolder
+from mms_sdk.settings import FENCE_VARIABLE
+from mms_sdk.storage import files
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.storage.workspace import Workspace
 from tiny_model import Tiny
@@ -216,3 +218,42 @@ def test_a_file_that_is_there_is_replaced_once_all_is_well(
     assert set(seen) == {b"of yesterday"}
     assert len(read(to)) == 120
     assert os.listdir(tmp_path) == ["out.parquet"]
+
+
+def test_what_an_attempt_saved_that_was_given_up_is_its_successors(
+    small: Predictor, pets: OpenSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence, out = tmp_path / "over", tmp_path / "attempts" / "out.parquet"
+    out.parent.mkdir()
+    to = Output(path=out, save_every=14)
+    monkeypatch.setenv(FENCE_VARIABLE, str(fence))
+
+    def is_given_up(progress: Progress) -> None:
+        if progress.done >= 60:
+            fence.touch()
+            raise Conflict("another attempt has begun")
+
+    with pytest.raises(Conflict):
+        predict_snapshot(small, pets, None, to=to, tell=is_given_up)
+    with pytest.raises(Conflict, match="changes nothing any more"):  # it goes on to the end, and is late
+        predict_snapshot(small, pets, None, to=to, tell=lambda _: None)
+    assert not out.exists()
+    monkeypatch.delenv(FENCE_VARIABLE)
+    told: list[int] = []
+    predict_snapshot(small, pets, None, to=to, tell=lambda progress: told.append(progress.done))
+
+    assert told[:4] == [14, 28, 42, 56]  # a piece at a time, since each was there
+    assert [row["row"] for row in read(out)] == list(range(120))
+    assert os.listdir(out.parent) == ["out.parquet"]
+
+
+def test_pieces_of_another_size_are_not_taken_for_those_of_this(
+    small: Predictor, pets: OpenSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    monkeypatch.setattr(files, "remove_tree", lambda _: None)  # as after a kill
+    predict_snapshot(small, pets, None, to=Output(path=out, save_every=28), tell=lambda _: None)
+
+    predict_snapshot(small, pets, None, to=Output(path=out, save_every=14), tell=lambda _: None)
+
+    assert [row["row"] for row in read(out)] == list(range(120))

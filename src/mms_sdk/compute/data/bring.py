@@ -17,6 +17,7 @@ from mms_sdk.schema.cleaning import CleaningReport
 from mms_sdk.schema.dataset import Column, Position, Snapshot
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.specs import IngestSpec
+from mms_sdk.storage import fence
 from mms_sdk.storage.changes import Addition, Replacement
 from mms_sdk.storage.datasets import Dataset
 from mms_sdk.storage.ids import new_id
@@ -153,6 +154,7 @@ def write_rows(
         )
     except Exception as error:
         with contextlib.suppress(OSError, MmsError):  # what went wrong on the way here says more
+            fence.check()  # of an attempt that was given up another one takes over the parts
             writing.abandon()
         if isinstance(error, Conflict) and not isinstance(error, SnapshotConflict):
             raise SnapshotConflict(f"another process did the same work or gave it up: {error.message}") from error

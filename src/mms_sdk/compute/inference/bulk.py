@@ -6,6 +6,7 @@ finds it there, predicts what is missing, and puts all of it together.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ import numpy as np
 from mms_sdk.compute.data.sources.folders import list_folder
 from mms_sdk.compute.inference.predictor import Predictor
 from mms_sdk.compute.inference.stored import StoredRows
-from mms_sdk.errors import InvalidInput, InvalidRequest
+from mms_sdk.errors import Conflict, Damaged, InvalidInput, InvalidRequest
 from mms_sdk.schema.job import Progress
 from mms_sdk.schema.sources import ImageFolder
-from mms_sdk.storage import files
+from mms_sdk.storage import fence, files
 from mms_sdk.storage.snapshots import OpenSnapshot
 from mms_sdk.types import Array
 
@@ -129,9 +130,9 @@ def _write(
     tell: Tell,
 ) -> dict[str, Any]:
     # What other rows were predicted for, by an attempt before at a folder that has changed since, is not taken.
-    saved = to.path.with_name(f".{to.path.stem}.{work[:16]}")
     schema, size = _schema(predictor), predictor.buckets[-1]
     step = -(-to.save_every // size) * size  # of whole batches: every attempt saves the same rows together
+    saved = to.path.with_name(f".{to.path.stem}.{work[:16]}-{step}")
     starts = range(0, total, step)
     try:
         files.make_folder(saved)
@@ -144,8 +145,14 @@ def _write(
                 places = [(at, min(at + size, end)) for at in range(start, end, size)]
                 batches = (_told(_predict(predictor, items(*each), to.top), each[1], total, tell) for each in places)
                 _save(path, schema, batches, named=to.path)
-        return _joined(to.path, schema, [saved / f"{start:012}.parquet" for start in starts])
+        return _joined(to.path, schema, [saved / f"{start:012}.parquet" for start in starts], total)
     finally:
+        _forget(saved)
+
+
+def _forget(saved: Path) -> None:
+    with contextlib.suppress(Conflict):  # this attempt was given up, and another one goes on with it
+        fence.check()
         files.remove_tree(saved)
 
 
@@ -184,12 +191,14 @@ def _save(path: Path, schema: Any, batches: Iterator[list[dict[str, Any]]], *, n
     _publish(path, schema, (pa.Table.from_pylist(batch, schema=schema) for batch in batches), named=named)
 
 
-def _joined(path: Path, schema: Any, saved: Sequence[Path]) -> dict[str, Any]:
+def _joined(path: Path, schema: Any, saved: Sequence[Path], total: int) -> dict[str, Any]:
     # What is told of all rows comes from what was saved, whoever predicted it.
     import pyarrow.parquet as pq
 
     told = _Told()
     _publish(path, schema, map(told.of, map(pq.read_table, saved)), named=path)
+    if told.rows != total:
+        raise Damaged(f"each row in has one row out; of {total:,}, {told.rows:,} were saved on the way; predict again")
     return told.result(ranks="predicted" in schema.names)
 
 
@@ -197,13 +206,14 @@ def _publish(path: Path, schema: Any, tables: Iterator[Any], *, named: Path) -> 
     # Errors name the file that was asked for.
     import pyarrow.parquet as pq
 
-    draft = path.with_name(f".{path.name}.partial")
+    draft = files.draft_of(path)  # an attempt that was given up may be at the same file
     try:
         with files.writing(named), pq.ParquetWriter(draft, schema) as writer:
             for table in tables:
                 writer.write_table(table)
         with files.writing(named):
             files.fsync_file(draft)
+            fence.check()
             draft.replace(path)
             files.fsync_folder(path.parent)
     finally:

@@ -32,6 +32,8 @@ OWNER = "ray:"
 _LOOK_S = 0.25
 _PLACED_S = 1  # whole seconds, by Ray; a group that is removed as it is made takes its resources along for good
 _GATHERED_S = 120.0  # how long it is tried to begin on nodes that go down meanwhile: Ray notices it after 15 s
+_AGAIN_S = 3.0  # before a node that could not be asked is asked again
+_UNHEARD_S = 120.0  # so long; then what runs there is given up
 _OTHERS_S = 1.0  # after one node failed, how long it is looked for another whose death was the cause
 _OTHER = "another node failed"
 # Which of several ends was the cause: with a node that died, the others fail by errors of their own.
@@ -190,6 +192,18 @@ class NodePart:
     def __init__(self, actor: Any, words: tuple[Any, ...]) -> None:
         self._actor = actor
         self._words = words
+        self._unheard = (-math.inf, -math.inf)  # since when, and until when so far
+
+    def given_up(self) -> Told | None:
+        """How it ended, if it could not be asked for too long; None if it is to be asked again, now."""
+        time.sleep(_AGAIN_S)
+        since, until = self._unheard
+        here = time.monotonic()
+        since = here if here > until + 2 * _AGAIN_S else since  # it was heard of in between
+        self._unheard = (since, here)
+        if here < since + _UNHEARD_S:
+            return None
+        return _ended("lost", f"its node could not be asked for {_UNHEARD_S:.0f} s; what it still does changes nothing")
 
     def run(self) -> Any:
         """Has it run, or say again how it ended; returns what to wait for."""
@@ -281,8 +295,8 @@ class Gang:
         while running:
             for reference in ray.wait(list(running), timeout=_LOOK_S)[0]:
                 part = running.pop(reference)
-                if (end := _end_of(reference)) is None:
-                    time.sleep(_LOOK_S)
+                end = _end_of(reference)
+                if end is None and (end := part.given_up()) is None:
                     running[part.run()] = part
                     part.stop(told)  # which it may not have heard
                 elif end["detail"] != _OTHER:
@@ -367,7 +381,7 @@ def _made_on(group: Any, each: Mapping[str, int]) -> list[Any]:
             memory=each["memory"] or None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
             max_restarts=0,
-            max_concurrency=16,  # it is told to stop while it runs, or asked again how it ended
+            max_concurrency=64,  # it is told to stop while it runs, or asked again, and again, how it ended
         )
         for number in range(group.bundle_count)
     ]
