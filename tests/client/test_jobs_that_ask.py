@@ -14,7 +14,7 @@ from over_http import serving
 import mms_sdk as mms
 from mms_sdk.errors import Forbidden, InvalidRequest, JobFailed, Unauthenticated
 from mms_sdk.service.app import create_app
-from mms_sdk.service.guard import TOKEN_KEPT_S
+from mms_sdk.service.known_tokens import KEPT_S
 from mms_sdk.settings import server_url
 from mms_sdk.storage.job_tokens import close_to_jobs, open_to_jobs
 from mms_sdk.storage.workspace import Workspace
@@ -68,7 +68,7 @@ def test_a_job_asks_as_an_editor_until_it_ends_and_its_token_is_nowhere(
     signature = token.rpartition(".")[2]
     found = ["grep", "--recursive", "--files-with-matches", "--text", "-e", signature, str(workspace.root)]
     assert subprocess.run(found, capture_output=True, text=True, check=False).stdout == ""
-    time.sleep(TOKEN_KEPT_S)
+    time.sleep(KEPT_S)
     with mms.connect(url, token=token) as ended, pytest.raises(Unauthenticated):
         ended.jobs.list()
 
@@ -94,7 +94,7 @@ def test_one_that_runs_is_refused_what_takes_an_admin(served: tuple[Workspace, s
         job.cancel()
         with pytest.raises(JobFailed):
             job.wait(timeout_s=TIMEOUT_S, progress=False)
-        time.sleep(TOKEN_KEPT_S)
+        time.sleep(KEPT_S)
         headers = {"authorization": f"Bearer {seen.read_text()}"}
         assert httpx2.get(f"{url}/v1/jobs", headers=headers).status_code == 401
 

@@ -283,6 +283,7 @@ def dies(root: Path, step: int) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called")  # by JAX, if a test before has loaded it
 def test_whoever_is_killed_leaves_jobs_whole_or_recorded_as_gone_and_the_next_one_ends_it(
     tmp_path: Path, memory_path: Path
 ) -> None:

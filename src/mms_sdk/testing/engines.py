@@ -346,7 +346,8 @@ class EngineConformance:
         """For that job; one that cannot be had ends the job that asks for it, with pip's words."""
         name = f"conforms_{os.urandom(4).hex()}"
         _make_wheel(marks, name, "VALUE = 'of a wheel'")
-        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(marks), "PIP_CONFIG_FILE": os.devnull}
+        options = {"NO_INDEX": "1", "FIND_LINKS": str(marks), "CONFIG_FILE": os.devnull}
+        offline = {f"PIP_{option}": value for option, value in options.items()}
         text = f"import {name}\nprint({name}.VALUE)"
         job = jobs.submit(text, requirements=(f"{name}==1.0",), environment=offline)
         assert jobs.ended(job, within_s=self.within_s * 4).state == "succeeded"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -272,10 +273,10 @@ def test_what_is_cancelled_while_it_is_put_back_is_not_tried_again(
     attempts, other = jobs.workspace.catalog.attempts, LocalEngine(jobs.workspace)
     end = type(attempts).end
 
-    def cancelled_in_between(*given: object) -> object:
+    def cancelled_in_between(*given: Any, **more: Any) -> object:
         monkeypatch.undo()
         create(folder_of(jobs, job) / CANCEL, {})  # as who cancels does, and sees that it runs
-        return end(*given)  # type: ignore[arg-type]
+        return end(*given, **more)
 
     monkeypatch.setattr(type(attempts), "end", cancelled_in_between)
     other.reconcile()
