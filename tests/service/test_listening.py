@@ -11,17 +11,21 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from asgi_calls import Service, ask
 from mms_sdk.errors import Conflict, InvalidRequest, Unavailable
+from mms_sdk.service import server as server_module
 from mms_sdk.service.connections import bounded
 from mms_sdk.service.listening import BehindProxy, Listening
+from mms_sdk.service.server import _Server
+from mms_sdk.service.streams import Streams
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,36 @@ def test_of_too_many_connections_the_oldest_that_is_silent_is_closed() -> None:
     connections[0].connection_lost(None)
     connections[4].connection_made(Transport("4"))
     assert len(closed) == 3
+
+
+def test_a_connection_is_aborted_once_nothing_of_its_answer_was_taken_for_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Connection:
+        def __init__(self, sizes: Sequence[int]) -> None:
+            self.transport: Any = self
+            self.sizes = iter(sizes)
+            self.looks = 0
+            self.aborted_after: int | None = None
+
+        def get_write_buffer_size(self) -> int:
+            self.looks += 1
+            return next(self.sizes)
+
+        def abort(self) -> None:
+            self.aborted_after = self.aborted_after or self.looks
+
+    looks = 30
+    stalled, growing = Connection([5] * looks), Connection(range(1, looks + 1))
+    slow, idle = Connection([9, 9, 9, 9, 9, 8] * 5), Connection([0] * looks)
+    later = Connection([0] * 10 + [5] * 20)
+    server = _Server(uvicorn.Config("none", log_level="critical"), lambda: None, Streams())
+    server.server_state.connections = {stalled, growing, slow, idle, later}  # type: ignore[arg-type]
+    for look in range(looks):
+        monkeypatch.setattr(server_module.time, "monotonic", lambda at=look: float(at))
+        server._abort_unread()
+
+    assert [each.aborted_after for each in (stalled, growing, slow, idle, later)] == [12, 12, None, None, 22]
 
 
 @contextlib.contextmanager

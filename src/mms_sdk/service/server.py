@@ -32,6 +32,7 @@ from mms_sdk.storage.workspace import Workspace
 TOKEN_FILE = "server.token"
 _WAITING = 2048
 HEADERS_TIMEOUT_S = 10.0  # how long a connection may be open before the headers of its next request are complete
+UNREAD_TIMEOUT_S = 10.0  # how long an answer may lie there of which the client takes nothing
 
 
 def serve(
@@ -141,6 +142,7 @@ class _Server(uvicorn.Server):
         self._streams = streams
         self._announce = announce
         self._silent: dict[Any, tuple[Any, float]] = {}
+        self._unread: dict[Any, tuple[int, float]] = {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM:
@@ -169,6 +171,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second
             self._close_silent()
+            self._abort_unread()
         return await super().on_tick(counter)
 
     def _close_silent(self) -> None:
@@ -183,3 +186,16 @@ class _Server(uvicorn.Server):
             self._silent[connection] = (request, since if seen is request else now)
             if now - self._silent[connection][1] > HEADERS_TIMEOUT_S:
                 connection.transport.close()
+
+    def _abort_unread(self) -> None:
+        # uvicorn waits for whoever is to read an answer as long as that takes, a stream's too, and meanwhile the
+        # connection is one that is being answered, which nothing else ends.
+        now, before, self._unread = time.monotonic(), self._unread, {}
+        for connection in self.server_state.connections:
+            size = connection.transport.get_write_buffer_size()
+            if not size:
+                continue
+            seen, since = before.get(connection, (size, now))
+            self._unread[connection] = (size, now if size < seen else since)
+            if now - self._unread[connection][1] > UNREAD_TIMEOUT_S:
+                connection.transport.abort()
