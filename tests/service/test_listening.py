@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -21,6 +22,7 @@ import uvicorn
 
 from asgi_calls import Service, ask
 from mms_sdk.errors import Conflict, InvalidRequest, Unavailable
+from mms_sdk.service import handshakes
 from mms_sdk.service import server as server_module
 from mms_sdk.service.connections import bounded
 from mms_sdk.service.listening import BehindProxy, Listening
@@ -146,7 +148,7 @@ def test_a_connection_is_aborted_once_nothing_of_its_answer_was_taken_for_too_lo
 ) -> None:
     class Connection:
         def __init__(self, sizes: Sequence[int]) -> None:
-            self.transport: Any = self
+            self.wire: Any = self
             self.sizes = iter(sizes)
             self.looks = 0
             self.aborted_after: int | None = None
@@ -273,6 +275,58 @@ def test_with_tls_it_speaks_nothing_older_than_1_2_and_no_plain_http(tmp_path: P
         assert old.returncode != 0
         with closing(socket.create_connection(at)) as connection, contextlib.suppress(ConnectionResetError):
             assert not asked(connection, token).startswith(b"HTTP/1.1 2")
+
+
+def test_connections_that_begin_no_handshake_are_counted_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="needs cryptography to make a certificate")
+    cert, key = certificate(tmp_path)
+    monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(server_module, "most_connections", lambda: 8)
+    monkeypatch.setattr(server_module.gc, "freeze", lambda: None)
+    context = ssl.create_default_context(cafile=str(cert))
+    config = uvicorn.Config(
+        answers_hello, loop="asyncio", lifespan="off", log_level="critical", ssl_certfile=cert, ssl_keyfile=key
+    )
+    with running(config) as (server, at), ExitStack() as stack:
+        for turn in range(3):
+            silent = [stack.enter_context(closing(socket.create_connection(at))) for _ in range(20)]
+            if turn == 1:
+                for each in silent[::2]:
+                    each.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            if turn == 2:
+                for each in silent[::2]:
+                    each.close()
+            with context.wrap_socket(socket.create_connection(at), server_hostname="localhost") as good:
+                assert b"hello" in asked(good)
+        for each in silent[1::2]:
+            each.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+        assert not server.server_state.connections
+
+
+async def answers_hello(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@contextlib.contextmanager
+def running(config: uvicorn.Config) -> Iterator[tuple[_Server, tuple[str, int]]]:
+    """A server in a thread of its own."""
+    ready = threading.Event()
+    server = _Server(config, ready.set, Streams())
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([bound],), name="test-server")
+        thread.start()
+        try:
+            assert ready.wait(60)
+            yield server, bound.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.mark.slow

@@ -152,11 +152,15 @@ def test_a_connection_that_asks_and_never_reads_is_closed(service: Service, port
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", port))
-        connection.settimeout(10)  # for a send that finds no room: then the server would wait for ever
+        connection.settimeout(10)  # a send finds no room, which without an end would be for ever
         with pytest.raises(ConnectionError):
-            while True:
-                connection.sendall(asked * 100)
+            _send_endlessly(connection, asked)
     assert status(exchange(port, request(service, "GET /healthz", "host: localhost"))) == 200
+
+
+def _send_endlessly(connection: socket.socket, asked: bytes) -> None:
+    while True:
+        connection.sendall(100 * asked)
 
 
 def test_a_connection_in_use_is_kept_however_long_it_is_open(service: Service, port: int) -> None:

@@ -82,6 +82,7 @@ def serve(
             app = BehindProxy(app, listening.proxies, only=not listening.secure)
         config = uvicorn.Config(
             app,
+            loop="asyncio" if listening.secure else "auto",  # uvloop would read on where a handshake is to begin
             log_level="warning",
             access_log=False,
             proxy_headers=False,
@@ -151,9 +152,10 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.config.ssl is not None:
-            self.config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.config.http_protocol_class = bounded(self.config.http_protocol_class, most_connections())
+        tls, self.config.ssl = self.config.ssl, None  # the connections see to it themselves
+        if tls is not None:
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.config.http_protocol_class = bounded(self.config.http_protocol_class, most_connections(), tls)
         await super().startup(sockets)
         # The libraries and models loaded by now stay until the end. Looking through them for garbage over and over
         # would hold every request up for a tenth of a second each time.
@@ -191,11 +193,12 @@ class _Server(uvicorn.Server):
         # uvicorn waits for whoever is to read an answer as long as that takes, a stream's too, and meanwhile the
         # connection is one that is being answered, which nothing else ends.
         now, before, self._unread = time.monotonic(), self._unread, {}
-        for connection in self.server_state.connections:
-            size = connection.transport.get_write_buffer_size()
+        connections: set[Any] = self.server_state.connections
+        for connection in connections:
+            size = connection.wire.get_write_buffer_size()
             if not size:
                 continue
             seen, since = before.get(connection, (size, now))
             self._unread[connection] = (size, now if size < seen else since)
             if now - self._unread[connection][1] > UNREAD_TIMEOUT_S:
-                connection.transport.abort()
+                connection.wire.abort()
