@@ -22,12 +22,16 @@ import uvicorn
 
 from asgi_calls import Service, ask
 from mms_sdk.errors import Conflict, InvalidRequest, Unavailable
+from mms_sdk.schema.access import Rotation
 from mms_sdk.service import handshakes
 from mms_sdk.service import server as server_module
 from mms_sdk.service.connections import bounded
+from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.listening import BehindProxy, Listening
-from mms_sdk.service.server import _Server
+from mms_sdk.service.server import _Server, own_token
 from mms_sdk.service.streams import Streams
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,28 @@ def test_a_unix_socket_is_its_owners_alone_and_one_left_behind_is_replaced(tmp_p
     with pytest.raises(Conflict, match="something else"), told.bound():
         pass
     assert path.read_text() == "mine"
+
+
+def test_the_servers_token_once_rotated_is_not_made_anew(empty: Workspace) -> None:
+    path = own_token(empty)
+    assert path is not None
+    first = path.read_text()
+    assert own_token(empty) == path
+    rotated = empty.catalog.tokens.rotate("server", Rotation()).text
+
+    assert own_token(empty) is None
+    assert path.read_text() == first
+    assert empty.catalog.tokens.find(rotated) is not None
+    said: list[str] = []
+    server_module._announce("unix:s", empty, Deployments(empty, ServerSettings(), keep=False), None, said.append)
+    assert "was rotated" in said[-1]
+
+    path.write_text(rotated)
+    assert own_token(empty) == path
+    path.unlink()
+    assert own_token(empty) == path
+    assert empty.catalog.tokens.find(rotated) is None
+    assert empty.catalog.tokens.find(path.read_text().strip()) is not None
 
 
 def test_of_too_many_connections_the_oldest_that_is_silent_is_closed() -> None:

@@ -30,6 +30,7 @@ from mms_sdk.storage import files, job_tokens
 from mms_sdk.storage.workspace import Workspace
 
 TOKEN_FILE = "server.token"
+_TOKEN_NAME = "server"
 _WAITING = 2048
 HEADERS_TIMEOUT_S = 10.0  # how long a connection may be open before the headers of its next request are complete
 UNREAD_TIMEOUT_S = 10.0  # how long an answer may lie there of which the client takes nothing
@@ -108,17 +109,23 @@ def serve(
         say("stopped; what had been asked was answered")
 
 
-def own_token(workspace: Workspace) -> Path:
-    """The file, readable by its owner only, with the token of this machine's server; made on first use."""
-    path = workspace.root / TOKEN_FILE
-    if path.is_file() and workspace.catalog.tokens.find(path.read_text().strip()):
-        return path
-    files.replace(path, workspace.catalog.tokens.issue("server", "admin").encode() + b"\n")
+def own_token(workspace: Workspace) -> Path | None:
+    """The file, readable by its owner only, with the token of this machine's server; made on first use.
+
+    None if that token was rotated since, and is good: who did it has the new text, and the file is not touched.
+    """
+    path, tokens = workspace.root / TOKEN_FILE, workspace.catalog.tokens
+    if path.is_file():
+        if tokens.find(path.read_text().strip()):
+            return path
+        if tokens.is_good(_TOKEN_NAME):
+            return None
+    files.replace(path, tokens.issue(_TOKEN_NAME, "admin").encode() + b"\n")
     return path
 
 
 def _announce(
-    bound: str, workspace: Workspace, deployments: Deployments, token: Path, say: Callable[[str], None]
+    bound: str, workspace: Workspace, deployments: Deployments, token: Path | None, say: Callable[[str], None]
 ) -> None:
     if (url := server_url() or bound).startswith("http"):  # no job comes through a Unix socket
         job_tokens.open_to_jobs(workspace.root, url)
@@ -127,6 +134,12 @@ def _announce(
     asked = "http://localhost" if way else bound
     for each in deployments.list():
         say(f"  {each.name} ({each.model}@{each.version}): POST {asked}/v1/models/{each.name}:predict")
+    if token is None:
+        say(
+            f"  the token {_TOKEN_NAME!r} was rotated, and {workspace.root / TOKEN_FILE} has its old text; write the "
+            f"new one there, or delete the file: then there is another token, and the rotated one is worth nothing"
+        )
+        return
     say(f"  the token is in {token}; try:")
     what = f"{asked}/v1/deployments"
     if served := deployments.list():
