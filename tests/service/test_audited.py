@@ -137,6 +137,34 @@ def test_a_line_that_failed_is_written_before_anything_else_is_changed(
     assert [(each.method, each.status) for each in entries(at)] == [("PUT", 200), ("DELETE", 204)]
 
 
+def test_a_flood_of_refusals_pushes_no_change_out_that_could_not_be_written(
+    at: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = AuditLog.append
+    tries: list[Any] = []
+
+    def full(self: AuditLog, told: Any, **_: Any) -> Any:
+        tries.append(told)
+        raise StorageFull("no space left")
+
+    async def flood() -> None:
+        await asyncio.gather(*(at.asking("GET", "/v1/jobs", role=None) for _ in range(2000)))
+
+    monkeypatch.setattr("mms_sdk.service.auditing._STRANGERS_BURST", 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "append", full)
+        at.ask("GET", "/v1/jobs", role=None)
+        assert at.ask("PUT", "/v1/quotas/vision", json={"project": "vision", "cpus": 3}).status == 200
+        at.runner.run(flood())
+        assert len(tries) == 2  # nothing is held of refusals, nor tried
+        patch.setattr(AuditLog, "append", append)
+        at.ask("DELETE", "/v1/quotas/vision")
+
+    first, second = entries(at)
+    assert (first.method, first.status, first.unrecorded) == ("PUT", 200, 1)
+    assert (second.method, second.unrecorded) == ("DELETE", 2000)
+
+
 def test_admins_read_and_verify_it_over_rest(at: Service) -> None:
     for cpus in range(3):
         at.ask("PUT", "/v1/quotas/vision", json={"project": "vision", "cpus": cpus})

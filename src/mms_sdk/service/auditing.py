@@ -19,7 +19,6 @@ from mms_sdk.storage.audit import AuditLog
 
 _STRANGERS_PER_S, _STRANGERS_BURST = 5.0, 100
 _REFUSED_PER_S, _REFUSED_BURST = 1.0, 20
-_MOST_HELD = 1000
 _LONGEST_NAME = 100
 _log = logging.getLogger("mms.service")
 
@@ -36,7 +35,7 @@ class Audit:
         self._writing = threading.Lock()
         self._buckets: Buckets[str] = Buckets()
         self._unrecorded = 0
-        self._held: deque[tuple[dict[str, Any], bool]] = deque()
+        self._held: deque[dict[str, Any]] = deque()  # changes that are to be written yet
 
     async def check(self) -> None:
         """Lets a change begin if it can be written down.
@@ -52,37 +51,42 @@ class Audit:
 
     async def changed(self, told: dict[str, Any]) -> None:
         """Writes down a change. If that fails after all, it is kept, and no other change begins until it is written."""
-        if self._log is not None:
-            await self._append(told, durable=True)
-
-    async def refused(self, told: dict[str, Any]) -> None:
-        """Writes down that access was refused, or counts it."""
         if self._log is None:
             return
-        known = told["token"]
-        per_s, burst = (_REFUSED_PER_S, _REFUSED_BURST) if known else (_STRANGERS_PER_S, _STRANGERS_BURST)
-        if self._buckets.take(known, per_s=per_s, burst=burst):
-            self._unrecorded += 1
-        else:
-            await self._append(told, durable=False)
-
-    async def _append(self, told: dict[str, Any], *, durable: bool) -> None:
         told["unrecorded"], self._unrecorded = self._unrecorded, 0
-        self._held.append((told, durable))
+        self._held.append(told)
         try:
             await asyncio.to_thread(self._write_held)
         except (MmsError, OSError) as error:
             _log.error("the audit log cannot be written, and until it can be nothing is changed: %s", error)
-            while len(self._held) > _MOST_HELD:
-                self._unrecorded += 1 + self._held.popleft()[0]["unrecorded"]
+
+    async def refused(self, told: dict[str, Any]) -> None:
+        """Writes down that access was refused, or counts it: what cannot be written now is not kept."""
+        if self._log is None:
+            return
+        known = told["token"]
+        per_s, burst = (_REFUSED_PER_S, _REFUSED_BURST) if known else (_STRANGERS_PER_S, _STRANGERS_BURST)
+        if self._buckets.take(known, per_s=per_s, burst=burst) or self._held:
+            self._unrecorded += 1
+            return
+        told["unrecorded"], self._unrecorded = self._unrecorded, 0
+        try:
+            await asyncio.to_thread(self._write_refusal, told)
+        except (MmsError, OSError) as error:
+            self._unrecorded += 1 + told["unrecorded"]
+            _log.error("a refusal could not be written to the audit log: %s", error)
 
     def _write_held(self) -> None:
         assert self._log is not None
         with self._writing:
             while self._held:
-                told, durable = self._held[0]
-                self._log.append(told, durable=durable)
+                self._log.append(self._held[0])
                 self._held.popleft()
+
+    def _write_refusal(self, told: dict[str, Any]) -> None:
+        assert self._log is not None
+        with self._writing:
+            self._log.append(told, durable=False)
 
 
 def described(
