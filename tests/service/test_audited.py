@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from asgi_calls import Service, check_problem
-from mms_sdk.errors import StorageFull
-from mms_sdk.schema.audit import AuditEntry
+from mms_sdk.errors import StorageFull, Unavailable
+from mms_sdk.schema.audit import AuditEntry, AuditHead
 from mms_sdk.service import metrics
 from mms_sdk.storage.audit import AuditLog
 
@@ -89,10 +89,10 @@ def test_a_change_is_on_the_disk_before_its_answer_is_sent(at: Service, monkeypa
     order: list[str] = []
     append, send = AuditLog.append, metrics.Watched.__call__
 
-    def appended(self: AuditLog, told: Any, **options: Any) -> AuditEntry:
-        entry = append(self, told, **options)
+    def appended(self: AuditLog, told: Any, **options: Any) -> AuditHead:
+        head = append(self, told, **options)
         order.append("written")
-        return entry
+        return head
 
     async def sent(self: metrics.Watched, message: Any) -> None:
         inner = self._send
@@ -135,6 +135,23 @@ def test_a_line_that_failed_is_written_before_anything_else_is_changed(
     assert at.ask("DELETE", "/v1/quotas/vision").status == 204
 
     assert [(each.method, each.status) for each in entries(at)] == [("PUT", 200), ("DELETE", 204)]
+
+
+def test_a_line_is_written_once_though_the_catalog_cannot_hear_of_it(
+    at: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise Unavailable("the catalog is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "note", away)
+        assert at.ask("PUT", "/v1/quotas/vision", json={"project": "vision", "cpus": 3}).status == 200
+        for _ in range(3):
+            check_problem(at.ask("DELETE", "/v1/quotas/vision"), 503, "away")
+    assert at.ask("DELETE", "/v1/quotas/vision").status == 204
+
+    assert [(each.method, each.status) for each in entries(at)] == [("PUT", 200), ("DELETE", 204)]
+    assert at.workspace.audit._noted() == at.workspace.audit.verify()
 
 
 def test_a_flood_of_refusals_pushes_no_change_out_that_could_not_be_written(

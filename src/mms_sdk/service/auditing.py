@@ -14,6 +14,7 @@ from typing import Any
 
 from mms_sdk.errors import MmsError
 from mms_sdk.schema.access import Principal
+from mms_sdk.schema.audit import AuditHead
 from mms_sdk.service.limits import Buckets
 from mms_sdk.storage.audit import AuditLog
 
@@ -36,17 +37,18 @@ class Audit:
         self._buckets: Buckets[str] = Buckets()
         self._unrecorded = 0
         self._held: deque[dict[str, Any]] = deque()  # changes that are to be written yet
+        self._end: AuditHead | None = None  # of those written, what the catalog is to hear yet
 
     async def check(self) -> None:
         """Lets a change begin if it can be written down.
 
         Raises:
-            StorageFull, NotWritable: It could not.
+            StorageFull, NotWritable, Unavailable: It could not.
         """
         if self._log is None:
             return
         self._log.check_room()
-        if self._held:
+        if self._held or self._end is not None:
             await asyncio.to_thread(self._write_held)
 
     async def changed(self, told: dict[str, Any]) -> None:
@@ -80,8 +82,11 @@ class Audit:
         assert self._log is not None
         with self._writing:
             while self._held:
-                self._log.append(self._held[0])
+                self._end = self._log.append(self._held[0])
                 self._held.popleft()
+            if self._end is not None:
+                self._log.note(self._end)
+                self._end = None
 
     def _write_refusal(self, told: dict[str, Any]) -> None:
         assert self._log is not None
