@@ -61,6 +61,11 @@ def test_lines_are_there_in_their_order_and_nobody_else_reads_them(log: AuditLog
     assert str(next(log.entries())).endswith("ada from 127.0.0.1: PUT /v1/deployments/api → 200")
 
 
+def test_a_log_that_nothing_was_written_to_yet_has_no_lines(workspace: Workspace) -> None:
+    assert list(workspace.audit.entries()) == []
+    assert workspace.audit.verify().number == 0
+
+
 def changed(lines: list[bytes]) -> list[bytes]:
     return [lines[0], lines[1].replace(b'"ada"', b'"eve"'), *lines[2:]]
 

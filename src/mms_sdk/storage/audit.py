@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class AuditLog:
             Damaged: One is no line of a log.
         """
         paths = self._paths()
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip_longest(paths, paths[1:]):
             if following is not None and int(following.stem) <= since + 1:
                 continue
             for _, entry in _read(path):
