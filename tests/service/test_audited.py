@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from asgi_calls import Service, check_problem
 from mms_sdk.errors import StorageFull, Unavailable
 from mms_sdk.schema.audit import AuditEntry, AuditHead
 from mms_sdk.service import metrics
+from mms_sdk.service.auditing import Audit
 from mms_sdk.storage.audit import AuditLog
+from mms_sdk.storage.workspace import Workspace
 
 
 def entries(at: Service) -> list[AuditEntry]:
@@ -152,6 +155,51 @@ def test_a_line_is_written_once_though_the_catalog_cannot_hear_of_it(
 
     assert [(each.method, each.status) for each in entries(at)] == [("PUT", 200), ("DELETE", 204)]
     assert at.workspace.audit._noted() == at.workspace.audit.verify()
+
+
+def test_who_waits_for_the_audit_logs_disk_keeps_no_thread_from_others(
+    at: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, go = AuditLog.append, threading.Event()
+
+    def slow(self: AuditLog, told: Any, **options: Any) -> AuditHead:
+        assert go.wait(60)
+        return append(self, told, **options)
+
+    monkeypatch.setattr(AuditLog, "append", slow)
+
+    async def busy() -> list[int]:
+        loop = asyncio.get_running_loop()
+        changes = [
+            asyncio.ensure_future(at.asking("PUT", f"/v1/quotas/q{n}", json={"project": f"q{n}", "cpus": 3}))
+            for n in range(60)
+        ]
+        async with asyncio.timeout(30):
+            while len(at.app._audit._held) < 60:
+                await asyncio.sleep(0.01)
+            try:
+                assert await loop.run_in_executor(None, lambda: "other work") == "other work"
+            finally:
+                go.set()
+            return [(await change).status for change in changes]
+
+    assert at.runner.run(busy()) == [200] * 60
+    assert len(entries(at)) == 60
+
+
+def test_what_could_not_be_written_is_tried_again_at_the_end(empty: Workspace, service: Service) -> None:
+    audit = Audit(empty.audit)
+    told = {"who": "a", "token": "1", "client": "", "method": "PUT", "route": "/", "names": {}, "status": 200}
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise StorageFull("no space left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AuditLog, "append", full)
+        service.runner.run(audit.changed({**told, "request": "r"}))
+    assert list(empty.audit.entries()) == []
+    audit.close()
+    assert [each.request for each in empty.audit.entries()] == ["r"]
 
 
 def test_a_flood_of_refusals_pushes_no_change_out_that_could_not_be_written(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mms_sdk.errors import MmsError
@@ -33,7 +34,8 @@ class Audit:
 
     def __init__(self, log: AuditLog | None) -> None:
         self._log = log
-        self._writing = threading.Lock()
+        # A thread of its own: writers that wait for a disk would take those that tokens are looked up in.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="mms-audit")
         self._buckets: Buckets[str] = Buckets()
         self._unrecorded = 0
         self._held: deque[dict[str, Any]] = deque()  # changes that are to be written yet
@@ -49,7 +51,7 @@ class Audit:
             return
         self._log.check_room()
         if self._held or self._end is not None:
-            await asyncio.to_thread(self._write_held)
+            await self._in_turn(self._write_held)
 
     async def changed(self, told: dict[str, Any]) -> None:
         """Writes down a change. If that fails after all, it is kept, and no other change begins until it is written."""
@@ -58,7 +60,7 @@ class Audit:
         told["unrecorded"], self._unrecorded = self._unrecorded, 0
         self._held.append(told)
         try:
-            await asyncio.to_thread(self._write_held)
+            await self._in_turn(self._write_held)
         except (MmsError, OSError) as error:
             _log.error("the audit log cannot be written, and until it can be nothing is changed: %s", error)
 
@@ -73,25 +75,35 @@ class Audit:
             return
         told["unrecorded"], self._unrecorded = self._unrecorded, 0
         try:
-            await asyncio.to_thread(self._write_refusal, told)
+            await self._in_turn(self._write_refusal, told)
         except (MmsError, OSError) as error:
             self._unrecorded += 1 + told["unrecorded"]
             _log.error("a refusal could not be written to the audit log: %s", error)
 
+    def close(self) -> None:
+        """Ends the writing, with what could not be written before if it can be now."""
+        if self._held or self._end is not None:
+            try:
+                self._writer.submit(self._write_held).result()
+            except (MmsError, OSError) as error:
+                _log.error("the audit log lacks %d changes, which could not be written: %s", len(self._held), error)
+        self._writer.shutdown()
+
+    async def _in_turn(self, write: Callable[..., None], *args: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._writer, write, *args)
+
     def _write_held(self) -> None:
         assert self._log is not None
-        with self._writing:
-            while self._held:
-                self._end = self._log.append(self._held[0])
-                self._held.popleft()
-            if self._end is not None:
-                self._log.note(self._end)
-                self._end = None
+        while self._held:
+            self._end = self._log.append(self._held[0])
+            self._held.popleft()
+        if self._end is not None:
+            self._log.note(self._end)
+            self._end = None
 
     def _write_refusal(self, told: dict[str, Any]) -> None:
         assert self._log is not None
-        with self._writing:
-            self._log.append(told, durable=False)
+        self._log.append(told, durable=False)
 
 
 def described(
