@@ -80,6 +80,7 @@ def port(service: Service) -> Iterator[int]:
     config = uvicorn.Config(service.app, host="127.0.0.1", port=0, **options)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_module, "HEADERS_TIMEOUT_S", 1.0)
+        patch.setattr(server_module, "UNREAD_TIMEOUT_S", 1.0)
         patch.setattr(server_module.gc, "freeze", lambda: None)  # the process of the tests goes on after it
         server = server_module._Server(
             config, lambda: announced.append(str(server.servers[0].sockets[0].getsockname()[1])), Streams()

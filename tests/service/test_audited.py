@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from asgi_calls import Service, check_problem
-from mms_sdk.errors import StorageFull
-from mms_sdk.schema.audit import AuditEntry
+from mms_sdk.errors import StorageFull, Unavailable
+from mms_sdk.schema.audit import AuditEntry, AuditHead
 from mms_sdk.service import metrics
+from mms_sdk.service.auditing import Audit
 from mms_sdk.storage.audit import AuditLog
+from mms_sdk.storage.workspace import Workspace
 
 
 def entries(at: Service) -> list[AuditEntry]:
@@ -89,10 +92,10 @@ def test_a_change_is_on_the_disk_before_its_answer_is_sent(at: Service, monkeypa
     order: list[str] = []
     append, send = AuditLog.append, metrics.Watched.__call__
 
-    def appended(self: AuditLog, told: Any, **options: Any) -> AuditEntry:
-        entry = append(self, told, **options)
+    def appended(self: AuditLog, told: Any, **options: Any) -> AuditHead:
+        head = append(self, told, **options)
         order.append("written")
-        return entry
+        return head
 
     async def sent(self: metrics.Watched, message: Any) -> None:
         inner = self._send
@@ -135,6 +138,96 @@ def test_a_line_that_failed_is_written_before_anything_else_is_changed(
     assert at.ask("DELETE", "/v1/quotas/vision").status == 204
 
     assert [(each.method, each.status) for each in entries(at)] == [("PUT", 200), ("DELETE", 204)]
+
+
+def test_a_line_is_written_once_though_the_catalog_cannot_hear_of_it(
+    at: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise Unavailable("the catalog is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "note", away)
+        assert at.ask("PUT", "/v1/quotas/vision", json={"project": "vision", "cpus": 3}).status == 200
+        for _ in range(3):
+            check_problem(at.ask("DELETE", "/v1/quotas/vision"), 503, "away")
+    assert at.ask("DELETE", "/v1/quotas/vision").status == 204
+
+    assert [(each.method, each.status) for each in entries(at)] == [("PUT", 200), ("DELETE", 204)]
+    assert at.workspace.audit._noted() == at.workspace.audit.verify()
+
+
+def test_who_waits_for_the_audit_logs_disk_keeps_no_thread_from_others(
+    at: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, go = AuditLog.append, threading.Event()
+
+    def slow(self: AuditLog, told: Any, **options: Any) -> AuditHead:
+        assert go.wait(60)
+        return append(self, told, **options)
+
+    monkeypatch.setattr(AuditLog, "append", slow)
+
+    async def busy() -> list[int]:
+        loop = asyncio.get_running_loop()
+        changes = [
+            asyncio.ensure_future(at.asking("PUT", f"/v1/quotas/q{n}", json={"project": f"q{n}", "cpus": 3}))
+            for n in range(60)
+        ]
+        async with asyncio.timeout(30):
+            while len(at.app._audit._held) < 60:
+                await asyncio.sleep(0.01)
+            try:
+                assert await loop.run_in_executor(None, lambda: "other work") == "other work"
+            finally:
+                go.set()
+            return [(await change).status for change in changes]
+
+    assert at.runner.run(busy()) == [200] * 60
+    assert len(entries(at)) == 60
+
+
+def test_what_could_not_be_written_is_tried_again_at_the_end(empty: Workspace, service: Service) -> None:
+    audit = Audit(empty.audit)
+    told = {"who": "a", "token": "1", "client": "", "method": "PUT", "route": "/", "names": {}, "status": 200}
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise StorageFull("no space left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AuditLog, "append", full)
+        service.runner.run(audit.changed({**told, "request": "r"}))
+    assert list(empty.audit.entries()) == []
+    audit.close()
+    assert [each.request for each in empty.audit.entries()] == ["r"]
+
+
+def test_a_flood_of_refusals_pushes_no_change_out_that_could_not_be_written(
+    at: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = AuditLog.append
+    tries: list[Any] = []
+
+    def full(self: AuditLog, told: Any, **_: Any) -> Any:
+        tries.append(told)
+        raise StorageFull("no space left")
+
+    async def flood() -> None:
+        await asyncio.gather(*(at.asking("GET", "/v1/jobs", role=None) for _ in range(2000)))
+
+    monkeypatch.setattr("mms_sdk.service.auditing._STRANGERS_BURST", 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "append", full)
+        at.ask("GET", "/v1/jobs", role=None)
+        assert at.ask("PUT", "/v1/quotas/vision", json={"project": "vision", "cpus": 3}).status == 200
+        at.runner.run(flood())
+        assert len(tries) == 2  # nothing is held of refusals, nor tried
+        patch.setattr(AuditLog, "append", append)
+        at.ask("DELETE", "/v1/quotas/vision")
+
+    first, second = entries(at)
+    assert (first.method, first.status, first.unrecorded) == ("PUT", 200, 1)
+    assert (second.method, second.unrecorded) == ("DELETE", 2000)
 
 
 def test_admins_read_and_verify_it_over_rest(at: Service) -> None:

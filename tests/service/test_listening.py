@@ -10,18 +10,28 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from asgi_calls import Service, ask
 from mms_sdk.errors import Conflict, InvalidRequest, Unavailable
+from mms_sdk.schema.access import Rotation
+from mms_sdk.service import handshakes
+from mms_sdk.service import server as server_module
 from mms_sdk.service.connections import bounded
+from mms_sdk.service.deployments import Deployments
 from mms_sdk.service.listening import BehindProxy, Listening
+from mms_sdk.service.server import _Server, own_token
+from mms_sdk.service.streams import Streams
+from mms_sdk.settings import ServerSettings
+from mms_sdk.storage.workspace import Workspace
 
 
 @pytest.mark.parametrize(
@@ -93,6 +103,28 @@ def test_a_unix_socket_is_its_owners_alone_and_one_left_behind_is_replaced(tmp_p
     assert path.read_text() == "mine"
 
 
+def test_the_servers_token_once_rotated_is_not_made_anew(empty: Workspace) -> None:
+    path = own_token(empty)
+    assert path is not None
+    first = path.read_text()
+    assert own_token(empty) == path
+    rotated = empty.catalog.tokens.rotate("server", Rotation()).text
+
+    assert own_token(empty) is None
+    assert path.read_text() == first
+    assert empty.catalog.tokens.find(rotated) is not None
+    said: list[str] = []
+    server_module._announce("unix:s", empty, Deployments(empty, ServerSettings(), keep=False), None, said.append)
+    assert "was rotated" in said[-1]
+
+    path.write_text(rotated)
+    assert own_token(empty) == path
+    path.unlink()
+    assert own_token(empty) == path
+    assert empty.catalog.tokens.find(rotated) is None
+    assert empty.catalog.tokens.find(path.read_text().strip()) is not None
+
+
 def test_of_too_many_connections_the_oldest_that_is_silent_is_closed() -> None:
     closed: list[str] = []
 
@@ -135,6 +167,36 @@ def test_of_too_many_connections_the_oldest_that_is_silent_is_closed() -> None:
     connections[0].connection_lost(None)
     connections[4].connection_made(Transport("4"))
     assert len(closed) == 3
+
+
+def test_a_connection_is_aborted_once_nothing_of_its_answer_was_taken_for_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Connection:
+        def __init__(self, sizes: Sequence[int]) -> None:
+            self.wire: Any = self
+            self.sizes = iter(sizes)
+            self.looks = 0
+            self.aborted_after: int | None = None
+
+        def get_write_buffer_size(self) -> int:
+            self.looks += 1
+            return next(self.sizes)
+
+        def abort(self) -> None:
+            self.aborted_after = self.aborted_after or self.looks
+
+    looks = 30
+    stalled, growing = Connection([5] * looks), Connection(range(1, looks + 1))
+    slow, idle = Connection([9, 9, 9, 9, 9, 8] * 5), Connection([0] * looks)
+    later = Connection([0] * 10 + [5] * 20)
+    server = _Server(uvicorn.Config("none", log_level="critical"), lambda: None, Streams())
+    server.server_state.connections = {stalled, growing, slow, idle, later}  # type: ignore[arg-type]
+    for look in range(looks):
+        monkeypatch.setattr(server_module.time, "monotonic", lambda at=look: float(at))
+        server._abort_unread()
+
+    assert [each.aborted_after for each in (stalled, growing, slow, idle, later)] == [12, 12, None, None, 22]
 
 
 @contextlib.contextmanager
@@ -239,6 +301,58 @@ def test_with_tls_it_speaks_nothing_older_than_1_2_and_no_plain_http(tmp_path: P
         assert old.returncode != 0
         with closing(socket.create_connection(at)) as connection, contextlib.suppress(ConnectionResetError):
             assert not asked(connection, token).startswith(b"HTTP/1.1 2")
+
+
+def test_connections_that_begin_no_handshake_are_counted_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="needs cryptography to make a certificate")
+    cert, key = certificate(tmp_path)
+    monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(server_module, "most_connections", lambda: 8)
+    monkeypatch.setattr(server_module.gc, "freeze", lambda: None)
+    context = ssl.create_default_context(cafile=str(cert))
+    config = uvicorn.Config(
+        answers_hello, loop="asyncio", lifespan="off", log_level="critical", ssl_certfile=cert, ssl_keyfile=key
+    )
+    with running(config) as (server, at), ExitStack() as stack:
+        for turn in range(3):
+            silent = [stack.enter_context(closing(socket.create_connection(at))) for _ in range(20)]
+            if turn == 1:
+                for each in silent[::2]:
+                    each.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            if turn == 2:
+                for each in silent[::2]:
+                    each.close()
+            with context.wrap_socket(socket.create_connection(at), server_hostname="localhost") as good:
+                assert b"hello" in asked(good)
+        for each in silent[1::2]:
+            each.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+        assert not server.server_state.connections
+
+
+async def answers_hello(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@contextlib.contextmanager
+def running(config: uvicorn.Config) -> Iterator[tuple[_Server, tuple[str, int]]]:
+    """A server in a thread of its own."""
+    ready = threading.Event()
+    server = _Server(config, ready.set, Streams())
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([bound],), name="test-server")
+        thread.start()
+        try:
+            assert ready.wait(60)
+            yield server, bound.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.mark.slow

@@ -147,6 +147,22 @@ def test_connections_that_say_nothing_or_half_are_closed_and_keep_nobody_out(ser
             assert connection.recv(1) == b""
 
 
+def test_a_connection_that_asks_and_never_reads_is_closed(service: Service, port: int) -> None:
+    asked = request(service, "GET /healthz", "host: localhost").replace(b"connection: close\r\n", b"")
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.settimeout(10)  # a send finds no room, which without an end would be for ever
+        with pytest.raises(ConnectionError):
+            _send_endlessly(connection, asked)
+    assert status(exchange(port, request(service, "GET /healthz", "host: localhost"))) == 200
+
+
+def _send_endlessly(connection: socket.socket, asked: bytes) -> None:
+    while True:
+        connection.sendall(100 * asked)
+
+
 def test_a_connection_in_use_is_kept_however_long_it_is_open(service: Service, port: int) -> None:
     asked = request(service, "GET /healthz", "host: localhost").replace(b"connection: close\r\n", b"")
     with closing(socket.create_connection(("127.0.0.1", port))) as connection:

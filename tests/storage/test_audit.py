@@ -27,6 +27,11 @@ TOLD: dict[str, Any] = {
 }
 
 
+def written(log: AuditLog, told: dict[str, Any]) -> None:
+    """Writes a line as a change's is."""
+    log.note(log.append(told))
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     made = Workspace(tmp_path / "workspace")
@@ -38,7 +43,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 def log(workspace: Workspace) -> AuditLog:
     """A log of ten lines."""
     for status in range(200, 210):
-        workspace.audit.append({**TOLD, "status": status})
+        written(workspace.audit, {**TOLD, "status": status})
     return workspace.audit
 
 
@@ -54,6 +59,11 @@ def test_lines_are_there_in_their_order_and_nobody_else_reads_them(log: AuditLog
     for path in (file_of(log).parent, *file_of(log).parent.iterdir()):
         assert path.stat().st_mode & 0o077 == 0
     assert str(next(log.entries())).endswith("ada from 127.0.0.1: PUT /v1/deployments/api → 200")
+
+
+def test_a_log_that_nothing_was_written_to_yet_has_no_lines(workspace: Workspace) -> None:
+    assert list(workspace.audit.entries()) == []
+    assert workspace.audit.verify().number == 0
 
 
 def changed(lines: list[bytes]) -> list[bytes]:
@@ -98,13 +108,13 @@ def test_a_log_written_anew_with_its_catalog_is_found_by_an_end_that_was_kept(
     kept = log.verify()
     other = Workspace(tmp_path / "other")
     for _ in range(12):
-        other.audit.append({**TOLD, "who": "eve"})
+        written(other.audit, {**TOLD, "who": "eve"})
 
     assert other.audit.verify().number == 12
     with pytest.raises(Damaged, match="line 10 is not the one it was"):
         other.audit.verify(head=kept)
     assert log.verify(head=kept) == kept
-    log.append(TOLD)
+    written(log, TOLD)
     assert log.verify(head=kept).number == 11
     other.close()
 
@@ -113,7 +123,7 @@ def test_the_chain_goes_on_from_file_to_file(workspace: Workspace, monkeypatch: 
     monkeypatch.setattr(audit_module, "FILE_BYTES", 1000)
     log = workspace.audit
     for _ in range(20):
-        log.append(TOLD)
+        written(log, TOLD)
 
     assert len(log._paths()) > 4
     assert log.verify().number == 20
@@ -128,7 +138,7 @@ def test_half_a_line_of_a_power_cut_is_dropped_and_the_log_goes_on(log: AuditLog
         file.write(b'{"number": 11, "at"')
     assert log.verify().number == 10
 
-    log.append(TOLD)
+    written(log, TOLD)
 
     assert log.verify().number == 11
 
@@ -142,27 +152,27 @@ def test_of_a_full_disk_nothing_of_a_line_stays(log: AuditLog, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(audit_module.os, "write", short)
         with pytest.raises(StorageFull, match="no space left"):
-            log.append(TOLD)
+            written(log, TOLD)
     assert log.verify().number == 10
-    log.append(TOLD)
+    written(log, TOLD)
     assert log.verify().number == 11
 
 
 def _append(folder: str, times: int) -> None:
     workspace = Workspace(Path(folder))
     for _ in range(times):
-        workspace.audit.append(TOLD)
+        written(workspace.audit, TOLD)
     workspace.close()
 
 
 def test_several_processes_write_one_chain(workspace: Workspace) -> None:
-    workspace.audit.append(TOLD)
+    written(workspace.audit, TOLD)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_append, args=(str(workspace.root), 15)) for _ in range(2)]
     for process in processes:
         process.start()
     for _ in range(15):
-        workspace.audit.append(TOLD)
+        written(workspace.audit, TOLD)
     for process in processes:
         process.join()
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import ssl
 from typing import Any
 
 import orjson
 
 from mms_sdk.errors import Overloaded
+from mms_sdk.service.handshakes import secured
 from mms_sdk.service.problems import CONTENT_TYPE, as_problem
 
 ACCEPTED_AT_ONCE = 64
@@ -33,12 +35,14 @@ def most_connections() -> int:
     return _MOST if soft == resource.RLIM_INFINITY else max(16, min(_MOST, soft - _KEPT_FREE))
 
 
-def bounded(protocol: Any, most: int) -> Any:
-    """A protocol of uvicorn's of which no more than `most` connections are open."""
+def bounded(protocol: Any, most: int, tls: ssl.SSLContext | None = None) -> Any:
+    """A protocol of uvicorn's of which no more than `most` connections are open, with TLS or before it, too."""
     held: dict[Any, None] = {}  # the oldest first
+    base = protocol if tls is None else secured(protocol, tls)
 
-    class Bounded(protocol):  # type: ignore[misc]
+    class Bounded(base):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: asyncio.Transport) -> None:
+            self.wire = transport  # below TLS, if there is any
             super().connection_made(transport)
             held[self] = None
             if len(held) <= most:
@@ -46,10 +50,11 @@ def bounded(protocol: Any, most: int) -> Any:
             silent = next((each for each in held if each is not self and is_silent(each)), None)
             if silent is not None:
                 del held[silent]
-                silent.transport.abort()
+                silent.wire.abort()
             else:
                 del held[self]
-                transport.write(_full(most))
+                if tls is None:
+                    transport.write(_full(most))
                 transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:

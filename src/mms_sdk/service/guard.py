@@ -117,6 +117,7 @@ class Guard:
         """Lets one request through, or answers it with the reason why not."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            self._audit.close()
         elif scope["type"] == "http":
             await self._guarded(scope, receive, send)
         else:  # there are no WebSocket routes, so none is opened

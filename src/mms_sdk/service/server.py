@@ -30,8 +30,10 @@ from mms_sdk.storage import files, job_tokens
 from mms_sdk.storage.workspace import Workspace
 
 TOKEN_FILE = "server.token"
+_TOKEN_NAME = "server"
 _WAITING = 2048
 HEADERS_TIMEOUT_S = 10.0  # how long a connection may be open before the headers of its next request are complete
+UNREAD_TIMEOUT_S = 10.0  # how long an answer may lie there of which the client takes nothing
 
 
 def serve(
@@ -81,6 +83,7 @@ def serve(
             app = BehindProxy(app, listening.proxies, only=not listening.secure)
         config = uvicorn.Config(
             app,
+            loop="asyncio" if listening.secure else "auto",  # uvloop would read on where a handshake is to begin
             log_level="warning",
             access_log=False,
             proxy_headers=False,
@@ -106,17 +109,23 @@ def serve(
         say("stopped; what had been asked was answered")
 
 
-def own_token(workspace: Workspace) -> Path:
-    """The file, readable by its owner only, with the token of this machine's server; made on first use."""
-    path = workspace.root / TOKEN_FILE
-    if path.is_file() and workspace.catalog.tokens.find(path.read_text().strip()):
-        return path
-    files.replace(path, workspace.catalog.tokens.issue("server", "admin").encode() + b"\n")
+def own_token(workspace: Workspace) -> Path | None:
+    """The file, readable by its owner only, with the token of this machine's server; made on first use.
+
+    None if that token was rotated since, and is good: who did it has the new text, and the file is not touched.
+    """
+    path, tokens = workspace.root / TOKEN_FILE, workspace.catalog.tokens
+    if path.is_file():
+        if tokens.find(path.read_text().strip()):
+            return path
+        if tokens.is_good(_TOKEN_NAME):
+            return None
+    files.replace(path, tokens.issue(_TOKEN_NAME, "admin").encode() + b"\n")
     return path
 
 
 def _announce(
-    bound: str, workspace: Workspace, deployments: Deployments, token: Path, say: Callable[[str], None]
+    bound: str, workspace: Workspace, deployments: Deployments, token: Path | None, say: Callable[[str], None]
 ) -> None:
     if (url := server_url() or bound).startswith("http"):  # no job comes through a Unix socket
         job_tokens.open_to_jobs(workspace.root, url)
@@ -125,6 +134,12 @@ def _announce(
     asked = "http://localhost" if way else bound
     for each in deployments.list():
         say(f"  {each.name} ({each.model}@{each.version}): POST {asked}/v1/models/{each.name}:predict")
+    if token is None:
+        say(
+            f"  the token {_TOKEN_NAME!r} was rotated, and {workspace.root / TOKEN_FILE} has its old text; write the "
+            f"new one there, or delete the file: then there is another token, and the rotated one is worth nothing"
+        )
+        return
     say(f"  the token is in {token}; try:")
     what = f"{asked}/v1/deployments"
     if served := deployments.list():
@@ -141,6 +156,7 @@ class _Server(uvicorn.Server):
         self._streams = streams
         self._announce = announce
         self._silent: dict[Any, tuple[Any, float]] = {}
+        self._unread: dict[Any, tuple[int, float]] = {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM:
@@ -149,9 +165,10 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.config.ssl is not None:
-            self.config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.config.http_protocol_class = bounded(self.config.http_protocol_class, most_connections())
+        tls, self.config.ssl = self.config.ssl, None  # the connections see to it themselves
+        if tls is not None:
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.config.http_protocol_class = bounded(self.config.http_protocol_class, most_connections(), tls)
         await super().startup(sockets)
         # The libraries and models loaded by now stay until the end. Looking through them for garbage over and over
         # would hold every request up for a tenth of a second each time.
@@ -169,6 +186,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second
             self._close_silent()
+            self._abort_unread()
         return await super().on_tick(counter)
 
     def _close_silent(self) -> None:
@@ -183,3 +201,17 @@ class _Server(uvicorn.Server):
             self._silent[connection] = (request, since if seen is request else now)
             if now - self._silent[connection][1] > HEADERS_TIMEOUT_S:
                 connection.transport.close()
+
+    def _abort_unread(self) -> None:
+        # uvicorn waits for whoever is to read an answer as long as that takes, a stream's too, and meanwhile the
+        # connection is one that is being answered, which nothing else ends.
+        now, before, self._unread = time.monotonic(), self._unread, {}
+        connections: set[Any] = self.server_state.connections
+        for connection in connections:
+            size = connection.wire.get_write_buffer_size()
+            if not size:
+                continue
+            seen, since = before.get(connection, (size, now))
+            self._unread[connection] = (size, now if size < seen else since)
+            if now - self._unread[connection][1] > UNREAD_TIMEOUT_S:
+                connection.wire.abort()

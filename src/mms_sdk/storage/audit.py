@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +61,15 @@ class AuditLog:
                 f"{LEAST_FREE_BYTES:,} bytes of room; free some"
             )
 
-    def append(self, told: Mapping[str, Any], *, durable: bool = True) -> AuditEntry:
+    def append(self, told: Mapping[str, Any], *, durable: bool = True) -> AuditHead:
         """Writes a line.
 
         Args:
             told: What it says: the fields of `AuditEntry` but `number`, `at` and `before`.
-            durable: Whether it is on the disk, and in the catalog the end of the log, when this returns.
+            durable: Whether it is on the disk when this returns.
+
+        Returns:
+            The end that the log has with it, for `note`.
 
         Raises:
             StorageFull, NotWritable: It could not be written; nothing of it stays.
@@ -78,9 +82,21 @@ class AuditLog:
             if path is None or path.stat().st_size + len(line) > FILE_BYTES:
                 path = self._folder / f"{entry.number:012}.jsonl"
             _write(path, line, durable=durable)
-        if durable:
-            self._note(AuditHead(number=entry.number, hash=_hash(line)))
-        return entry
+        return AuditHead(number=entry.number, hash=_hash(line))
+
+    def note(self, head: AuditHead) -> None:
+        """Keeps in the catalog how far the log goes, so that lines that are missing at its end are missed.
+
+        Raises:
+            Unavailable: The catalog is away.
+        """
+        table = tables.audit_head
+        with self._catalog.writing() as connection:
+            there = connection.execute(sa.select(table.c.number)).scalar()
+            if there is None:
+                connection.execute(sa.insert(table).values(head.model_dump()))
+            elif there < head.number:  # another process may have been faster
+                connection.execute(sa.update(table).values(head.model_dump()))
 
     def entries(self, *, since: int = 0) -> Iterator[AuditEntry]:
         """Lines with a number above `since`, oldest first, as they are: whether they may be believed says `verify`.
@@ -89,7 +105,7 @@ class AuditLog:
             Damaged: One is no line of a log.
         """
         paths = self._paths()
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip_longest(paths, paths[1:]):
             if following is not None and int(following.stem) <= since + 1:
                 continue
             for _, entry in _read(path):
@@ -153,15 +169,6 @@ class AuditLog:
         with self._catalog.reading() as connection:
             row = connection.execute(sa.select(tables.audit_head)).first()
         return None if row is None else AuditHead(number=row.number, hash=row.hash)
-
-    def _note(self, head: AuditHead) -> None:
-        table = tables.audit_head
-        with self._catalog.writing() as connection:
-            there = connection.execute(sa.select(table.c.number)).scalar()
-            if there is None:
-                connection.execute(sa.insert(table).values(head.model_dump()))
-            elif there < head.number:  # another process may have been faster
-                connection.execute(sa.update(table).values(head.model_dump()))
 
 
 def _write(path: Path, line: bytes, *, durable: bool) -> None:

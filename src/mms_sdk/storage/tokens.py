@@ -78,6 +78,12 @@ class Tokens:
         with self._catalog.reading() as connection:
             return _token(_there(connection, name))
 
+    def is_good(self, name: str) -> bool:
+        """Whether there is one of that name, neither revoked nor expired."""
+        with self._catalog.reading() as connection:
+            row = _row(connection, name)
+        return row is not None and _is_good(row)
+
     def rotate(self, name: str, asked: Rotation) -> MadeToken:
         """Gives a token a new text; the old one is good no longer than the overlap.
 

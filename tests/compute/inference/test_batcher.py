@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -532,6 +534,67 @@ def test_who_leaves_the_queue_makes_room_at_once_while_the_device_is_still_busy(
         counts = batcher.counts
     assert device.values() == [0, 5, 6, 7]
     assert (counts.requests, counts.rows, counts.refused, counts.late, counts.left, counts.failed) == (2, 4, 1, 1, 1, 0)
+
+
+def test_what_was_given_up_holds_no_rows_and_little_else_while_the_device_is_busy() -> None:
+    device = Device()
+    alive: list[weakref.ref[Rows]] = []
+
+    async def give_up(batcher: Batcher, how: str) -> None:
+        rows = rows_of(1, 2)
+        alive.append(weakref.ref(rows))
+        task = asyncio.create_task(batcher.submit(rows, deadline_s=0.001 if how == "late" else LONG))
+        del rows
+        await asyncio.sleep(0)
+        if how == "cancelled":
+            task.cancel()
+        with pytest.raises((DeadlineExceeded, asyncio.CancelledError)):
+            await task
+
+    async def ask(batcher: Batcher) -> None:
+        first = await busy(device, batcher)
+        for number in range(8):
+            await give_up(batcher, "late" if number % 2 else "cancelled")
+        await asyncio.sleep(0)  # the loop lets go of the last
+        gc.collect()
+        assert [rows() is None for rows in alive] == [True] * 8
+        assert batcher.queued_rows() == 0
+        with pytest.raises(Overloaded, match="8 requests were given up"):
+            await batcher.submit(rows_of(3), deadline_s=LONG)
+        await gives_up_of_high(batcher)
+        device.gate.set()
+        await waits(first)
+        await batcher.submit(rows_of(5), deadline_s=LONG)
+
+    async def gives_up_of_high(batcher: Batcher) -> None:
+        with pytest.raises(DeadlineExceeded):  # let in: what others gave up is not its own
+            await batcher.submit(rows_of(4), deadline_s=0.001, priority="high")
+
+    with batching(device, max_queue_rows=8) as batcher:
+        asyncio.run(ask(batcher))
+    assert device.values() == [0, 5]
+
+
+def test_what_was_given_up_of_low_priority_leaves_the_queue_though_every_batch_is_full() -> None:
+    device = Device()
+    waiting: list[int] = []
+
+    async def ask(batcher: Batcher) -> None:
+        first = await busy(device, batcher)
+        low = [asyncio.create_task(batcher.submit(rows_of(9), deadline_s=LONG, priority="low")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in low[:2]:
+            task.cancel()
+        normal = [await queued(batcher, value) for value in (1, 2)]
+        await asyncio.sleep(0)
+        batcher._scores = lambda rows: waiting.append(len(batcher._rows[2].waiting)) or device.scores(rows)
+        device.gate.set()
+        await waits(asyncio.gather(first, *normal, low[2]))
+
+    with batching(device, max_batch_rows=1, max_queue_rows=3) as batcher:
+        asyncio.run(ask(batcher))
+    assert device.values() == [0, 1, 2, 9]
+    assert waiting == [1, 1, 0]
 
 
 def test_one_poisoned_row_among_sixty_four_is_found_in_a_dozen_calls() -> None:

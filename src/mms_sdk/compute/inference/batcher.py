@@ -25,6 +25,7 @@ Priority: TypeAlias = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 _RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+_NO_ROWS: Array = np.empty(0)
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +36,7 @@ class _Request:
         due: When the answer is of no use any more, by `time.monotonic`.
         since: When it came, likewise.
         uncounted: Holds one element until its rows no longer wait. Taking it out is atomic, so of the device's thread
-            and an event loop exactly one counts them out.
+            and an event loop exactly one counts them out. If it was the loop, the request was given up, and is empty.
     """
 
     rows: Array
@@ -94,10 +95,16 @@ class _Rows:
     admitted: int = 0
     taken: int = 0  # by the device's thread
     left: int = 0  # by event loops, under the lock
+    given_up: int = 0  # requests, not rows; likewise
+    passed_over: int = 0  # of those, by the device's thread, which is rid of them
     waiting: deque[_Request] = field(default_factory=deque)  # the device's thread's own
 
     def queued(self) -> int:
         return self.admitted - self.taken - self.left
+
+    def empty_requests(self) -> int:
+        """Those that were given up and that the device's thread has not come to yet."""
+        return self.given_up - self.passed_over
 
 
 class Batcher:
@@ -212,7 +219,14 @@ class Batcher:
                     f"{wait:.1f} s of work; try again later",
                     retry_after_s=max(1.0, wait),
                 )
-            self._rows[request.priority].admitted += len(request.rows)
+            own = self._rows[request.priority]
+            if own.empty_requests() >= self._max_queue_rows:
+                self.counts.refused += 1
+                raise Overloaded(
+                    f"deployment {self._name!r} has been at one batch while {own.empty_requests()} requests were given "
+                    f"up; try again later"
+                )
+            own.admitted += len(request.rows)
             # What an event loop reads in one turn goes to the device's thread together. Woken by the first of sixty, it
             # would take the interpreter from the loop and compute that one alone.
             loop = request.future.get_loop()
@@ -227,10 +241,15 @@ class Batcher:
                 self._dispatcher.send(self, gathered)
 
     def _give_up(self, request: _Request, error: BaseException) -> None:
-        # It makes room at once, though the device's thread sees it only when it looks at the queue again.
+        # It makes room at once, though the device's thread sees it only when it looks at the queue again. What stays
+        # in the queue until then has no rows; nor the future, whose error knows this call and all that led to it.
         if _counted_out(request):
             with self._admitting:
                 self._rows[request.priority].left += len(request.rows)
+                self._rows[request.priority].given_up += 1
+            nobody: asyncio.Future[Array] = request.future.get_loop().create_future()
+            nobody.cancel()
+            request.rows, request.future = _NO_ROWS, nobody
         if isinstance(error, DeadlineExceeded):
             self.counts.late += 1
         elif isinstance(error, asyncio.CancelledError):
@@ -276,14 +295,18 @@ class Batcher:
         hopeless: list[_Request] = []
         room, now = self.max_batch_rows, time.monotonic()
         for rows in self._rows:
+            self._pass_over(rows)
+        for rows in self._rows:
             while rows.waiting:
                 request = rows.waiting[0]
                 wanted = _wanted(request, now)  # whoever gave up or is too late costs the device nothing
                 if wanted and len(request.rows) > room:
                     return batch
                 rows.waiting.popleft()
-                if _counted_out(request):
-                    rows.taken += len(request.rows)
+                if not _counted_out(request):
+                    rows.passed_over += 1
+                    continue
+                rows.taken += len(request.rows)
                 if not wanted:
                     continue
                 if request.due < now + self._batch_s:  # its answer would most likely be late
@@ -295,6 +318,13 @@ class Batcher:
                 room -= len(request.rows)
         # Computed where there is nothing better to do: a device that was slow once shows that it no longer is.
         return batch or hopeless[:1]
+
+    def _pass_over(self, rows: _Rows) -> None:
+        # A batch may be full before it comes to those of low priority, again and again.
+        if rows.empty_requests() > self._max_queue_rows // 2:
+            kept = deque(request for request in rows.waiting if request.uncounted)
+            rows.passed_over += len(rows.waiting) - len(kept)
+            rows.waiting = kept
 
     def _answer(self, batch: list[_Request]) -> None:
         if not batch:
