@@ -441,7 +441,12 @@ REFUSED: list[tuple[str, type[MmsError], str, Call]] = [
     ("a list", InvalidInput, "got list", lambda ws: _deployed(ws).predict([1, 2])),  # type: ignore[arg-type]
     ("none", InvalidInput, "at least one", lambda ws: _deployed(ws).predict_many([])),
     ("mixed", InvalidInput, "send two requests", lambda ws: _deployed(ws).predict_many([PICTURE, b"x"])),
-    ("too many", InvalidRequest, "at most 8 rows, as the deployment has programs", lambda ws: _deployed(ws).predict_many([PICTURE] * 9)),
+    (
+        "too many",
+        InvalidRequest,
+        "at most 8 rows, as the deployment has programs",
+        lambda ws: _deployed(ws).predict_many([PICTURE] * 9),
+    ),
     ("top", InvalidRequest, "got '-1'", lambda ws: _deployed(ws).predict(PICTURE, top=-1)),
 ]
 
